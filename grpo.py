@@ -10,7 +10,7 @@ if __name__ == "__main__":
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -61,7 +61,7 @@ from grpo_core.options.network_json import network_to_json
 from grpo_core.options.policies import POLICIES, get_policy_name
 from grpo_core.options.policy_kwargs import check_built_policy, check_policy_fits, check_policy_kwargs
 from grpo_core.options.rewards import Reward
-from grpo_core.restoring.simulator import NotBranchableError, check_branchable
+from grpo_core.restoring.simulator import NotBranchableError, ReplacedLayerError, check_branchable
 from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.model_state import warn_if_too_large, wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
@@ -94,6 +94,9 @@ from grpo_core.update.seeding import borrow_torch_generator
 from grpo_core.update.structure import StructureCheck, is_learning_watched
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
+
+# How often a rollout begins anew because a wrapper has exchanged the environment inside it.
+_MAX_EXCHANGES = 3
 
 
 class GRPO(SavedAlgorithm):
@@ -228,6 +231,8 @@ class GRPO(SavedAlgorithm):
     _is_vec_step_over: bool = False
     # The environment that groups are played in: none yet where a model was loaded without any.
     _grouped_env: VecEnv | None = None
+    # Whether the groups have to stay what they are, whatever environment a callback may set.
+    _is_collecting: bool = False
     # ``num_timesteps`` when the latest rollout began.
     _timesteps_before: int = 0
 
@@ -495,8 +500,14 @@ class GRPO(SavedAlgorithm):
             )
 
     def _are_groups_outdated(self) -> bool:
-        """Tell whether a user has set attributes: another environment, maybe of another number, or other groups."""
+        """Tell whether a user has set attributes: another environment, maybe of another number, or other groups.
+
+        So they are where environments inside the vectorised one were replaced, or where ``"auto"`` would have to choose
+        again, since something that cannot be copied was put into one.
+        """
         if self.env is not self._grouped_env or self.group_mode not in ("auto", self._mode):
+            return True
+        if self._collector.is_outdated(tries_capture=self.group_mode == "auto"):
             return True
         assert self.env is not None, "learn has checked it"
         plan = self._make_plan(self._mode)
@@ -539,14 +550,26 @@ class GRPO(SavedAlgorithm):
         :param n_rollout_steps: ``n_steps``; the collector knows it already.
         :return: False if a callback or ``stop`` ended it early.
         """
-        rollout = rollout_buffer
         self._timesteps_before = self.num_timesteps
         # Kept: the rollout that holds both is about to be cleared.
         self._first_obs, self._vec_step = self._last_obs, None
         keep_original_observations(self._vec_normalize_env)
         callback.on_rollout_start()
-        collector, outside = self._collector, self._collector.outside_changes
-        collector.follow_outside_changes()
+        if self.env is not self._grouped_env or (self._collector.n_shards == 1 and self._collector.is_outdated()):
+            self._make_groups_anew()
+        self._is_collecting = True
+        try:
+            return self._collect_groups(callback, n_rollout_steps)
+        finally:
+            self._is_collecting = False
+
+    def _make_groups_anew(self) -> None:
+        """Go on in what the environments are now: those in it, their wrappers or their methods were replaced."""
+        assert self.env is not None, "learn has checked it"
+        self._setup_groups(*self._choose_simulators(self.env), self.env)
+
+    def _collect_groups(self, callback: BaseCallback, n_rollout_steps: int) -> bool:
+        """Collect a rollout in the environment that was set when it began, see ``collect_rollouts``."""
 
         # Groups branch from their anchor states, and every branch follows the policy.
         self.policy.set_training_mode(False)
@@ -554,12 +577,9 @@ class GRPO(SavedAlgorithm):
         statistics = normalizer.freeze()
         self._actor = self._make_rollout_actor()
         check_noise(self)  # again: a callback may have replaced a layer
-        on_vec_step = self._make_vec_step_callback(rollout, env, callback, n_rollout_steps)
-        collector.n_threads = self.n_simulator_threads
-        is_complete = collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop)
-        outside.look()
-        if not is_complete:
+        if not self._play_groups(callback, n_rollout_steps):
             return False
+        rollout, collector = self.rollout_buffer, self._collector
 
         if self._mode == "episode" and self._n_updates == 0 and self.baseline in COMPARES_IN_GROUPS:
             warn_of_other_starts(rollout)
@@ -572,10 +592,34 @@ class GRPO(SavedAlgorithm):
 
         # Each step's advantage relative to its group, and where the next groups start.
         self._judge_steps(rollout, observations, next_observations)
-        with outside.looking_away():  # anchors may be found by resets
+        with collector.outside_changes.looking_away():  # anchors may be found by resets
             self._choose_anchors(rollout, discounted_returns)
         callback.on_rollout_end()
         return True
+
+    def _play_groups(self, callback: BaseCallback, n_rollout_steps: int) -> bool:
+        """Let every branch of every group follow the policy; return False if a callback or ``stop`` ended it early.
+
+        Where a wrapper exchanges the environment inside it on the way, the rollout begins anew.
+
+        :raises ReplacedLayerError: If wrappers go on exchanging environments, or in rollout workers.
+        """
+        assert self._grouped_env is not None, "it was set with the groups"
+        for n_left in reversed(range(_MAX_EXCHANGES + 1)):
+            collector, rollout = self._collector, self.rollout_buffer
+            collector.follow_outside_changes()
+            collector.n_threads = self.n_simulator_threads
+            on_vec_step = self._make_vec_step_callback(rollout, self._grouped_env, callback, n_rollout_steps)
+            try:
+                is_complete = collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop)
+            except ReplacedLayerError:
+                if n_left == 0 or collector.n_shards > 1:
+                    raise
+                self._make_groups_anew()
+                continue
+            collector.outside_changes.look()
+            return is_complete
+        raise AssertionError("the last turn returns or raises")
 
     def _make_vec_step_callback(
         self, rollout: GroupRollout, env: VecEnv, callback: BaseCallback, n_rollout_steps: int
@@ -651,14 +695,15 @@ class GRPO(SavedAlgorithm):
         if (archive := anchors.archive) is not None:
             self.logger.record("rollout/archive_size", len(archive))
             self.logger.record("rollout/archive_share", archive.share)
-        anchors.choose(
-            self._collector.groups,
-            discounted_returns,
-            self.restart_probability,
-            self.rng,
-            lambda: self._stop_requested,
-            None if archive is None else compute_spreads(rollout.value_targets, rollout.step_mask),
-        )
+        with suppress(ReplacedLayerError):  # by a reset: the next rollout makes the groups anew
+            anchors.choose(
+                self._collector.groups,
+                discounted_returns,
+                self.restart_probability,
+                self.rng,
+                lambda: self._stop_requested,
+                None if archive is None else compute_spreads(rollout.value_targets, rollout.step_mask),
+            )
 
     def _should_stop(self) -> bool:
         """Tell whether ``stop`` was called; while rollout workers play, no callback is asked."""
@@ -956,7 +1001,8 @@ class GRPO(SavedAlgorithm):
     def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """Replace the environment, see ``BaseAlgorithm.set_env``; groups start anew in it.
 
-        The first one of a model that was loaded without any is normalised as by ``load``.
+        A callback that does so in the middle of a rollout replaces it for the next one. The first one of a model that
+        was loaded without any is normalised as by ``load``.
         """
         vec_env = self._wrap_env(env, self.verbose)
         if self._grouped_env is None and self._loaded is not None:
@@ -964,7 +1010,8 @@ class GRPO(SavedAlgorithm):
         mode, bank = self._choose_simulators(vec_env)
         made = self._make_collector(mode, bank, vec_env)  # like the line above, it raises before anything is replaced
         super().set_env(vec_env, force_reset)
-        self._take_collector(mode, vec_env, *made)
+        if not self._is_collecting:
+            self._take_collector(mode, vec_env, *made)
 
 
 def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

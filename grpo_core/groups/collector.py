@@ -146,8 +146,13 @@ class GroupCollector:
         """What is set on the environments from outside."""
         return self._bank.outside_changes
 
+    def is_outdated(self, *, tries_capture: bool = False) -> bool:
+        """Return whether environments were replaced since, see ``SimulatorBank.is_outdated``."""
+        return self._bank.is_outdated(tries_capture=tries_capture)
+
     def follow_outside_changes(self) -> None:
         """Let the next rollout begin with what was set on the environments from outside."""
+        self._bank.find_masks()
         self._bank.outside_changes.keep()
         if self._bank.outside_changes.has_changes():
             self.anchors.renew(self._bank.renew)

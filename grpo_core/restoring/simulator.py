@@ -7,6 +7,7 @@ noise.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -18,14 +19,23 @@ from grpo_core.restoring.proof import Shipment, prove
 from grpo_core.restoring.report import LayerAccess, RestoringReport
 from grpo_core.restoring.state import (
     NotBranchableError,
+    ReplacedLayerError,
     StateAccess,
     access_generators,
     access_innermost_env,
     access_own_methods,
     access_wrapper,
+    list_restored_layers,
 )
 
-__all__ = ["NotBranchableError", "RestoringReport", "Simulator", "SimulatorState", "check_branchable"]
+__all__ = [
+    "NotBranchableError",
+    "ReplacedLayerError",
+    "RestoringReport",
+    "Simulator",
+    "SimulatorState",
+    "check_branchable",
+]
 
 # A captured state; only a simulator of the same environment and wrappers can restore it.
 SimulatorState = Any
@@ -59,6 +69,7 @@ class Simulator:
         self.step = env.step
         self.reset = env.reset
         self._layers = Layers(list_nested_envs(env), keeps_originals)
+        self._nested: list[tuple[Any, Any]] = list(pairwise(list_restored_layers(env)))
         of_wrappers: list[StateAccess] = []
         accesses: list[LayerAccess] = []
         of_generators = access_generators(self._layers.envs) if common_random_numbers else None
@@ -93,7 +104,11 @@ class Simulator:
         self.accesses = (*accesses, LayerAccess(type(env).__name__, of_core.means))
 
     def capture(self) -> SimulatorState:
-        """Copy the state of the environment and its wrappers."""
+        """Copy the state of the environment and its wrappers.
+
+        :raises ReplacedLayerError: If a wrapper holds another environment by now.
+        """
+        self.check_layers()
         if not self._copies_together:
             return [capture() for capture in self._captures]
         with self._layers.together(is_capture=True):
@@ -118,7 +133,9 @@ class Simulator:
 
         :param in_place: Whether to write into the objects that were there at first, as far as the state was captured
             here; otherwise all are replaced by copies, as those of a state from another process are.
+        :raises ReplacedLayerError: If a wrapper holds another environment by now.
         """
+        self.check_layers()
         if not self._copies_together:
             for restore, part in zip(self._restores, state, strict=True):
                 restore(part)
@@ -127,6 +144,19 @@ class Simulator:
         with self._layers.together(is_capture=False, noted=noted):
             for i in self._order:
                 self._restores[i](state[i])
+
+    def check_layers(self) -> None:
+        """Check that every wrapper holds the environment that it held at first.
+
+        :raises ReplacedLayerError: If one does not.
+        """
+        for wrapper, env in self._nested:
+            if wrapper.env is not env:
+                raise ReplacedLayerError(
+                    f"the wrapper {type(wrapper).__name__} holds another environment than before, and states of one do "
+                    "not fit the other. Replace it between two rollouts, as in a callback's on_rollout_start, or train "
+                    'with group_mode="episode", which only resets and steps.'
+                )
 
     def prove(
         self,

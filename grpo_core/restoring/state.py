@@ -107,6 +107,10 @@ class FailedResetError(FailedTrialError):
     """It failed in the first reset of all, so that it cannot be trained in at all; the cause is its own error."""
 
 
+class ReplacedLayerError(NotBranchableError):
+    """A wrapper holds another environment than before, which captured states do not fit."""
+
+
 class StateAccess(NamedTuple):
     """Functions that copy the state of one environment or wrapper and put it back.
 
@@ -148,6 +152,12 @@ def access_own_methods(env: Env) -> StateAccess | None:
     if not (callable(capture) and callable(restore)):
         return None
     return StateAccess(capture, restore, is_proven=False, means=OWN_METHODS)
+
+
+def list_restored_layers(env: Env) -> list[Env]:
+    """List the layers that are restored one by one, the outermost first: one with own methods answers for the rest."""
+    layers = list_nested_envs(env)
+    return layers[: next((i + 1 for i, layer in enumerate(layers) if access_own_methods(layer) is not None), None)]
 
 
 def access_wrapper(env: Env, layers: Layers) -> StateAccess | None:

@@ -10,7 +10,7 @@ from grpo_core.simulators.rewrapping import unwrap_env, wrap_env
 
 # Simulators and their storage are made anew. A logger holds open files, and a copy should not write into them.
 _LEFT_OUT = frozenset(
-    {"_collector", "_vec_monitor", "_grouped_env", "_actor", "_batch", "_vec_step", "rollout_buffer"}
+    {"_collector", "_is_collecting", "_vec_monitor", "_grouped_env", "_actor", "_batch", "_vec_step", "rollout_buffer"}
     | {"_logger", "_custom_logger", "rollout_pool"}
 )
 
@@ -25,7 +25,8 @@ def reduce_model(model: Any) -> dict[str, Any]:
     state = {name: value for name, value in vars(model).items() if name not in _LEFT_OUT}
     if model.env is not None:
         if model.env is model._grouped_env:  # else it was replaced since groups were played
-            state["_findings"], state["_starts"] = model._collector.findings, _pickle_starts(model._collector)
+            state["_findings"] = model._collector.findings
+            state["_starts"] = None if model._collector.is_outdated() else _pickle_starts(model._collector)
         state["env"], state["_wrappers"] = unwrap_env(model.env)
     return {**state, "_vec_normalize_env": None}
 

@@ -9,7 +9,8 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import lru_cache
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 from weakref import ref
@@ -23,7 +24,7 @@ from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
-from grpo_core.restoring.state import BOOKKEEPING, FailedResetError, FailedTrialError
+from grpo_core.restoring.state import BOOKKEEPING, FailedResetError, FailedTrialError, list_restored_layers
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
 from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform, read_vec_wrappers
@@ -39,6 +40,9 @@ _MAX_OTHERS_SECONDS = 4.0
 # A kind is a class and its parameters of these types; a seed is none.
 _PLAIN = (bool, int, float, str)
 _SEED = "_np_random_seed"
+# Of these packages' classes it is known what each method does, unless an environment was given another one.
+_LIBRARIES = ("gymnasium.", "stable_baselines3.", "ale_py.")
+_OWN_METHODS = frozenset({"action_masks", "capture_state", "restore_state"})
 
 # A method of an environment in a worker: its name and its arguments.
 _Call = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -77,6 +81,7 @@ class SimulatorBank(ABC):
         #: What was found out about the environments that were tried out.
         self.reports: Sequence[RestoringReport] = ()
         self._transform = transform
+        self._single_envs: Sequence[SingleEnv] = ()
         self._frames: list[Frames] = [()] * n_envs
 
     def reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
@@ -106,6 +111,20 @@ class SimulatorBank(ABC):
                 order = order._replace(restore=state)
             inner_orders[i] = order
         return {i: self._transform_outcome(i, outcome) for i, outcome in self._step(inner_orders).items()}
+
+    def is_outdated(self, *, tries_capture: bool = False) -> bool:
+        """Return whether environments, wrappers or methods were replaced since, so that a bank must be made anew.
+
+        What happens to environments in workers is not noticed.
+
+        :param tries_capture: Whether it also must be where states can no longer be captured.
+        """
+        return False
+
+    def find_masks(self) -> None:
+        """Look up again who tells the legal actions; those in workers are asked for them by name."""
+        for single_env in self._single_envs:
+            single_env.find_masks()
 
     def renew(self, states: Sequence[tuple[int, SimulatorState]]) -> list[SimulatorState]:
         """Set what was set on the environments from outside in states that were captured before, and here.
@@ -221,7 +240,8 @@ class _LocalBank(SimulatorBank):
         common_random_numbers: bool,
         findings: Findings | None,
     ) -> None:
-        envs = [env.env if isinstance(env, RestorableWrapper) else env for env in base.envs]
+        envs, self._base = _list_envs(base), base
+        self._layers = _describe_layers(envs, needs_restore)  # first: a trial may replace some itself
         # Not tried out, they may share objects that steps change.
         keeps_originals = findings is None
         simulators = [
@@ -254,6 +274,19 @@ class _LocalBank(SimulatorBank):
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]:
         self._visits.begin(self._me)
         return {i: self._single_envs[i].step(order) for i, order in orders.items()}
+
+    def is_outdated(self, *, tries_capture: bool = False) -> bool:
+        if _describe_layers(_list_envs(self._base), self.restorable) != self._layers:
+            return True
+        if tries_capture:
+            try:
+                for simulator in self._simulators:
+                    simulator.capture()
+            except NotBranchableError:
+                return True
+            except Exception:  # foreign code: some environments have no state before their first reset
+                return False
+        return False
 
     def leave(self, indices: Iterable[int], is_to_step: bool) -> None:
         """Let somebody else move some of the environments."""
@@ -360,6 +393,34 @@ class _PlainWorkerBank(SimulatorBank):
 
     def _observe(self, observation: Any, replies: Sequence[Any]) -> Observed:
         return self._observe_env(observation, replies[1] if self._has_masks else None)
+
+
+def _list_envs(base: DummyVecEnv) -> list[gym.Env[Any, Any]]:
+    return [env.env if isinstance(env, RestorableWrapper) else env for env in base.envs]
+
+
+def _describe_layers(envs: Sequence[gym.Env[Any, Any]], needs_restore: bool) -> list[Any]:
+    """Describe what a bank relies on: the environments, and where they are restored their layers, too.
+
+    Layers are described by their ids, which no others have as long as a bank holds them.
+    """
+    if not needs_restore:
+        return list(map(id, envs))
+    return [
+        (id(layer), type(layer), vars(layer).keys() & _get_methods(type(layer)))
+        for env in envs
+        for layer in list_restored_layers(env)
+    ]
+
+
+def _list_methods(kind: Any) -> Set[str]:
+    """List the methods of a library's class, in whose place one environment may be given its own."""
+    if not kind.__module__.startswith(_LIBRARIES):
+        return frozenset()  # of other classes all attributes are copied, methods among them
+    return _OWN_METHODS | {name for name in dir(kind) if callable(getattr(kind, name, None))}
+
+
+_get_methods: Callable[[Any], Set[str]] = lru_cache(maxsize=1024)(_list_methods)
 
 
 def _check_monitors(base: VecEnv) -> None:

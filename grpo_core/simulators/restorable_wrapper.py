@@ -13,7 +13,7 @@ from grpo_core.environments.flags import InvalidEnvironmentError
 from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.proof import Shipment
 from grpo_core.restoring.report import RestoringReport
-from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
+from grpo_core.restoring.simulator import NotBranchableError, ReplacedLayerError, Simulator, SimulatorState
 from grpo_core.restoring.state import FailedResetError, FailedTrialError
 from grpo_core.simulators.single_env import Order, SingleEnv
 
@@ -75,6 +75,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         :return: What was found out, None if nothing had to be; or why it cannot be restored.
         """
         try:
+            self._forget_replaced_layers()
             # These bytes never leave the process.
             report = self._get_simulator(common_random_numbers).prove(shipment=Shipment(pickle.dumps, pickle.loads))
         except FailedTrialError as error:
@@ -85,6 +86,14 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             return Failure(traceback.format_exc())
         self._rewound = () if report is None else report.rewound
         return report
+
+    def _forget_replaced_layers(self) -> None:
+        """Begin anew if a wrapper holds another environment by now, whatever model played before."""
+        try:
+            for simulator in self._simulators.values():
+                simulator.check_layers()
+        except ReplacedLayerError:
+            self._simulators, self._single_envs, self._player = {}, {}, None
 
     def _explain(self, problem: FailedTrialError) -> str | Failure:
         """Say what is wrong with an environment that failed a trial: what a method returned, if that was the reason."""

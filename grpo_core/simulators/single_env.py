@@ -82,17 +82,12 @@ class SingleEnv:
         self._env, self._name = env, type(env.unwrapped).__name__
         self._rewound, self._noise = rewound, find_noise(env, process_wide=False, shared=False)
         self._observe = make_observer(env.observation_space)
-        has_masks = env.has_wrapper_attr("action_masks")
-        self._get_masks = env.get_wrapper_attr("action_masks") if has_masks else None
-        if self._get_masks is not None and not callable(self._get_masks):
-            raise InvalidEnvironmentError(
-                f"action_masks of {env} is a {type(self._get_masks).__name__}; make it a method without arguments that "
-                "returns the flags."
-            )
+        self._get_masks: Callable[[], Any] | None
+        self.find_masks()
         self._simulator = simulator
         # Whether a branch is under way, and while somebody else moves the environment, where it was left, if it was.
         self._is_under_way, self._is_over = False, False
-        self._visit: tuple[SimulatorState | None] | None = None
+        self._visit: tuple[SimulatorState | None, Exception | None] | None = None
         #: Called after each restore.
         self.after_restore: Callable[[], None] = lambda: None
         if simulator is not None:
@@ -101,6 +96,19 @@ class SingleEnv:
         self._reset_env: Callable[..., Any] | None = self._reset_first
         self._step_env: Callable[[Any], Any] | None = self._step_first
 
+    def find_masks(self) -> None:
+        """Look up who tells the legal actions: somebody may have assigned another ``action_masks``.
+
+        :raises InvalidEnvironmentError: If it is no method.
+        """
+        has_masks = self._env.has_wrapper_attr("action_masks")
+        self._get_masks = self._env.get_wrapper_attr("action_masks") if has_masks else None
+        if self._get_masks is not None and not callable(self._get_masks):
+            raise InvalidEnvironmentError(
+                f"action_masks of {self._env} is a {type(self._get_masks).__name__}; make it a method without "
+                "arguments that returns the flags."
+            )
+
     def reset(self, seed: int | None) -> tuple[Observed, SimulatorState | None]:
         """Start a new episode; return the first observation, and the first state unless states are never captured."""
         if self._rewound and seed is not None:  # a reset may pass its seed on to none of those
@@ -108,6 +116,7 @@ class SingleEnv:
         returned = (self._reset_env or self._env.reset)(seed=seed)
         if len(returned) != 2:
             check_reset(self._name, returned)
+        self.find_masks()
         self._visit, self._is_under_way, self._is_over = None, True, False
         state = None if self._simulator is None else self._simulator.capture()
         return self._observe_checked("reset()", returned[0]), state
@@ -115,11 +124,14 @@ class SingleEnv:
     def step(self, order: Order) -> Outcome:
         """Restore, step and capture as ordered.
 
-        :raises NotBranchableError: If a restore or capture is ordered but states are never captured.
+        :raises NotBranchableError: If a restore or capture is ordered but states are never captured, or if it is to go
+            on from where somebody else has moved it, and that state could not be captured.
         """
         start = order.restore
         if self._visit is not None:
-            (left,), self._visit = self._visit, None
+            (left, error), self._visit = self._visit, None
+            if start is None and error is not None:
+                raise error
             start = left if start is None else start
         if start is not None:
             self._need_simulator().restore(start)
@@ -148,7 +160,10 @@ class SingleEnv:
         if self._visit is None:
             # What is never captured goes on where the visit ends, as in SB3.
             is_kept = self._is_under_way and self._simulator is not None
-            self._visit = (self._need_simulator().capture() if is_kept else None,)
+            try:
+                self._visit = (self._need_simulator().capture() if is_kept else None), None
+            except Exception as error:  # foreign code; it concerns the branch, if it is to go on, and not the visitor
+                self._visit = None, error
         if self._is_over and is_to_step:
             self._env.reset()  # a VecEnv would have done so at the end of the episode
         self._is_over = False

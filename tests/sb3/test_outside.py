@@ -1,14 +1,17 @@
 """What is set on an environment from outside stays set, as with SB3's algorithms."""
 
 import copy
+import threading
 from collections import Counter, defaultdict, deque
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -527,3 +530,254 @@ def test_what_is_set_on_environments_in_workers_holds() -> None:
         env.close()
     assert sorted(callback.levels) == callback.levels
     assert set(callback.levels) == {1, 2, 3}
+
+
+class Tenfold(gym.RewardWrapper[Any, Any]):
+    def reward(self, reward: Any) -> float:
+        return 10.0 * float(reward)
+
+
+class TenfoldCartPole(CartPoleEnv):
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)  # type: ignore[no-untyped-call]
+        return observation, 10.0 * reward, *rest
+
+
+def wrap_all(env: Any) -> None:
+    for i, inner in enumerate(env.envs):
+        env.envs[i] = Tenfold(inner)
+
+
+def wrap_inside(env: Any) -> None:
+    for layer in env.envs:
+        while not isinstance(layer, TimeLimit):
+            layer = layer.env
+        layer.env = Tenfold(layer.env)
+
+
+def replace_step(env: Any) -> None:
+    def make_tenfold(step: Any) -> Any:
+        return lambda action: (lambda observation, reward, *rest: (observation, 10.0 * reward, *rest))(*step(action))
+
+    for inner in env.envs:
+        inner.unwrapped.step = make_tenfold(inner.unwrapped.step)
+
+
+def replace_class(env: Any) -> None:
+    for inner in env.envs:
+        inner.unwrapped.__class__ = TenfoldCartPole
+
+
+class Rewards(BaseCallback):
+    """Replaces something when a rollout begins, and keeps the rewards of each rollout."""
+
+    def __init__(self, at_rollout: int, replace: Any, when: str = "start") -> None:
+        super().__init__()
+        self.at_rollout, self.replace, self.when, self.rewards = at_rollout, replace, when, list[set[float]]()
+
+    def _meddle(self, when: str) -> None:
+        if when == self.when and len(self.rewards) == self.at_rollout:
+            self.at_rollout = -1
+            self.replace(self)
+
+    def _on_rollout_start(self) -> None:
+        self._meddle("start")
+        self.rewards.append(set())
+
+    def _on_step(self) -> bool:
+        self.rewards[-1] |= set(self.locals["rewards"].tolist())
+        self._meddle("step")
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._meddle("end")
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("replace", [wrap_all, wrap_inside, replace_step, replace_class])
+def test_what_replaces_a_layer_or_a_method_is_trained_in(
+    replace: Any, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GRPO, "use_fast_path", is_fast)
+    env = make_vec_env("CartPole-v1", 1)
+    model, callback = build(GRPO, env), Rewards(2, lambda callback: replace(callback.training_env))
+    model.learn(240, callback)
+    assert callback.rewards[:2] == [{1.0}] * 2
+    assert all(rewards == {10.0} for rewards in callback.rewards[2:])
+
+    model = build(GRPO, env := make_vec_env("CartPole-v1", 1))
+    replace(env)
+    model.learn(64, callback := Rewards(-1, None))
+    assert all(rewards == {10.0} for rewards in callback.rewards)
+
+
+class Promoted(gym.Wrapper[Any, Any, Any, Any]):
+    """Takes a harder task in a reset, once that is due; no restore makes it undue."""
+
+    due: ClassVar[list[bool]] = []
+
+    def reset(self, **kwargs: Any) -> Any:
+        if self.due:
+            take_harder_task(self)
+            self.due.clear()
+        return self.env.reset(**kwargs)
+
+
+def take_harder_task(wrapper: Any) -> None:
+    wrapper.env = Task()
+    wrapper.env.level = 1
+    wrapper.env.reset()
+
+
+def find_promoted(callback: Any) -> Any:
+    return callback.training_env.envs[0].env
+
+
+@pytest.mark.parametrize("fill_rollouts", [True, False])
+@pytest.mark.parametrize("when", ["reset", "start", "step", "end"])
+def test_groups_branch_in_the_environment_that_a_wrapper_takes(when: str, fill_rollouts: bool) -> None:
+    levels = list[set[int]]()
+
+    class Watching(Rewards):
+        def _on_rollout_start(self) -> None:
+            super()._on_rollout_start()
+            levels.append(set())
+
+        def _on_step(self) -> bool:
+            levels[-1] |= {info["level"] for info in self.locals["infos"] if info}
+            return super()._on_step()
+
+        def _on_rollout_end(self) -> None:
+            rollout = self.model.rollout_buffer  # type: ignore[attr-defined]
+            moves = np.abs(rollout.next_observations - rollout.observations)[rollout.step_mask]
+            assert np.allclose(moves, [0.5, 1.0])
+            super()._on_rollout_end()
+
+    def change(callback: BaseCallback) -> None:
+        if when == "reset":
+            Promoted.due.append(True)
+        else:
+            take_harder_task(find_promoted(callback))
+
+    env, callback = Promoted(Task()), Watching(2, change, "step" if when == "reset" else when)
+    settings: dict[str, Any] = {"restart_probability": 0.5, "fill_rollouts": fill_rollouts}
+    model = GRPO("MlpPolicy", env, n_steps=64, horizon=8, n_epochs=1, seed=0, device=DEVICE, **settings)
+    model.learn(64 * 8, callback)
+    assert model._mode == "branch"
+    assert levels[0] == {0}
+    assert levels[-1] == {1}
+    assert model.num_timesteps >= 64 * 8
+
+
+def test_a_wrapper_that_goes_on_exchanging_environments_is_named() -> None:
+    class Restless(BaseCallback):
+        def _on_step(self) -> bool:
+            take_harder_task(find_promoted(self))
+            return True
+
+    model = GRPO("MlpPolicy", Promoted(Task()), n_steps=64, horizon=8, n_epochs=1, device=DEVICE)
+    with pytest.raises(ValueError, match="the wrapper Promoted holds another environment than before"):
+        model.learn(64, Restless())
+
+
+class Exchanging(Promoted):
+    def exchange(self) -> None:
+        take_harder_task(self)
+
+
+def test_an_environment_in_a_worker_is_exchanged_with_set_env_alone() -> None:
+    env = make_envs(lambda: Exchanging(Task()), 1, in_workers=True)
+    try:
+        model = build(GRPO, env).learn(64)
+        env.env_method("exchange")
+        with pytest.raises(RuntimeError, match="the wrapper Exchanging holds another environment than before"):
+            model.learn(64)
+        model.set_env(env)
+        model.learn(64)
+        assert env.get_attr("level") == [1]
+    finally:
+        env.close()
+
+
+class Masked(Task):
+    action_space = spaces.Discrete(4)
+
+    def action_masks(self) -> Any:
+        return np.array([True, True, False, False])
+
+
+@pytest.mark.parametrize("group_mode", ["branch", "episode"])
+def test_masks_that_are_assigned_later_hold(group_mode: Any) -> None:
+    taken = set[int]()
+
+    class Taken(BaseCallback):
+        def _on_step(self) -> bool:
+            taken.update(self.locals["actions"].ravel().tolist())
+            return True
+
+    model = GRPO("MlpPolicy", Masked(), n_steps=64, horizon=None, group_mode=group_mode, seed=0, device=DEVICE)
+    model.learn(64, Taken())
+    assert taken == {0, 1}
+    taken.clear()
+    model.env.envs[0].unwrapped.action_masks = lambda: np.array([False, False, True, True])  # type: ignore[union-attr]
+    model.learn(64, Taken())
+    assert taken == {2, 3}
+
+
+def give_lock(model: Any) -> None:
+    model.env.envs[0].unwrapped.opponent = threading.Lock()
+
+
+def test_groups_are_whole_episodes_once_the_environment_holds_what_cannot_be_copied() -> None:
+    model = build(GRPO, Task()).learn(64)
+    give_lock(model)
+    with pytest.warns(UserWarning, match=r"opponent \(_thread.lock\) cannot be copied.* whole episodes"):
+        model.learn(128, reset_num_timesteps=False)
+    assert model._mode == "episode"
+    assert model.num_timesteps >= 192
+
+
+@pytest.mark.parametrize("is_other_model", [True, False])
+def test_what_an_error_says_helps_where_it_cannot_be_copied(is_other_model: bool) -> None:
+    settings: dict[str, Any] = {"n_steps": 64, "horizon": 8, "n_epochs": 1, "seed": 0, "device": DEVICE}
+    model = GRPO("MlpPolicy", Task(), **settings, group_mode="branch").learn(64)
+    give_lock(model)
+    with pytest.raises(ValueError, match='Train with group_mode="episode"'):
+        model.learn(64)
+    if is_other_model:
+        assert model.env is not None
+        GRPO("MlpPolicy", model.env, **{**settings, "horizon": None}, group_mode="episode").learn(128)
+    else:
+        model.group_mode = "episode"
+        model.learn(128)
+
+
+def test_a_branch_does_not_go_on_from_where_it_was_not_left() -> None:
+    class Visiting(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 20:
+                give_lock(self.model)
+                self.training_env.reset()  # no error of a branch is its concern
+                self.has_reset = True
+            return True
+
+    visiting, model = Visiting(), GRPO("MlpPolicy", Dear(), n_steps=256, horizon=16, group_mode="branch", device=DEVICE)
+    with pytest.raises(ValueError, match=r"opponent \(_thread.lock\) cannot be copied"):
+        model.learn(256, visiting)
+    assert visiting.has_reset
+
+
+@pytest.mark.parametrize("when", ["start", "step", "end"])
+@pytest.mark.parametrize("settings", [{"horizon": 8}, {"anchor_selection": "archive"}, {"group_mode": "episode"}])
+def test_a_callback_sets_an_environment(settings: Any, when: str) -> None:
+    """PPO goes on in the old one until the rollout is over, too."""
+
+    def change(callback: Any) -> None:
+        callback.model.set_env(make_vec_env("CartPole-v1", 2, wrapper_class=Tenfold))
+
+    callback = Rewards(2, change, when)
+    env = make_vec_env("CartPole-v1", 2)
+    model = GRPO("MlpPolicy", env, n_steps=64, n_epochs=1, seed=0, device=DEVICE, **settings)
+    model.learn(600, callback)
+    assert len(callback.rewards) > 2
+    assert [max(rewards) for rewards in callback.rewards] == [1.0, 1.0, *[10.0] * (len(callback.rewards) - 2)]
