@@ -10,7 +10,7 @@ if __name__ == "__main__":
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -550,6 +550,36 @@ class GRPO(SavedAlgorithm):
         :param n_rollout_steps: ``n_steps``; the collector knows it already.
         :return: False if a callback or ``stop`` ended it early.
         """
+        self._begin_rollout(callback)
+        with self._keeping_groups():
+            # Groups branch from their anchor states, and every branch follows the policy.
+            self.policy.set_training_mode(False)
+            normalizer = Normalizer(self._vec_normalize_env)
+            statistics = normalizer.freeze()
+            self._actor = self._make_rollout_actor()
+            check_noise(self)  # again: a callback may have replaced a layer
+            if not self._play_groups(callback, n_rollout_steps):
+                return False
+
+            rollout, collector = self.rollout_buffer, self._collector
+            if self._mode == "episode" and self._n_updates == 0 and self.baseline in COMPARES_IN_GROUPS:
+                warn_of_other_starts(rollout)
+            # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.
+            self._apply_reward_functions(rollout)
+            observations, next_observations = normalizer.apply(rollout, statistics)
+            discounted_returns = normalizer.compute_discounted_returns(rollout, collector.start_returns)
+            normalizer.update(rollout, discounted_returns)  # first, or empty statistics would scale the first rollout
+            normalizer.scale_rewards(rollout)
+
+            # Each step's advantage relative to its group, and where the next groups start.
+            self._judge_steps(rollout, observations, next_observations)
+            with collector.outside_changes.looking_away():  # anchors may be found by resets
+                self._choose_anchors(rollout, discounted_returns)
+            callback.on_rollout_end()
+            return True
+
+    def _begin_rollout(self, callback: BaseCallback) -> None:
+        """Begin a rollout in what the environments are now: somebody may have replaced them, wrappers or methods."""
         self._timesteps_before = self.num_timesteps
         # Kept: the rollout that holds both is about to be cleared.
         self._first_obs, self._vec_step = self._last_obs, None
@@ -557,45 +587,19 @@ class GRPO(SavedAlgorithm):
         callback.on_rollout_start()
         if self.env is not self._grouped_env or (self._collector.n_shards == 1 and self._collector.is_outdated()):
             self._make_groups_anew()
+
+    @contextmanager
+    def _keeping_groups(self) -> Iterator[None]:
+        """Keep the groups as they are: what a callback sets in the middle of a rollout holds from the next one on."""
         self._is_collecting = True
         try:
-            return self._collect_groups(callback, n_rollout_steps)
+            yield
         finally:
             self._is_collecting = False
 
     def _make_groups_anew(self) -> None:
-        """Go on in what the environments are now: those in it, their wrappers or their methods were replaced."""
         assert self.env is not None, "learn has checked it"
         self._setup_groups(*self._choose_simulators(self.env), self.env)
-
-    def _collect_groups(self, callback: BaseCallback, n_rollout_steps: int) -> bool:
-        """Collect a rollout in the environment that was set when it began, see ``collect_rollouts``."""
-
-        # Groups branch from their anchor states, and every branch follows the policy.
-        self.policy.set_training_mode(False)
-        normalizer = Normalizer(self._vec_normalize_env)
-        statistics = normalizer.freeze()
-        self._actor = self._make_rollout_actor()
-        check_noise(self)  # again: a callback may have replaced a layer
-        if not self._play_groups(callback, n_rollout_steps):
-            return False
-        rollout, collector = self.rollout_buffer, self._collector
-
-        if self._mode == "episode" and self._n_updates == 0 and self.baseline in COMPARES_IN_GROUPS:
-            warn_of_other_starts(rollout)
-        # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.
-        self._apply_reward_functions(rollout)
-        observations, next_observations = normalizer.apply(rollout, statistics)
-        discounted_returns = normalizer.compute_discounted_returns(rollout, collector.start_returns)
-        normalizer.update(rollout, discounted_returns)  # first, or empty statistics would scale the first rollout
-        normalizer.scale_rewards(rollout)
-
-        # Each step's advantage relative to its group, and where the next groups start.
-        self._judge_steps(rollout, observations, next_observations)
-        with collector.outside_changes.looking_away():  # anchors may be found by resets
-            self._choose_anchors(rollout, discounted_returns)
-        callback.on_rollout_end()
-        return True
 
     def _play_groups(self, callback: BaseCallback, n_rollout_steps: int) -> bool:
         """Let every branch of every group follow the policy; return False if a callback or ``stop`` ended it early.
@@ -605,7 +609,8 @@ class GRPO(SavedAlgorithm):
         :raises ReplacedLayerError: If wrappers go on exchanging environments, or in rollout workers.
         """
         assert self._grouped_env is not None, "it was set with the groups"
-        for n_left in reversed(range(_MAX_EXCHANGES + 1)):
+        n_exchanges = 0
+        while True:
             collector, rollout = self._collector, self.rollout_buffer
             collector.follow_outside_changes()
             collector.n_threads = self.n_simulator_threads
@@ -613,13 +618,13 @@ class GRPO(SavedAlgorithm):
             try:
                 is_complete = collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop)
             except ReplacedLayerError:
-                if n_left == 0 or collector.n_shards > 1:
+                n_exchanges += 1
+                if n_exchanges > _MAX_EXCHANGES or collector.n_shards > 1:
                     raise
                 self._make_groups_anew()
-                continue
-            collector.outside_changes.look()
-            return is_complete
-        raise AssertionError("the last turn returns or raises")
+            else:
+                collector.outside_changes.look()
+                return is_complete
 
     def _make_vec_step_callback(
         self, rollout: GroupRollout, env: VecEnv, callback: BaseCallback, n_rollout_steps: int
