@@ -87,7 +87,7 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"Hopper: ahead in the mean\. After 300,000 steps, at (\S+) on ten seeds, from (\S+) to (\S+), beside (\S+) on five",
+        r"Hopper: ahead in the mean\. After 300,000 steps, at (\S+) on ten, from (\S+) to (\S+), beside (\S+) on five",
         [
             *(Figure(*EARLY_HOPPER, statistic=statistic) for statistic in (compute_iqm, np.min, np.max)),  # type: ignore[arg-type]
             Figure(*EARLY_HOPPER, "ppo_normalized"),
@@ -95,7 +95,7 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"After a million, at (\S+) on five, from (\S+) to (\S+), beside (\S+), \S+ and (\S+) Before",
+        r"After a million, at (\S+) on five, from (\S+) to (\S+), beside (\S+), \S+ and (\S+) too few",
         [
             *(Figure(*HOPPER, statistic=statistic) for statistic in (compute_iqm, np.min, np.max)),  # type: ignore[arg-type]
             *(Figure(*HOPPER, "ppo_normalized", statistic) for statistic in (np.min, np.max)),
