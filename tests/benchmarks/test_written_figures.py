@@ -108,8 +108,12 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"Walker2d: level, at (\S+) \[.*\] on ten seeds, from (\S+) to (\S+), beside",
-        [Figure(*WALKER, statistic=statistic) for statistic in (compute_iqm, np.min, np.max)],  # type: ignore[arg-type]
+        r"Walker2d: level, at (\S+) .* on ten, from (\S+) to (\S+), beside (\S+) .* on five .* from (\S+) to (\S+) Wi",
+        [
+            Figure(*WALKER, method, statistic)  # type: ignore[arg-type]
+            for method in ("grpo", "ppo_normalized")
+            for statistic in (compute_iqm, np.min, np.max)
+        ],
     ),
 ]
 
