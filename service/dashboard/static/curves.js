@@ -63,7 +63,7 @@ globalThis.grpoCurves = (() => {
     const percent = (line.at(-1)[0] - line[0][0]) / 100 || 1;
     return line.map(([x, y]) => {
       if (y === null) return [x, null];
-      const kept = weight ** ((x - before) / percent);
+      const kept = weight ** (Math.max(0, x - before) / percent);
       before = x;
       mass = kept * mass + (1 - kept);
       mean = mean === null ? y : mean + ((1 - kept) / (mass || 1)) * (y - mean); // exact where nothing changes

@@ -299,14 +299,14 @@ def _advise(state: VerdictState, evidence: Evidence) -> str:
 
 def _find_remedy(evidence: Evidence) -> str:
     """Return advice for what the updates suggest is holding the policy back, unless it has hardly begun."""
-    preset = get_preset(evidence.config.env_name)
-    n_planned = evidence.config.total_timesteps
-    if preset is not None and n_planned < _SHORT_SHARE * preset.n_timesteps:
-        return f"its preset trains for {preset.n_timesteps:,} steps, so try more total_timesteps than {n_planned:,}."
     # Over the whole job: where the learning rate falls, the last updates are small, and have to be.
     kl = float(np.median(evidence.kls)) if evidence.kls else None
     if kl is not None and kl > _LARGE_KL:
         return "its updates are large, so try a lower learning_rate or a target_kl."
+    preset = get_preset(evidence.config.env_name)
+    n_planned = evidence.config.total_timesteps
+    if preset is not None and n_planned < _SHORT_SHARE * preset.n_timesteps:
+        return f"its preset trains for {preset.n_timesteps:,} steps, so try more total_timesteps than {n_planned:,}."
     if _has_stopped_exploring(evidence):
         return "the policy has almost stopped trying other actions, so try an ent_coef such as 0.01."
     if evidence.metrics.get("rollout/zero_std_group_fraction", 0.0) > _MANY_SILENT_GROUPS:

@@ -9,7 +9,7 @@ from grpo import GRPO
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
 from service.training.evaluation.evaluator import SEED_ON_THE_WAY, EvaluationRun, Evaluator
-from service.training.evaluation.moment import Moment
+from service.training.evaluation.moment import Moment, Stopwatch
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
@@ -128,9 +128,11 @@ class BackgroundEvaluation(BaseCallback):
             self._spent_seconds = max(0.0, self._spent_seconds - _FIRST_SECONDS)
 
     def _play(self, run: EvaluationRun, timesteps: int, begun: Moment, slice_seconds: float) -> None:
+        stopwatch = Stopwatch(begun, self._trains_elsewhere)
+
         def may_go_on() -> bool:
             self._stop_rules.tick()
-            return self._stop_rules.ended_by is None and not begun.is_past(slice_seconds, self._trains_elsewhere)
+            return self._stop_rules.ended_by is None and not stopwatch.is_past(slice_seconds)
 
         def is_enough() -> bool:
             n_episodes, n_steps = len(run.episodes), self._evaluator.count_steps(run.episodes)

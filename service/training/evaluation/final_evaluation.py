@@ -7,7 +7,7 @@ from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
 from service.training.evaluation.evaluator import FINAL_SEED, EvaluationRun, Evaluator
-from service.training.evaluation.moment import Moment
+from service.training.evaluation.moment import Moment, Stopwatch
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
@@ -67,13 +67,13 @@ def evaluate_finally(
 
 
 def _play(run: EvaluationRun, most_seconds: float, stop_rules: StopRules) -> None:
-    begun = Moment.now()
+    stopwatch = Stopwatch(Moment.now())
 
     def has_time_for(n_times: float) -> bool:
         """Return whether what was played so far could have taken so many times as long."""
         if (n_stops := stop_rules.n_stops) > 0:
             return run.seconds * n_times < _SECONDS_AFTER_STOPS[min(n_stops, len(_SECONDS_AFTER_STOPS)) - 1]
-        return not begun.is_past(most_seconds / n_times) and run.seconds * n_times < _MOST_SECONDS
+        return not stopwatch.is_past(most_seconds / n_times) and run.seconds * n_times < _MOST_SECONDS
 
     def may_go_on() -> bool:
         stop_rules.report()

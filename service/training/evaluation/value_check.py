@@ -20,7 +20,7 @@ from service.environments.build import build_env
 from service.errors import describe_error
 from service.spaces import count_numbers
 from service.training.evaluation.evaluator import CHECKED_SEED, FITTED_SEED, MAX_STEPS_WITHOUT_LIMIT, Evaluator
-from service.training.evaluation.moment import Moment
+from service.training.evaluation.moment import Moment, Stopwatch
 from service.training.stop_rules import StopRules
 
 logger = logging.getLogger("grpo.service")
@@ -50,11 +50,13 @@ def settle_values(
     :return: For the model file: whether its values are worth showing, and why; None if that is not known.
     """
     config = evaluator.config
-    limit, begun = float(np.clip(_TIME_SHARE * training_seconds, _MIN_SECONDS, _MAX_SECONDS)), Moment.now()
+    limit = float(np.clip(_TIME_SHARE * training_seconds, _MIN_SECONDS, _MAX_SECONDS))
+    begun = Moment.now()
+    stopwatch = Stopwatch(begun)
 
     def check_time() -> None:
         stop_rules.report()
-        if stop_rules.n_stops > 0 or begun.is_past(limit) or time.monotonic() - begun.clock > _MAX_SECONDS:
+        if stop_rules.n_stops > 0 or stopwatch.is_past(limit) or time.monotonic() - begun.clock > _MAX_SECONDS:
             raise _TimeUpError
 
     n_steps, scale = int(np.clip(config.total_timesteps, _MIN_STEPS, _MAX_STEPS)), _get_reward_scale(model)

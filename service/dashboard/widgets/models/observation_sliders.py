@@ -220,6 +220,8 @@ def describe_value(value: float | None, meaning: str, check: ValueFigures | None
     """
     if value is None:
         return "", ""
-    if check is None or check.lowest is None or check.highest is None or not check.lowest <= value <= check.highest:
+    if check is None or check.lowest is None or check.highest is None:
+        return "", "value: not shown, since it is not known what was tested"
+    if not check.lowest <= value <= check.highest:
         return "", "value: beyond what was tested"
     return format_number(value), meaning

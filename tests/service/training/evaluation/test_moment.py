@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.training.evaluation.moment import Moment
+from service.training.evaluation.moment import Moment, Stopwatch
 
 
 class Machine:
@@ -38,8 +38,9 @@ def test_what_others_do_on_the_processor_does_not_count(machine: Machine) -> Non
     begun = Moment.now()
     machine.go_on(working=0.5, preempted=100.0)
     assert Moment.now().since(begun) == 0.5
-    assert begun.is_past(0.5)
-    assert not begun.is_past(0.6)
+    stopwatch = Stopwatch(begun)
+    assert stopwatch.is_past(0.5)
+    assert not stopwatch.is_past(0.6)
 
 
 def test_a_fifth_of_the_time_that_an_environment_waits_counts(machine: Machine) -> None:
@@ -47,14 +48,34 @@ def test_a_fifth_of_the_time_that_an_environment_waits_counts(machine: Machine) 
     begun = Moment.now()
     machine.go_on(working=1.0, waiting=9.0, preempted=10.0)
     assert Moment.now().since(begun) == 2.0
-    assert begun.is_past(2.0)
+    assert Stopwatch(begun).is_past(2.0)
 
 
 def test_where_others_work_for_it_the_clock_counts(machine: Machine) -> None:
     begun = Moment.now(works_elsewhere=True)
     machine.go_on(waiting=4.0, preempted=1.0)
     assert Moment.now(works_elsewhere=True).since(begun) == 5.0
-    assert begun.is_past(5.0, works_elsewhere=True)
+    assert Stopwatch(begun, works_elsewhere=True).is_past(5.0)
+
+
+def test_the_system_is_asked_only_when_the_work_may_be_done(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopwatch, looks = Stopwatch(Moment.now()), 0
+    read = machine.thread_time
+
+    def look() -> float:
+        nonlocal looks
+        looks += 1
+        return read()
+
+    monkeypatch.setattr(machine, "thread_time", look)
+    machine.go_on(working=0.125, preempted=128.0)
+    assert [stopwatch.is_past(0.5) for _ in range(1_000)] == [False] * 1_000
+    machine.go_on(working=0.25)
+    assert not stopwatch.is_past(0.5)
+    assert looks == 1
+    machine.go_on(working=0.125)
+    assert stopwatch.is_past(0.5)
+    assert looks == 2
 
 
 def test_a_system_that_does_not_tell_what_others_do_counts_as_much_of_the_clock(

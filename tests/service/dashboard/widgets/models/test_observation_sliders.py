@@ -17,9 +17,16 @@ def test_a_value_among_those_that_were_tested_is_a_figure(value: float) -> None:
     assert (float(figure), meaning) == (value, "what is earned")
 
 
-@pytest.mark.parametrize(("value", "check"), [(595.0, CHECK), (1.9, CHECK), (100.0, OLDER), (100.0, None)])
-def test_a_value_beyond_what_was_tested_is_none(value: float, check: ValueFigures | None) -> None:
+@pytest.mark.parametrize(("value", "check"), [(595.0, CHECK), (1.9, CHECK)])
+def test_a_value_beyond_what_was_tested_is_none(value: float, check: ValueFigures) -> None:
     assert describe_value(value, "what is earned", check) == ("", "value: beyond what was tested")
+
+
+@pytest.mark.parametrize("check", [OLDER, None])
+def test_a_value_is_not_shown_where_it_is_not_known_what_was_tested(check: ValueFigures | None) -> None:
+    figure, meaning = describe_value(100.0, "what is earned", check)
+    assert not figure
+    assert "not known what was tested" in meaning
 
 
 def test_no_value_needs_no_words() -> None:
