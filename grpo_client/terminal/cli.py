@@ -173,7 +173,7 @@ def _add_job_commands(commands: Any) -> None:
         if run is _forget:
             parser.add_argument("job", help=f"its id, or {LATEST_JOB}: the one submitted last")
         else:
-            also = f"; {_INTERRUPTED_JOBS}: every job that the server's end interrupted" if run is _resume else ""
+            also = f"; {_INTERRUPTED_JOBS}: all whose server ended, but those of sweeps" if run is _resume else ""
             text = f"its id; default: the one submitted last{also}"
             parser.add_argument("job", nargs="?", default=LATEST_JOB, help=text)
         if run in (_wait, _watch):
@@ -378,8 +378,8 @@ def _describe_resumed(resumed: Resumed) -> str:
 
 
 def _resume_interrupted(client: Client) -> _Reply:
-    """Resume every job that the server's end interrupted, in the order they were made; those of sweeps as sweeps."""
-    resumed, lines, sweep_ids, exit_status = list[Any](), list[str](), dict[str, None](), 0
+    """Resume every job that the server's end interrupted, in the order they were made; name sweeps with such jobs."""
+    answers, lines, sweep_ids, exit_status = list[Any](), list[str](), dict[str, None](), 0
     for job in client.jobs("failed"):
         try:
             status = client.status(job.job_id)
@@ -392,13 +392,15 @@ def _resume_interrupted(client: Client) -> _Reply:
         except ServerUnreachable:
             raise
         except GRPOError as error:  # such as a full queue; others may still go on
+            answers.append({"job_id": job.job_id, "error": str(error)})
             lines.append(f"job {job.job_id} is not resumed: {error}")
             exit_status = _REFUSED
             continue
-        resumed.append(answer.to_json())
+        answers.append(answer.to_json())
         lines.append(_describe_resumed(answer))
+    answers += [{"sweep_id": sweep_id, "error": "its jobs go on with the sweep"} for sweep_id in sweep_ids]
     lines += [f"jobs of a sweep go on with: {_PROGRAM} sweep resume {sweep_id}" for sweep_id in sweep_ids]
-    return _Reply(resumed, "\n".join(lines) or "no job is interrupted.", exit_status)
+    return _Reply(answers, "\n".join(lines) or "no job is interrupted.", exit_status)
 
 
 def _show_metrics(client: Client, options: argparse.Namespace) -> _Reply:
