@@ -424,15 +424,20 @@ class GRPO(SavedAlgorithm):
         try:
             bank = self._make_bank(env, mode, must_pay=True)
         except NotBranchableError as obstacle:
-            warnings.warn(
-                f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "
-                "which silences this warning.",
-                stacklevel=5,
-            )
-            mode = "episode"
-            bank = self._make_bank(env, mode)
+            return self._fall_back_to_episodes(env, obstacle)
         check_group_mode(self, mode)
         return mode, bank
+
+    def _fall_back_to_episodes(self, env: VecEnv, obstacle: NotBranchableError) -> tuple[GroupMode, SimulatorBank]:
+        """Do for ``"auto"`` as ``_choose_simulators`` does, where groups cannot branch."""
+        warnings.warn(
+            f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "
+            "which silences this warning.",
+            stacklevel=6,
+        )
+        bank = self._make_bank(env, "episode")
+        check_group_mode(self, "episode")
+        return "episode", bank
 
     def _make_bank(
         self, env: VecEnv, mode: GroupMode, must_pay: bool = False, findings: Findings | None = None
@@ -604,9 +609,10 @@ class GRPO(SavedAlgorithm):
     def _play_groups(self, callback: BaseCallback, n_rollout_steps: int) -> bool:
         """Let every branch of every group follow the policy; return False if a callback or ``stop`` ended it early.
 
-        Where a wrapper exchanges the environment inside it on the way, the rollout begins anew.
+        Where a wrapper exchanges the environment inside it on the way, the rollout begins anew. Where wrappers go on
+        with that, groups are whole episodes with ``"auto"``.
 
-        :raises ReplacedLayerError: If wrappers go on exchanging environments, or in rollout workers.
+        :raises ReplacedLayerError: If they do so with another ``group_mode``, or in rollout workers.
         """
         assert self._grouped_env is not None, "it was set with the groups"
         n_exchanges = 0
@@ -617,11 +623,15 @@ class GRPO(SavedAlgorithm):
             on_vec_step = self._make_vec_step_callback(rollout, self._grouped_env, callback, n_rollout_steps)
             try:
                 is_complete = collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop)
-            except ReplacedLayerError:
+            except ReplacedLayerError as error:
                 n_exchanges += 1
-                if n_exchanges > _MAX_EXCHANGES or collector.n_shards > 1:
+                if collector.n_shards == 1 and n_exchanges <= _MAX_EXCHANGES:
+                    self._make_groups_anew()
+                elif collector.n_shards == 1 and self.group_mode == "auto":
+                    env = self._grouped_env
+                    self._setup_groups(*self._fall_back_to_episodes(env, error), env)
+                else:
                     raise
-                self._make_groups_anew()
             else:
                 collector.outside_changes.look()
                 return is_complete
@@ -1006,7 +1016,8 @@ class GRPO(SavedAlgorithm):
     def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """Replace the environment, see ``BaseAlgorithm.set_env``; groups start anew in it.
 
-        A callback that does so in the middle of a rollout replaces it for the next one. The first one of a model that
+        A callback that does so in the middle of a rollout replaces it for the next one, unless rollouts are cut
+        (``n_rollout_shards``): then it is set between two calls of ``learn``. The first one of a model that
         was loaded without any is normalised as by ``load``.
         """
         vec_env = self._wrap_env(env, self.verbose)

@@ -1,7 +1,7 @@
 """From observations to the most likely actions, step by step, for whoever writes the steps down.
 
-The walk is that of ``Actor.best_actions`` and ``Actor.clip_actions``; the operations are those that ONNX and torch
-share.
+The walk is that of ``Actor.best_actions`` and ``Actor.clip_actions``, but that binary digits stay integers; the
+operations are those that ONNX and torch share.
 """
 
 from collections.abc import Mapping, Sequence

@@ -279,7 +279,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
 
     def _check_optimizer_state(self, parameters: Mapping[str, Any]) -> None:
         """Refuse another algorithm's optimizer before the weights beside it are taken."""
-        groups = parameters.get("policy.optimizer", {}).get("param_groups")
+        groups = (parameters.get("policy.optimizer") or {}).get("param_groups")
         if groups is not None and len(groups) != len(self.policy.optimizer.param_groups):
             raise ValueError(
                 f"the optimizer's state has {len(groups)} groups of parameters, and this model's optimizer "

@@ -24,7 +24,13 @@ from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
-from grpo_core.restoring.state import BOOKKEEPING, FailedResetError, FailedTrialError, list_restored_layers
+from grpo_core.restoring.state import (
+    BOOKKEEPING,
+    FailedResetError,
+    FailedTrialError,
+    ReplacedLayerError,
+    list_restored_layers,
+)
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
 from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform, read_vec_wrappers
@@ -115,7 +121,7 @@ class SimulatorBank(ABC):
     def is_outdated(self, *, tries_capture: bool = False) -> bool:
         """Return whether environments, wrappers or methods were replaced since, so that a bank must be made anew.
 
-        What happens to environments in workers is not noticed.
+        Of environments in workers only a wrapper that holds another one is noticed, when they are restored or captured.
 
         :param tries_capture: Whether it also must be where states can no longer be captured.
         """
@@ -347,10 +353,13 @@ class _PlainWorkerBank(SimulatorBank):
     def __init__(self, base: SubprocVecEnv, transform: ObservationTransform) -> None:
         super().__init__(base.num_envs, transform, restorable=False, findings=Findings(is_cheap=False))
         self._base = base
-        self._has_masks = base.has_attr("action_masks")
+        self.find_masks()
         self._unchecked = {"reset()": set(range(base.num_envs)), "step()": set(range(base.num_envs))}
         self._observe_env = make_observer(base.observation_space)
         self._says_errors = _are_restorable(base)
+
+    def find_masks(self) -> None:
+        self._has_masks = self._base.has_attr("action_masks")
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         replies = self._call({i: ("reset", (), {"seed": seed}) for i, seed in seeds.items()})
@@ -570,6 +579,8 @@ def _call_workers(base: SubprocVecEnv, calls: Mapping[int, Sequence[_Call]]) -> 
     for i, worker_replies in replies.items():
         for reply in worker_replies:
             if isinstance(reply, Failure):
+                if reply.replaced is not None:
+                    raise ReplacedLayerError(reply.replaced)
                 raise RuntimeError(f"Environment {i} failed in its worker process:\n{reply.traceback}")
     return replies
 

@@ -1,6 +1,7 @@
 """Make an environment in a worker process restorable from outside."""
 
 import pickle
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,9 +25,17 @@ class Failure(NamedTuple):
     """An error of an environment in a worker.
 
     :param traceback: The traceback as text.
+    :param replaced: What a ``ReplacedLayerError`` says, which training can go on from; None for other errors.
     """
 
     traceback: str
+    replaced: str | None = None
+
+    @classmethod
+    def of_current_error(cls) -> "Failure":
+        """Describe the error that is being handled."""
+        error = sys.exception()
+        return cls(traceback.format_exc(), str(error) if isinstance(error, ReplacedLayerError) else None)
 
 
 # A worker that raises dies without a message. The methods that the parent process calls therefore return every error.
@@ -83,7 +92,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         except NotBranchableError as error:
             return str(error)
         except Exception:  # foreign code, whose error the parent process raises
-            return Failure(traceback.format_exc())
+            return Failure.of_current_error()
         self._rewound = () if report is None else report.rewound
         return report
 
@@ -100,7 +109,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         try:
             check_methods(self.env)
         except InvalidEnvironmentError:
-            return Failure(traceback.format_exc())
+            return Failure.of_current_error()
         if isinstance(problem, FailedResetError) and problem.__cause__ is not None:
             return Failure("".join(traceback.format_exception(problem.__cause__)))
         return str(problem)
@@ -113,7 +122,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
                 observed, state = single_env.reset(seed)
             return observed, pickle.dumps(state)
         except Exception:  # foreign code, whose error the parent process raises
-            return Failure(traceback.format_exc())
+            return Failure.of_current_error()
 
     def take_order(self, order: Order, common_random_numbers: bool) -> Any:
         """Restore, step and capture in one round trip; return errors instead of raising them.
@@ -129,14 +138,14 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
                 outcome = single_env.step(order)
             return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
         except Exception:  # foreign code, whose error the parent process raises
-            return Failure(traceback.format_exc())
+            return Failure.of_current_error()
 
     def try_call(self, name: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of the environment; return errors instead of raising them."""
         try:
             return self.get_wrapper_attr(name)(*arguments, **options)
         except Exception:  # foreign code, whose error the parent process raises
-            return Failure(traceback.format_exc())
+            return Failure.of_current_error()
 
     def has_outside_changes(self) -> bool | Failure:
         """Return whether anything was set on the environment from outside."""
@@ -144,7 +153,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             self._outside_changes.keep()
             return self._outside_changes.has_changes()
         except Exception:  # foreign code, whose error the parent process raises
-            return Failure(traceback.format_exc())
+            return Failure.of_current_error()
 
     def renew_states(self, states: Sequence[bytes], common_random_numbers: bool) -> list[bytes] | Failure:
         """Set what was set from outside in states that were captured before, and in the environment."""
@@ -156,7 +165,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             self._outside_changes.clear()
             return [pickle.dumps(state) for state in renewed]
         except Exception:  # foreign code, whose error the parent process raises
-            return Failure(traceback.format_exc())
+            return Failure.of_current_error()
 
     def _get_single_env(self, common_random_numbers: bool) -> SingleEnv:
         if not self._single_envs:

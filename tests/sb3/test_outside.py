@@ -675,9 +675,15 @@ def test_a_wrapper_that_goes_on_exchanging_environments_is_named() -> None:
             take_harder_task(find_promoted(self))
             return True
 
-    model = GRPO("MlpPolicy", Promoted(Task()), n_steps=64, horizon=8, n_epochs=1, device=DEVICE)
-    with pytest.raises(ValueError, match="the wrapper Promoted holds another environment than before"):
+    settings: dict[str, Any] = {"n_steps": 64, "horizon": 8, "n_epochs": 1, "device": DEVICE}
+    said = "the wrapper Promoted holds another environment than before"
+    with pytest.raises(ValueError, match=said):
+        GRPO("MlpPolicy", Promoted(Task()), group_mode="branch", **settings).learn(64, Restless())
+    model = GRPO("MlpPolicy", Promoted(Task()), **settings)
+    with pytest.warns(UserWarning, match=said):
         model.learn(64, Restless())
+    assert model._mode == "episode"
+    model.learn(64)
 
 
 class Exchanging(Promoted):
@@ -685,15 +691,13 @@ class Exchanging(Promoted):
         take_harder_task(self)
 
 
-def test_an_environment_in_a_worker_is_exchanged_with_set_env_alone() -> None:
+def test_groups_branch_in_the_environment_that_a_wrapper_in_a_worker_takes() -> None:
     env = make_envs(lambda: Exchanging(Task()), 1, in_workers=True)
     try:
         model = build(GRPO, env).learn(64)
         env.env_method("exchange")
-        with pytest.raises(RuntimeError, match="the wrapper Exchanging holds another environment than before"):
-            model.learn(64)
-        model.set_env(env)
         model.learn(64)
+        assert model._mode == "branch"
         assert env.get_attr("level") == [1]
     finally:
         env.close()
@@ -722,6 +726,28 @@ def test_masks_that_are_assigned_later_hold(group_mode: Any) -> None:
     model.env.envs[0].unwrapped.action_masks = lambda: np.array([False, False, True, True])  # type: ignore[union-attr]
     model.learn(64, Taken())
     assert taken == {2, 3}
+
+
+def test_masks_that_a_reset_assigns_hold_from_that_episode_on() -> None:
+    seen = list[bool]()
+
+    class Alternating(Masked):
+        is_odd = True
+
+        def reset(self, **kwargs: Any) -> Any:
+            self.is_odd = not self.is_odd
+            self.action_masks = lambda: np.array([not self.is_odd, not self.is_odd, self.is_odd, self.is_odd])  # type: ignore[method-assign]
+            return super().reset(**kwargs)
+
+        def step(self, action: Any) -> Any:
+            seen.append((action >= 2) == self.is_odd)
+            return super().step(action)
+
+    model = GRPO("MlpPolicy", Alternating(), n_steps=64, horizon=None, group_mode="episode", seed=0, device=DEVICE)
+    seen.clear()
+    model.learn(64)
+    assert seen
+    assert all(seen)
 
 
 def give_lock(model: Any) -> None:

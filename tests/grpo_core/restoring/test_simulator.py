@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import (
     DummyVecEnv,
 )
 
-from grpo_core.restoring.simulator import NotBranchableError, Simulator, check_branchable
+from grpo_core.restoring.simulator import NotBranchableError, ReplacedLayerError, Simulator, check_branchable
 from grpo_core.simulators.bank import make_bank
 
 CLASSIC_CONTROL = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]
@@ -262,6 +262,16 @@ def test_every_variant_of_a_known_environment_is_branchable(env_id: str, options
 )
 def test_unknown_wrappers_are_captured_with_all_attributes(wrap: Callable[[Env], Env]) -> None:
     check_branchable(wrap(make("CartPole-v1")))
+
+
+def test_states_do_not_go_into_another_environment_that_a_wrapper_holds_by_now() -> None:
+    env: Any = gym.Wrapper(CartPoleEnv())
+    env.reset(seed=0)
+    simulator = Simulator(env)
+    state, env.env = simulator.capture(), CartPoleEnv()
+    for use in (simulator.capture, lambda: simulator.restore(state)):
+        with pytest.raises(ReplacedLayerError, match="the wrapper Wrapper holds another environment"):
+            use()
 
 
 def test_a_wrapper_that_refers_to_the_simulator_still_refers_to_it_after_a_restore() -> None:
