@@ -429,7 +429,7 @@ class GRPO(SavedAlgorithm):
         return mode, bank
 
     def _fall_back_to_episodes(self, env: VecEnv, obstacle: NotBranchableError) -> tuple[GroupMode, SimulatorBank]:
-        """Do for ``"auto"`` as ``_choose_simulators`` does, where groups cannot branch."""
+        """Choose whole episodes for ``"auto"``, with a warning that says why groups cannot branch."""
         warnings.warn(
             f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "
             "which silences this warning.",
