@@ -728,6 +728,25 @@ def test_masks_that_are_assigned_later_hold(group_mode: Any) -> None:
     assert taken == {2, 3}
 
 
+class Forbidding(Task):
+    def forbid(self) -> None:
+        self.action_masks = lambda: np.array([True, False])
+
+
+@pytest.mark.parametrize("group_mode", ["branch", "episode"])
+def test_masks_that_are_assigned_in_a_worker_hold(group_mode: Any) -> None:
+    env = make_envs(Forbidding, 1, in_workers=True)
+    try:
+        settings: dict[str, Any] = {"n_steps": 64, "n_epochs": 1, "seed": 0, "device": DEVICE}
+        model = GRPO("MlpPolicy", env, group_mode=group_mode, **settings).learn(64)
+        assert set(model.rollout_buffer.actions[model.rollout_buffer.step_mask].tolist()) == {0, 1}
+        env.env_method("forbid")
+        model.learn(64)
+        assert set(model.rollout_buffer.actions[model.rollout_buffer.step_mask].tolist()) == {0}
+    finally:
+        env.close()
+
+
 def test_masks_that_a_reset_assigns_hold_from_that_episode_on() -> None:
     seen = list[bool]()
 
