@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -32,18 +31,12 @@ from grpo_core.environments.first_calls import call_reset
 from grpo_core.export.policy_file import export_model, find_format
 from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages, describe_adaptive
 from grpo_core.groups.archive import compute_spreads
+from grpo_core.groups.callback_view import CallbackView, VecStep, keep_original_observations
 from grpo_core.groups.collector import GroupCollector, VecStepCallback
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches, warn_of_other_starts
-from grpo_core.groups.vec_step import (
-    OriginalObservations,
-    VecStep,
-    keep_original_observations,
-    leaves_environments_alone,
-    share_locals,
-)
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_noise, get_horizon
 from grpo_core.options.choices import (
     COMPARES_IN_GROUPS,
@@ -223,12 +216,11 @@ class GRPO(SavedAlgorithm):
     _mode: GroupMode
     _collector: GroupCollector
     _vec_monitor: VecMonitorFeed | None
-    # What ``_last_obs`` is read from: a reset until there is a vectorised step.
+    # ``_last_obs`` is read from these: a reset until there is a vectorised step.
     _first_obs: Any = None
-    _vec_step: VecStep | None = None
+    _view: CallbackView | None = None
     # What each forward pass of the rollout's update runs in.
     _layer_noise: Callable[[], AbstractContextManager[None]] = nullcontext
-    _is_vec_step_over: bool = False
     # The environment that groups are played in: none yet where a model was loaded without any.
     _grouped_env: VecEnv | None = None
     # Whether the groups have to stay what they are, whatever environment a callback may set.
@@ -587,7 +579,7 @@ class GRPO(SavedAlgorithm):
         """Begin a rollout in what the environments are now: somebody may have replaced them, wrappers or methods."""
         self._timesteps_before = self.num_timesteps
         # Kept: the rollout that holds both is about to be cleared.
-        self._first_obs, self._vec_step = self._last_obs, None
+        self._first_obs, self._view = self._last_obs, None
         keep_original_observations(self._vec_normalize_env)
         callback.on_rollout_start()
         if self.env is not self._grouped_env or (self._collector.n_shards == 1 and self._collector.is_outdated()):
@@ -644,36 +636,18 @@ class GRPO(SavedAlgorithm):
         :param rollout: The rollout under way.
         :param n_rollout_steps: As in ``collect_rollouts``.
         """
-        collector, outside = self._collector, self._collector.outside_changes
-        vec_step = VecStep(
-            rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.find_latest
-        )
-        normalize, original_obs = self._vec_normalize_env, OriginalObservations(vec_step)
-        seen = share_locals(callback)
-        seen.compute_from(vec_step)
-        seen |= {"self": self, "env": env, "callback": callback}
-        seen |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
-        n_vec_steps = count()
-        on_step = callback.on_step
-        if not leaves_environments_alone(callback):
-            on_step = partial(outside.watch, callback.on_step)
+        entries: dict[str, Any] = {"self": self, "env": env, "callback": callback}
+        entries |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
+        vec_step = VecStep(rollout, self._actor, self._collector, env.num_envs, self.device)
+        view = CallbackView(callback, vec_step, entries, self._vec_normalize_env, self._vec_monitor)
 
         def on_vec_step(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_stepped: int) -> bool:
             self.num_timesteps += n_stepped
-            self._vec_step, self._is_vec_step_over = vec_step, False
-            if self._vec_monitor is not None:
-                self._vec_monitor.n_steps_taken += n_stepped
-            self._complete_infos(infos, dones)
-            rewards.flags.writeable = False  # these are kept already; a callback that writes to them is to hear of it
-            if normalize is not None:  # it sees none of the steps
-                normalize.old_obs, normalize.old_reward = original_obs, rewards  # type: ignore[assignment]
-            seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(n_vec_steps)})
-            if callback.locals is not seen:
-                callback.update_locals(seen)
-            if not on_step() or self._stop_requested:
+            self._view = view
+            if not view.show(infos, dones, rewards, n_stepped) or self._stop_requested:
                 return False
             self._update_info_buffer(infos, dones)
-            self._last_episode_starts, self._is_vec_step_over = dones, True
+            self._last_episode_starts, view.is_step_over = dones, True
             return True
 
         return on_vec_step
@@ -726,33 +700,13 @@ class GRPO(SavedAlgorithm):
             self.after_minibatch()
         return self._stop_requested
 
-    def _complete_infos(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
-        """Add to infos the keys that SB3's vectorised environments give to every step, and to an episode's last."""
-        for info in infos:
-            info["TimeLimit.truncated"] = False
-        if 1 not in dones.tobytes():  # many times as fast as any()
-            return
-        assert self._vec_step is not None, "it is under way"
-        last = self._vec_step.get_next_observations()
-        for i, place in self._collector.list_places():
-            if dones[i]:
-                infos[i]["terminal_observation"] = (
-                    {key: part[i] for key, part in last.items()} if isinstance(last, dict) else last[i]
-                )
-                infos[i]["TimeLimit.truncated"] = bool(self.rollout_buffer.truncated[place])
-                if self._vec_monitor is not None:
-                    self._vec_monitor.report(infos[i], *self._collector.count_episode(self.rollout_buffer, place))
-
     @property
     def _last_obs(self) -> Any:
-        """What the latest actions were chosen on while a callback runs, and then where they led, as in SB3."""
-        if self._vec_step is None:
-            return self._first_obs
-        return self._vec_step.get_next_observations() if self._is_vec_step_over else self._vec_step.get_observations()
+        return self._first_obs if self._view is None else self._view.last_obs
 
     @_last_obs.setter
     def _last_obs(self, observations: Any) -> None:
-        self._first_obs, self._vec_step = observations, None
+        self._first_obs, self._view = observations, None
 
     def _apply_reward_functions(self, rollout: GroupRollout) -> None:
         """Let the reward functions replace the environment's rewards, if there are any, and check the outcome.

@@ -15,8 +15,7 @@ from grpo_core.fast.step_threads import StepThreads, count_threads
 from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.collector import GroupCollector, VecStepCallback
 from grpo_core.groups.group import Group, GroupPlan
-from grpo_core.groups.rollout import GroupRollout, Place
-from grpo_core.groups.vec_step import SteppedPlace
+from grpo_core.groups.rollout import GroupRollout, Place, SteppedPlace
 from grpo_core.simulators.bank import Observed, SimulatorBank
 
 # Which branches, ``(n_branches, 2)``: group, branch.

@@ -18,8 +18,7 @@ from grpo_core.groups.antithetic import AntitheticGenerator
 from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.group import MAX_FILLED, Group, GroupPlan
 from grpo_core.groups.rewards import apply_reward_functions
-from grpo_core.groups.rollout import GroupRollout, Place
-from grpo_core.groups.vec_step import SteppedPlace
+from grpo_core.groups.rollout import GroupRollout, Place, SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.outside import OutsideChanges

@@ -33,6 +33,8 @@ _STORED = (
 _FIRST_EPISODE_STEPS = 64
 # Where in a rollout a step is: time, group and branch.
 Place = tuple[int, int, int]
+# An environment's index, and the place of its step.
+SteppedPlace = tuple[int, Place]
 # Where several steps are: times, groups and branches, integers ``(n_steps,)`` each.
 Places = tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]]]
 

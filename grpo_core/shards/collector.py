@@ -13,8 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.collector import GroupCollector, VecStepCallback, WorkerPool
 from grpo_core.groups.group import Group, GroupPlan
-from grpo_core.groups.rollout import GroupRollout
-from grpo_core.groups.vec_step import SteppedPlace
+from grpo_core.groups.rollout import GroupRollout, SteppedPlace
 from grpo_core.options.checks import refuse
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.outside import find_monitor

@@ -25,7 +25,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from grpo import GRPO, RestorableWrapper
-from grpo_core.groups.vec_step import leaves_environments_alone
+from grpo_core.groups.callback_view import leaves_environments_alone
 from tests.suites import DEVICE
 
 

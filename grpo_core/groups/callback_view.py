@@ -1,10 +1,12 @@
-"""What SB3's callbacks see of a *vectorised step*: one step of one branch in each environment at most.
+"""Show SB3's callbacks a rollout under way, by the *vectorised step*: one step of one branch per environment at most.
 
 SB3's algorithms hand callbacks the local variables of ``collect_rollouts``. Here most are computed when a callback
-asks for them, so that those which nobody reads cost nothing.
+asks for them, so that unread ones cost nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -21,15 +23,14 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.vec_env import VecNormalize
 
 from grpo_core.actor.actor import PolicyActor
-from grpo_core.groups.rollout import GroupRollout, Place, to_tensors
+from grpo_core.groups.collector import GroupCollector
+from grpo_core.groups.rollout import GroupRollout, to_tensors
+from grpo_core.simulators.episode_rows import VecMonitorFeed
 from grpo_core.spaces import unpack
-
-# An environment's index, and the place of its step.
-SteppedPlace = tuple[int, Place]
 
 # SB3's callbacks that only count, save or draw.
 _HARMLESS = (CheckpointCallback, ProgressBarCallback, StopTrainingOnMaxEpisodes)
-_LATER = object()  # stands in a ``VecStepLocals`` for what nobody has asked for yet
+_LATER = object()  # stands in a ``VecStepLocals`` for what was not asked for yet
 
 
 class VecStep:
@@ -39,62 +40,130 @@ class VecStep:
 
     :param rollout: The rollout under way.
     :param actor: Who acts in it.
+    :param collector: Plays it, and knows which places the step has in it.
     :param n_envs: Number of environments.
     :param device: Where SB3 would have its tensors.
-    :param list_places: Returns where the steps of the latest vectorised step are.
-    :param find_latest: Returns the place of an environment's latest step by its index.
     """
 
     def __init__(
-        self,
-        rollout: GroupRollout,
-        actor: PolicyActor,
-        n_envs: int,
-        device: torch.device,
-        list_places: Callable[[], Sequence[SteppedPlace]],
-        find_latest: Callable[[int], Place],
+        self, rollout: GroupRollout, actor: PolicyActor, collector: GroupCollector, n_envs: int, device: torch.device
     ) -> None:
-        self._rollout, self._actor, self._n_envs = rollout, actor, n_envs
-        self._list_places, self._find_latest = list_places, find_latest
+        self.rollout, self.collector = rollout, collector
+        self._actor, self._n_envs = actor, n_envs
         self.computed: Mapping[str, Callable[[], Any]] = {
             "obs_tensor": lambda: to_tensors(self.get_observations(), device),
-            "actions": lambda: self._rollout.actions[self._get_rows()],
-            "clipped_actions": lambda: actor.clip_actions(self._rollout.actions[self._get_rows()]),
+            "actions": lambda: self.rollout.actions[self._get_rows()],
+            "clipped_actions": lambda: actor.clip_actions(self.rollout.actions[self._get_rows()]),
             "new_obs": self.get_next_observations,
             "values": lambda: torch.as_tensor(self._compute_values(), device=device),
-            "log_probs": lambda: torch.as_tensor(self._rollout.log_probs[self._get_rows()], device=device),
+            "log_probs": lambda: torch.as_tensor(self.rollout.log_probs[self._get_rows()], device=device),
             "step_mask": self._get_step_mask,
         }
 
     def get_observations(self) -> Any:
         """Return what the actions were chosen on, as the policy saw it, ``(n_envs, *observation_shape)``."""
-        return self._normalize(self._rollout.observations[self._get_rows()])
+        return self._normalize(self.rollout.observations[self._get_rows()])
 
     def get_next_observations(self) -> Any:
         """Return where the steps led, ``(n_envs, *observation_shape)``; the last observation where an episode ended."""
-        return self._normalize(self._rollout.next_observations[self._get_rows()])
+        return self._normalize(self.rollout.next_observations[self._get_rows()])
 
     def get_original_next_observations(self) -> Any:
         """Return where the steps led as the environments gave it, ``(n_envs, *observation_shape)``."""
-        return unpack(self._rollout.next_observations[self._get_rows()])
+        return unpack(self.rollout.next_observations[self._get_rows()])
 
     def _get_rows(self) -> tuple[list[int], ...]:
-        stepped = dict(self._list_places())
-        places = [stepped.get(i) or self._find_latest(i) for i in range(self._n_envs)]
+        stepped = dict(self.collector.list_places())
+        places = [stepped.get(i) or self.collector.find_latest(i) for i in range(self._n_envs)]
         t, groups, branches = ([place[axis] for place in places] for axis in range(3))
         return t, groups, branches
 
     def _get_step_mask(self) -> npt.NDArray[np.bool_]:
         step_mask = np.zeros(self._n_envs, np.bool_)
-        step_mask[[i for i, _ in self._list_places()]] = True
+        step_mask[[i for i, _ in self.collector.list_places()]] = True
         return step_mask
 
     def _compute_values(self) -> npt.NDArray[np.float32]:
-        return self._actor.values(self._rollout.observations[self._get_rows()])[:, None]
+        return self._actor.values(self.rollout.observations[self._get_rows()])[:, None]
 
     def _normalize(self, observations: npt.NDArray[Any]) -> Any:
         statistics = self._actor.normalization
         return unpack(observations) if statistics is None else statistics.apply(observations)
+
+
+class CallbackView:
+    """Shows a callback one vectorised step after the other, as SB3's ``collect_rollouts`` does.
+
+    :param callback: The callback.
+    :param step: Reads the latest vectorised step.
+    :param entries: Local variables that stay the same throughout the rollout.
+    :param normalize: The ``VecNormalize``, which groups bypass; None without one.
+    :param vec_monitor: Tells a ``VecMonitor`` of the episodes that ended; None without one.
+    """
+
+    def __init__(
+        self,
+        callback: BaseCallback,
+        step: VecStep,
+        entries: Mapping[str, Any],
+        normalize: VecNormalize | None,
+        vec_monitor: VecMonitorFeed | None,
+    ) -> None:
+        self._callback, self._step, self._normalize, self._vec_monitor = callback, step, normalize, vec_monitor
+        self._original_obs = OriginalObservations(step)
+        self._locals = share_locals(callback)
+        self._locals.compute_from(step)
+        self._locals |= entries
+        self._n_vec_steps = count()
+        outside = step.collector.outside_changes
+        is_watched = not leaves_environments_alone(callback)
+        self._on_step = partial(outside.watch, callback.on_step) if is_watched else callback.on_step
+        #: Whether all is done that belongs to the latest vectorised step.
+        self.is_step_over = False
+
+    @property
+    def last_obs(self) -> Any:
+        """What the latest actions were chosen on while the callback runs, and then where they led, as in SB3."""
+        return self._step.get_next_observations() if self.is_step_over else self._step.get_observations()
+
+    def show(
+        self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_], rewards: npt.NDArray[Any], n_stepped: int
+    ) -> bool:
+        """Show the callback a vectorised step; return False if it ends the training.
+
+        :param infos: Those of the environments, to which the keys are added that SB3 adds.
+        :param dones: Where an episode ended, ``(n_envs,)``.
+        :param rewards: The environments' own, ``(n_envs,)``.
+        :param n_stepped: Number of environments that took a step.
+        """
+        self.is_step_over = False
+        if self._vec_monitor is not None:
+            self._vec_monitor.n_steps_taken += n_stepped
+        self._complete(infos, dones)
+        rewards.flags.writeable = False  # these are kept already; a callback that writes to them is to hear of it
+        if self._normalize is not None:  # it sees none of the steps
+            self._normalize.old_obs = self._original_obs  # type: ignore[assignment]
+            self._normalize.old_reward = rewards
+        self._locals.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(self._n_vec_steps)})
+        if self._callback.locals is not self._locals:
+            self._callback.update_locals(self._locals)
+        return self._on_step()
+
+    def _complete(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
+        """Add to infos the keys that SB3's vectorised environments give to every step, and to an episode's last."""
+        for info in infos:
+            info["TimeLimit.truncated"] = False
+        if 1 not in dones.tobytes():  # many times as fast as any()
+            return
+        collector, rollout, last = self._step.collector, self._step.rollout, self._step.get_next_observations()
+        for i, place in collector.list_places():
+            if dones[i]:
+                infos[i]["terminal_observation"] = (
+                    {key: part[i] for key, part in last.items()} if isinstance(last, dict) else last[i]
+                )
+                infos[i]["TimeLimit.truncated"] = bool(rollout.truncated[place])
+                if self._vec_monitor is not None:
+                    self._vec_monitor.report(infos[i], *collector.count_episode(rollout, place))
 
 
 class OriginalObservations:
