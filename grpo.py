@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,15 @@ __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
 # How often a rollout begins anew because a wrapper has exchanged the environment inside it.
 _MAX_EXCHANGES = 3
+
+
+class _Groups(NamedTuple):
+    """What plays groups in an environment, and where a rollout of them is kept."""
+
+    mode: GroupMode
+    env: VecEnv
+    collector: GroupCollector
+    rollout: GroupRollout
 
 
 class GRPO(SavedAlgorithm):
@@ -343,7 +352,7 @@ class GRPO(SavedAlgorithm):
         check_policy_kwargs(self.policy_kwargs, policy_class)
         check_policy_fits(policy_class, self.policy_kwargs, self.observation_space)
         self._maybe_recommend_cpu()
-        simulators = None if self.env is None else self._choose_simulators(self.env)
+        groups = None if self.env is None else self._choose_groups(self.env)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         with borrow_torch_generator(self.rng, self.device):
@@ -361,8 +370,8 @@ class GRPO(SavedAlgorithm):
         check_noise(self)
         # Asked only now: the actor's copy of the network stays right, whatever a user changes later.
         self._reads_values_fast = self._uses_fast_path and self._has_known_layers() and fast.is_plain_mlp(self.policy)
-        if simulators is not None and self.env is not None:
-            self._setup_groups(*simulators, self.env)
+        if groups is not None:
+            self._use_groups(groups)
 
     def _get_actor_critic_class(self) -> type[ActorCriticPolicy]:
         """Return SB3's class of a policy's name, or the user's own.
@@ -373,24 +382,55 @@ class GRPO(SavedAlgorithm):
         assert issubclass(policy_class, ActorCriticPolicy), name
         return policy_class
 
-    def _setup_groups(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> None:
-        """Lay out the storage of a rollout, and begin with new episodes.
+    def _choose_groups(self, env: VecEnv) -> _Groups:
+        """Resolve ``group_mode``, and make groups in an environment; all stays as it was until ``_use_groups``.
 
-        :raises ValueError: If the environment does not fit the other arguments; then all stays as it was.
+        :raises ValueError: If the mode does not fit the other arguments or the environment.
         """
-        self._take_collector(mode, env, *self._make_collector(mode, bank, env))
+        if self.group_mode != "auto":
+            check_group_mode(self, self.group_mode)
+            return self._make_groups(env, self.group_mode, self._make_bank(env, self.group_mode))
+        try:
+            bank = self._make_bank(env, "branch", must_pay=True)
+        except NotBranchableError as obstacle:
+            return self._fall_back_to_episodes(env, obstacle)
+        check_group_mode(self, "branch")
+        return self._make_groups(env, "branch", bank)
 
-    def _take_collector(self, mode: GroupMode, env: VecEnv, collector: GroupCollector, storage: GroupRollout) -> None:
-        self._mode, self._vec_monitor, self._grouped_env = mode, find_vec_monitor(env), env
-        self._collector, self.rollout_buffer = collector, storage
+    def _fall_back_to_episodes(self, env: VecEnv, obstacle: NotBranchableError) -> _Groups:
+        """Choose whole episodes for ``"auto"``, with a warning that says why groups cannot branch."""
+        warnings.warn(
+            f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "
+            "which silences this warning.",
+            stacklevel=6,
+        )
+        bank = self._make_bank(env, "episode")
+        check_group_mode(self, "episode")
+        return self._make_groups(env, "episode", bank)
 
-    def _make_collector(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> tuple[GroupCollector, GroupRollout]:
-        """Make what plays the groups, and the storage of a rollout."""
+    def _make_bank(
+        self, env: VecEnv, mode: GroupMode, must_pay: bool = False, findings: Findings | None = None
+    ) -> SimulatorBank:
+        """Make the simulators behind an environment ready for groups of a mode; ``make_bank`` explains the rest."""
+        return make_bank(
+            env,
+            needs_restore=mode != "episode",
+            common_random_numbers=self.common_random_numbers,
+            must_pay=must_pay,
+            findings=findings,
+        )
+
+    def _make_groups(self, env: VecEnv, mode: GroupMode, bank: SimulatorBank) -> _Groups:
+        """Make what plays the groups, which begin with new episodes, and the storage of a rollout.
+
+        :raises ValueError: If the environment does not fit the other arguments.
+        """
         plan = self._make_plan(mode)
         n_shards = count_shards(self.n_rollout_shards, self.n_rollout_workers, bank.n_envs, plan)
         make_batched = fast.make_batched_collector if self._uses_fast_path else None
         collector = choose_collector(bank, env, self.observation_space, self.action_space, plan, n_shards, make_batched)
-        return collector, GroupRollout.for_plan(plan, bank.n_envs, self.observation_space, self.action_space)
+        rollout = GroupRollout.for_plan(plan, bank.n_envs, self.observation_space, self.action_space)
+        return _Groups(mode, env, collector, rollout)
 
     def _make_plan(self, mode: GroupMode) -> GroupPlan:
         return GroupPlan(
@@ -404,44 +444,9 @@ class GRPO(SavedAlgorithm):
             antithetic_actions=self.antithetic_actions,
         )
 
-    def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
-        """Resolve ``group_mode``, and make the simulators ready for it.
-
-        :raises ValueError: If the mode does not fit the other arguments or the environment.
-        """
-        if self.group_mode != "auto":
-            check_group_mode(self, self.group_mode)
-            return self.group_mode, self._make_bank(env, self.group_mode)
-        mode: GroupMode = "branch"
-        try:
-            bank = self._make_bank(env, mode, must_pay=True)
-        except NotBranchableError as obstacle:
-            return self._fall_back_to_episodes(env, obstacle)
-        check_group_mode(self, mode)
-        return mode, bank
-
-    def _fall_back_to_episodes(self, env: VecEnv, obstacle: NotBranchableError) -> tuple[GroupMode, SimulatorBank]:
-        """Choose whole episodes for ``"auto"``, with a warning that says why groups cannot branch."""
-        warnings.warn(
-            f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "
-            "which silences this warning.",
-            stacklevel=6,
-        )
-        bank = self._make_bank(env, "episode")
-        check_group_mode(self, "episode")
-        return "episode", bank
-
-    def _make_bank(
-        self, env: VecEnv, mode: GroupMode, must_pay: bool = False, findings: Findings | None = None
-    ) -> SimulatorBank:
-        """Make the simulators behind an environment ready for groups of a mode; ``make_bank`` explains the rest."""
-        return make_bank(
-            env,
-            needs_restore=mode != "episode",
-            common_random_numbers=self.common_random_numbers,
-            must_pay=must_pay,
-            findings=findings,
-        )
+    def _use_groups(self, groups: _Groups) -> None:
+        self._mode, self._grouped_env, self._collector, self.rollout_buffer = groups
+        self._vec_monitor = find_vec_monitor(groups.env)
 
     def learn(
         self,
@@ -596,7 +601,7 @@ class GRPO(SavedAlgorithm):
 
     def _make_groups_anew(self) -> None:
         assert self.env is not None, "learn has checked it"
-        self._setup_groups(*self._choose_simulators(self.env), self.env)
+        self._use_groups(self._choose_groups(self.env))
 
     def _play_groups(self, callback: BaseCallback, n_rollout_steps: int) -> bool:
         """Let every branch of every group follow the policy; return False if a callback or ``stop`` ended it early.
@@ -620,8 +625,7 @@ class GRPO(SavedAlgorithm):
                 if collector.n_shards == 1 and n_exchanges <= _MAX_EXCHANGES:
                     self._make_groups_anew()
                 elif collector.n_shards == 1 and self.group_mode == "auto":
-                    env = self._grouped_env
-                    self._setup_groups(*self._fall_back_to_episodes(env, error), env)
+                    self._use_groups(self._fall_back_to_episodes(self._grouped_env, error))
                 else:
                     raise
             else:
@@ -970,18 +974,18 @@ class GRPO(SavedAlgorithm):
     def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """Replace the environment, see ``BaseAlgorithm.set_env``; groups start anew in it.
 
-        A callback that does so in the middle of a rollout replaces it for the next one, unless rollouts are cut
-        (``n_rollout_shards``): then it is set between two calls of ``learn``. The first one of a model that
-        was loaded without any is normalised as by ``load``.
+        A callback that does so in the middle of a rollout replaces it for the next one, which tells whether it fits.
+        The first environment of a model that was loaded without any is normalised as by ``load``.
+
+        :raises ValueError: If the environment does not fit the model.
         """
         vec_env = self._wrap_env(env, self.verbose)
         if self._grouped_env is None and self._loaded is not None:
             vec_env = wrap_like(self._loaded, vec_env)
-        mode, bank = self._choose_simulators(vec_env)
-        made = self._make_collector(mode, bank, vec_env)  # like the line above, it raises before anything is replaced
+        groups = None if self._is_collecting else self._choose_groups(vec_env)  # it raises before anything is replaced
         super().set_env(vec_env, force_reset)
-        if not self._is_collecting:
-            self._take_collector(mode, vec_env, *made)
+        if groups is not None:
+            self._use_groups(groups)
 
 
 def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

@@ -248,7 +248,7 @@ def _restore_choices(model: Any, facts: Mapping[str, Any]) -> None:
     try:
         bank = model._make_bank(model.env, mode)
         bank.findings = bank.findings._replace(is_cheap=is_cheap)
-        model._setup_groups(mode, bank, model.env)
+        model._use_groups(model._make_groups(model.env, mode, bank))
     except ValueError as error:  # among them NotBranchableError
         raise CheckpointError(f"the checkpoint is of another training, in group_mode={mode!r}: {error}") from error
 

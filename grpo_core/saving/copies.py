@@ -45,7 +45,7 @@ def restore_model(model: Any, state: Mapping[str, Any]) -> None:
     model._vec_normalize_env = unwrap_vec_normalize(model.env)
     # With what was found out: measured anew, restoring may seem to cost more or less than it did.
     bank = model._make_bank(model.env, model._mode, findings=findings)
-    model._setup_groups(model._mode, bank, model.env)
+    model._use_groups(model._make_groups(model.env, model._mode, bank))
     if starts is None:
         return
     # These bytes were made by ``reduce_model`` and are a part of a pickle that is read already.
