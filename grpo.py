@@ -977,8 +977,14 @@ class GRPO(SavedAlgorithm):
         A callback that does so in the middle of a rollout replaces it for the next one, which tells whether it fits.
         The first environment of a model that was loaded without any is normalised as by ``load``.
 
-        :raises ValueError: If the environment does not fit the model.
+        :raises ValueError: If the environment does not fit the model, or while rollout workers play
+            (``n_rollout_shards``).
         """
+        if self._grouped_env is not None and self._collector.has_open_workers:
+            raise ValueError(
+                "the environment cannot be replaced while rollout workers play in copies of it (n_rollout_shards="
+                f"{self._collector.n_shards}); call set_env between two calls of learn."
+            )
         vec_env = self._wrap_env(env, self.verbose)
         if self._grouped_env is None and self._loaded is not None:
             vec_env = wrap_like(self._loaded, vec_env)

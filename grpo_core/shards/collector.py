@@ -200,6 +200,10 @@ class ShardedCollector(GroupCollector):
             finally:
                 self._pool = None
 
+    @property
+    def has_open_workers(self) -> bool:  # type: ignore[override]  # which is a constant of the other collectors
+        return self._pool is not None
+
     def follow_outside_changes(self) -> None:
         pass  # until new workers get copies of the environments
 

@@ -86,6 +86,22 @@ def test_one_shard_is_todays_rollout_and_more_shards_are_others() -> None:
     assert to_bytes(make_model(n_shards=2).learn(TOTAL)) != to_bytes(whole)
 
 
+@pytest.mark.parametrize("event", ["_on_training_start", "_on_rollout_start", "_on_step", "_on_rollout_end"])
+def test_no_callback_replaces_the_environment_while_workers_play_in_copies_of_it(event: str) -> None:
+    class Replace(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+    replace, model = Replace(), make_model(n_shards=2)
+    setattr(replace, event, lambda: model.set_env(gym.make("CartPole-v1")))
+    before = model.env
+    with pytest.raises(ValueError, match=r"n_rollout_shards=2\); call set_env between two calls of learn"):
+        model.learn(TOTAL, replace)
+    assert model.env is before
+    model.set_env(gym.make("CartPole-v1"))
+    model.learn(TOTAL)
+
+
 def test_every_step_reaches_the_callbacks_and_the_rollout() -> None:
     class Count(BaseCallback):
         n_vec_steps, n_steps, earned = 0, 0, 0.0
