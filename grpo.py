@@ -54,7 +54,8 @@ from grpo_core.options.network_json import network_to_json
 from grpo_core.options.policies import POLICIES, get_policy_name
 from grpo_core.options.policy_kwargs import check_built_policy, check_policy_fits, check_policy_kwargs
 from grpo_core.options.rewards import Reward
-from grpo_core.restoring.simulator import NotBranchableError, ReplacedLayerError, check_branchable
+from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
+from grpo_core.restoring.simulator import check_branchable
 from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.model_state import warn_if_too_large, wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm

@@ -41,7 +41,7 @@ from grpo_core.groups.advantage import Floats
 from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.options.choices import COMPARES_IN_GROUPS, AdvantageScaling, Baseline, GroupMode
 from grpo_core.options.rewards import RewardFunction, optimized_cartpole
-from grpo_core.restoring.simulator import NotBranchableError
+from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ForeignModelError, ModelFileError
 from grpo_core.saving.model_state import restore_normalization

@@ -27,7 +27,8 @@ from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.archive import AnchorArchive
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.restoring.contents import Noise, walk
-from grpo_core.restoring.simulator import NotBranchableError, Simulator
+from grpo_core.restoring.errors import NotBranchableError
+from grpo_core.restoring.simulator import Simulator
 from grpo_core.restoring.state import find_noise
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError

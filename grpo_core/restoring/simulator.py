@@ -14,12 +14,11 @@ from typing import Any
 import gymnasium as gym
 
 from grpo_core.environments.nested import list_nested_envs
+from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.layers import Layers
 from grpo_core.restoring.proof import Shipment, prove
 from grpo_core.restoring.report import LayerAccess, RestoringReport
 from grpo_core.restoring.state import (
-    NotBranchableError,
-    ReplacedLayerError,
     StateAccess,
     access_generators,
     access_innermost_env,
@@ -27,15 +26,6 @@ from grpo_core.restoring.state import (
     access_wrapper,
     list_restored_layers,
 )
-
-__all__ = [
-    "NotBranchableError",
-    "ReplacedLayerError",
-    "RestoringReport",
-    "Simulator",
-    "SimulatorState",
-    "check_branchable",
-]
 
 # A captured state; only a simulator of the same environment and wrappers can restore it.
 SimulatorState = Any

@@ -43,6 +43,7 @@ from grpo_core.restoring.contents import (
     set_generator_state,
 )
 from grpo_core.restoring.copying import CONSTANTS_OF_ENVS, CopyError, is_tool
+from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.growth import Growth
 from grpo_core.restoring.layers import IMMUTABLE, Layers
 from grpo_core.restoring.native.mujoco_state import MujocoModel
@@ -93,22 +94,6 @@ _NOT_STATE = (gym.Space, *GENERATORS, types.ModuleType, types.BuiltinFunctionTyp
 
 #: What is said of a layer that captures and restores itself.
 OWN_METHODS = "capture_state() and restore_state()"
-
-
-class NotBranchableError(ValueError):
-    """The environment's state cannot be captured and restored."""
-
-
-class FailedTrialError(NotBranchableError):
-    """The environment failed in a plain reset or step; the cause is its own error."""
-
-
-class FailedResetError(FailedTrialError):
-    """It failed in the first reset of all, so that it cannot be trained in at all; the cause is its own error."""
-
-
-class ReplacedLayerError(NotBranchableError):
-    """A wrapper holds another environment than before, which captured states do not fit."""
 
 
 class StateAccess(NamedTuple):

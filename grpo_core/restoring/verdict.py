@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from grpo_core.environments.nested import Env
+from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.preserving import Restorable
-from grpo_core.restoring.state import OWN_METHODS, NotBranchableError
+from grpo_core.restoring.state import OWN_METHODS
 
 REMEDY = (
     'group_mode="episode" restores nothing and trains it as it is. If the environment is yours, keep all that '

@@ -21,16 +21,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from grpo_core.environments.first_calls import check_masks, check_methods, check_observation, check_reset, check_step
 from grpo_core.environments.nested import list_nested_envs
+from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.report import RestoringReport
-from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
-from grpo_core.restoring.state import (
-    BOOKKEEPING,
-    FailedResetError,
-    FailedTrialError,
-    ReplacedLayerError,
-    list_restored_layers,
-)
+from grpo_core.restoring.simulator import Simulator, SimulatorState
+from grpo_core.restoring.state import BOOKKEEPING, list_restored_layers
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
 from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform, read_vec_wrappers

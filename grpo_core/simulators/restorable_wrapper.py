@@ -11,11 +11,11 @@ import gymnasium as gym
 
 from grpo_core.environments.first_calls import check_methods
 from grpo_core.environments.flags import InvalidEnvironmentError
+from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.proof import Shipment
 from grpo_core.restoring.report import RestoringReport
-from grpo_core.restoring.simulator import NotBranchableError, ReplacedLayerError, Simulator, SimulatorState
-from grpo_core.restoring.state import FailedResetError, FailedTrialError
+from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.simulators.single_env import Order, SingleEnv
 
 _T = TypeVar("_T")

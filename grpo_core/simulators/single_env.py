@@ -19,7 +19,8 @@ from grpo_core.environments.first_calls import (
     is_usual,
 )
 from grpo_core.environments.flags import InvalidEnvironmentError, read_success
-from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
+from grpo_core.restoring.errors import NotBranchableError
+from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.restoring.state import find_noise
 from grpo_core.simulators.episode_rows import sample_rows
 

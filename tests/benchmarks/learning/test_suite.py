@@ -26,7 +26,8 @@ from benchmarks.lib.runs import Run, RunSpec, append_run, find_missing, read_run
 from benchmarks.lib.tables import compute_interval, compute_iqm, format_aims, format_score, format_table
 from benchmarks.lib.tasks import ENV_NAMES, TASKS, Task, get_task, select_tasks
 from grpo_core.options.presets import choose_general_preset
-from grpo_core.restoring.simulator import NotBranchableError, check_branchable
+from grpo_core.restoring.errors import NotBranchableError
+from grpo_core.restoring.simulator import check_branchable
 
 SPEC = RunSpec("CartPole-v1", "ppo", "PPO", seed=1, budget=64, settings={"n_steps": 32, "policy_kwargs": {"a": [1, 2]}})
 TASK = Task("CartPole-v1", 100, aim=490, worst_aim=400, n_seeds=4)

@@ -20,8 +20,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from grpo import GRPO
+from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.report import LayerAccess, RestoringReport
-from grpo_core.restoring.simulator import NotBranchableError, Simulator, check_branchable
+from grpo_core.restoring.simulator import Simulator, check_branchable
 from grpo_core.simulators.bank import find_obstacle
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 

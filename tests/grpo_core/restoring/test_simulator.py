@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import (
     DummyVecEnv,
 )
 
-from grpo_core.restoring.simulator import NotBranchableError, ReplacedLayerError, Simulator, check_branchable
+from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
+from grpo_core.restoring.simulator import Simulator, check_branchable
 from grpo_core.simulators.bank import make_bank
 
 CLASSIC_CONTROL = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]

@@ -24,7 +24,8 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from grpo_core.restoring.simulator import NotBranchableError, check_branchable
+from grpo_core.restoring.errors import NotBranchableError
+from grpo_core.restoring.simulator import check_branchable
 from grpo_core.simulators.bank import Order, Outcome, SimulatorBank, find_obstacle, make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 
