@@ -1,4 +1,4 @@
-"""What is said of an environment that is not restored: what differs, where that lies, and what helps."""
+"""The texts that say why an environment is not restored: what differs, where that lies, and what helps."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
