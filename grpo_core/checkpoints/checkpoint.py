@@ -26,10 +26,10 @@ from grpo_core.checkpoints.objects import Node, Reader, UnknownObjectError, Writ
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.archive import AnchorArchive
 from grpo_core.groups.correlation import GroupCorrelation
-from grpo_core.restoring.contents import Noise, walk
+from grpo_core.restoring.contents import walk
 from grpo_core.restoring.errors import NotBranchableError
+from grpo_core.restoring.generators import Noise, find_noise
 from grpo_core.restoring.simulator import Simulator
-from grpo_core.restoring.state import find_noise
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
 from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization

@@ -1,13 +1,12 @@
-"""Look through all that an environment and its wrappers hold: to put their random generators back, and to compare."""
+"""Look through all that an environment and its wrappers hold, to find something in it or to compare it."""
 
 import logging
 import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from zlib import crc32
 
 import gymnasium as gym
 import numpy as np
@@ -15,14 +14,10 @@ from gymnasium.envs.registration import EnvSpec
 
 from grpo_core.environments.nested import Env
 
+#: Classes of random generators.
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
-# How the state of each process-wide generator is read and set. Not torch's: models in other threads borrow it.
-_PROCESS_WIDE: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
-    "np.random": (np.random.get_state, np.random.set_state),
-    "random": (random.getstate, random.setstate),
-}
-# Values looked at, nearest first, for generators and to compare: a trial looks often, and environments may hold tables.
-_MAX_SEARCHED, _MAX_COMPARED = 2_000, 10_000
+# Values looked at, nearest first, to compare: a trial looks often, and environments may hold tables.
+_MAX_COMPARED = 10_000
 #: Larger arrays are not read.
 MAX_ARRAY_BYTES = 2**22
 _MAX_NAMED = 3
@@ -32,88 +27,6 @@ _LIBRARIES = frozenset({"gymnasium", "stable_baselines3", "sb3_contrib", "numpy"
 SCALARS = (type(None), bool, int, float, complex, str, bytes, np.generic)
 _OPAQUE = (*GENERATORS, EnvSpec, logging.Logger)
 _CODE = (type, types.ModuleType, types.BuiltinFunctionType, property, staticmethod, classmethod)
-
-
-def get_generator_state(generator: Any) -> Any:
-    """Return a copy of the state of one of ``GENERATORS``."""
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
-
-
-def set_generator_state(generator: Any, state: Any) -> None:
-    """Put the state of one of ``GENERATORS`` back."""
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)
-
-
-def is_restorable_generator(value: Any) -> bool:
-    """Return whether a value is a generator with a state: the operating system's has none."""
-    return isinstance(value, GENERATORS) and not isinstance(value, random.SystemRandom)
-
-
-class Noise:
-    """All random generators that the steps of an environment may draw from, the process-wide ones included.
-
-    Those of the layers' attributes, of what these hold, of spaces, of classes and of the modules that define them are
-    found anew at each capture and restore, by where they are: a reset may create new ones.
-
-    :param envs: The layers of the environment.
-    :param known: Those of them whose attributes are known; they are not searched further.
-    :param process_wide: Whether to include the process-wide ones, which others may be using at the same time.
-    :param shared: Whether to include those of classes and modules, which other environments may be using.
-    """
-
-    def __init__(
-        self, envs: Sequence[Env], known: Sequence[Env] = (), *, process_wide: bool = True, shared: bool = True
-    ) -> None:
-        self._envs, self._known, self._shared = envs, known, shared
-        self._process_wide = _PROCESS_WIDE if process_wide else {}
-
-    def capture(self) -> dict[str, Any]:
-        """Copy the states of all generators, by where they are."""
-        states = {path: get_generator_state(generator) for path, generator in self._find().items()}
-        return {**states, **{name: get() for name, (get, _) in self._process_wide.items()}}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Put the states back, as far as the generators still exist."""
-        for path, generator in self._find().items():
-            if path in states:
-                try:
-                    set_generator_state(generator, states[path])
-                except (TypeError, ValueError):
-                    continue  # another kind of generator is there now
-        for name, (_, put) in self._process_wide.items():
-            put(states[name])
-
-    def reseed(self, rng: np.random.Generator, only: Collection[str] | None = None) -> None:
-        """Begin new sequences in all of them; each depends on one draw from ``rng`` and on where it is.
-
-        So it makes no difference to the others, nor to ``rng``, whether a generator has been made yet.
-
-        :param only: Where the others are not.
-        """
-        base = int(rng.integers(2**63))
-        for path, generator in self._find().items():
-            if only is not None and path not in only:
-                continue
-            seed = int(np.random.SeedSequence([base, crc32(path.encode())]).generate_state(1)[0])
-            if isinstance(generator, np.random.Generator):
-                generator.bit_generator.state = type(generator.bit_generator)(seed).state
-            else:
-                generator.seed(seed)
-        if self._process_wide:
-            of_numpy, of_python = map(int, np.random.SeedSequence(base).generate_state(2))
-            np.random.seed(of_numpy)  # environments draw from it, though they should not
-            random.seed(of_python)
-
-    def _find(self) -> dict[str, Any]:
-        found = walk(self._envs, self._known, _MAX_SEARCHED, self._shared)
-        return {path: value for path, value in found if is_restorable_generator(value)}
 
 
 def describe_contents(envs: Sequence[Any], known: Sequence[Env] = (), *, shared: bool = True) -> dict[str, Any]:

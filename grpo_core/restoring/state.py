@@ -1,13 +1,13 @@
 """Copy what a step changes in an environment or one of its wrappers, and put it back.
 
 For known environments only the few attributes that a step changes are copied, for physics engines and emulators their
-own state, and for all others every attribute. ``access_generators`` copies random generators.
+own state, and for all others every attribute.
 """
 
 import copy
 import importlib
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -35,13 +35,7 @@ from stable_baselines3.common.atari_wrappers import (
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
 from grpo_core.environments.nested import Env, list_nested_envs
-from grpo_core.restoring.contents import (
-    GENERATORS,
-    Noise,
-    get_generator_state,
-    is_restorable_generator,
-    set_generator_state,
-)
+from grpo_core.restoring.contents import GENERATORS
 from grpo_core.restoring.copying import CONSTANTS_OF_ENVS, CopyError, is_tool
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.growth import Growth
@@ -122,13 +116,6 @@ def is_known(env: Env) -> bool:
     """
     is_known_kind = type(env) in _WRAPPER_STATE or type(env) in _SIMULATOR_STATE
     return is_known_kind and not {"step", "reset"} & env.__dict__.keys()
-
-
-def find_noise(env: Env, *, process_wide: bool = True, shared: bool = True) -> Noise:
-    """Return the random generators of an environment and its wrappers, see ``Noise``."""
-    layers = list_nested_envs(env)
-    known = [layer for layer in layers if is_known(layer)]
-    return Noise(layers, known, process_wide=process_wide, shared=shared)
 
 
 def access_own_methods(env: Env) -> StateAccess | None:
@@ -232,22 +219,31 @@ def _access_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
     return StateAccess(capture, restore, means=", ".join(names))
 
 
-def _access_parameters(env: Env) -> StateAccess:
-    """Copy the numbers, texts and arrays among the attributes, by which a step goes although it changes none."""
+def _access_some(env: Env, select: Callable[[dict[str, Any]], Iterable[str]], means: str) -> StateAccess:
+    """Copy some of the attributes, which need not be the same at each capture.
+
+    :param select: Names them, among all that there are.
+    """
     attributes = env.__dict__
 
     def capture() -> dict[str, Any]:
-        return {
-            name: _copy(value)
-            for name, value in attributes.items()
-            if name not in CONSTANTS and isinstance(value, (*IMMUTABLE, np.ndarray))
-        }
+        return {name: _copy(attributes[name]) for name in select(attributes)}
 
     def restore(state: dict[str, Any]) -> None:
         for name, value in state.items():
             attributes[name] = _copy(value)
 
-    return StateAccess(capture, restore, means="parameters")
+    return StateAccess(capture, restore, means=means)
+
+
+def _access_parameters(env: Env) -> StateAccess:
+    """Copy the numbers, texts and arrays among the attributes, by which a step goes although it changes none."""
+    kinds = (*IMMUTABLE, np.ndarray)
+    return _access_some(
+        env,
+        lambda held: [name for name in held if name not in CONSTANTS and isinstance(held[name], kinds)],
+        "parameters",
+    )
 
 
 def _access_mujoco_parameters(env: Any) -> StateAccess:
@@ -336,7 +332,9 @@ def _access_mujoco(env: Any) -> StateAccess:
     """Copy one of Gymnasium's MuJoCo environments: the engine's state, and what a reset draws."""
     mujoco = importlib.import_module("mujoco")
     parts = mujoco.mjtState.mjSTATE_INTEGRATION
-    attributes = _access_present_attributes(env, _MUJOCO_STATE.get(type(env).__name__, ()))
+    drawn = _MUJOCO_STATE.get(type(env).__name__, ())
+    # They may not exist yet, since a reset creates them.
+    attributes = _access_some(env, lambda held: [name for name in drawn if name in held], ", ".join(drawn))
 
     def capture() -> tuple[Any, ...]:
         physics = np.empty(mujoco.mj_stateSize(env.model, parts))
@@ -353,20 +351,6 @@ def _access_mujoco(env: Any) -> StateAccess:
 
     means = f"MuJoCo's state, and {attributes.means}" if attributes.means else "MuJoCo's state"
     return StateAccess(capture, restore, means=means)
-
-
-def _access_present_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
-    """Copy attributes that may not exist yet, since a reset creates them."""
-    attributes = env.__dict__
-
-    def capture() -> dict[str, Any]:
-        return {name: _copy(attributes[name]) for name in names if name in attributes}
-
-    def restore(state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            attributes[name] = _copy(value)
-
-    return StateAccess(capture, restore, means=", ".join(names))
 
 
 def _access_atari(env: Any, common_random_numbers: bool, layers: Layers) -> StateAccess:
@@ -399,29 +383,3 @@ def _access_atari(env: Any, common_random_numbers: bool, layers: Layers) -> Stat
     means = "ALE's state" if attributes is None else f"ALE's state, and {attributes.means}"
     is_copied = attributes is not None
     return StateAccess(capture, restore, is_cheap=False, is_proven=False, means=means, is_copied=is_copied)
-
-
-def access_generators(nested_envs: Sequence[Env]) -> StateAccess:
-    """Copy the random generators among the attributes of wrappers and environment, including ``np_random``.
-
-    :param nested_envs: The wrappers and the environment.
-    """
-
-    def read(env: Env) -> dict[str, Any]:
-        # Gymnasium creates the generator on first access.
-        _ = env.np_random
-        return env.__dict__
-
-    def capture() -> list[dict[str, Any]]:
-        return [
-            {name: get_generator_state(value) for name, value in read(env).items() if is_restorable_generator(value)}
-            for env in nested_envs
-        ]
-
-    def restore(state: list[dict[str, Any]]) -> None:
-        for env, generator_states in zip(nested_envs, state, strict=True):
-            attributes = read(env)
-            for name, generator_state in generator_states.items():
-                set_generator_state(attributes[name], generator_state)
-
-    return StateAccess(capture, restore)

@@ -20,8 +20,8 @@ from grpo_core.environments.first_calls import (
 )
 from grpo_core.environments.flags import InvalidEnvironmentError, read_success
 from grpo_core.restoring.errors import NotBranchableError
+from grpo_core.restoring.generators import find_noise
 from grpo_core.restoring.simulator import Simulator, SimulatorState
-from grpo_core.restoring.state import find_noise
 from grpo_core.simulators.episode_rows import sample_rows
 
 _FILLED_AGAIN = (np.ndarray, dict, list, set)
