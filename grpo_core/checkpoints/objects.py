@@ -26,7 +26,7 @@ from grpo_core.restoring.generators import get_generator_state, is_restorable_ge
 from grpo_core.restoring.layers import LayerMethod, LayerReference
 from grpo_core.restoring.originals import Noted
 from grpo_core.saving.space_json import space_from_json, space_to_json
-from grpo_core.simulators.bank import Observed
+from grpo_core.simulators.single_env import Observed
 
 # JSON values, one per object; an object that others hold is written once and referred to by its number.
 Node = Any

@@ -16,7 +16,8 @@ from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.collector import GroupCollector, VecStepCallback
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout, Place, SteppedPlace
-from grpo_core.simulators.bank import Observed, SimulatorBank
+from grpo_core.simulators.bank import SimulatorBank
+from grpo_core.simulators.single_env import Observed
 
 # Which branches, ``(n_branches, 2)``: group, branch.
 BranchIndex = npt.NDArray[np.int64]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from grpo_core.groups.advantage import Bools, Floats, compute_deviation
 from grpo_core.restoring.simulator import SimulatorState
-from grpo_core.simulators.bank import Observed
+from grpo_core.simulators.single_env import Observed
 
 #: Share of groups that start from the archive.
 ARCHIVE_SHARE = 0.5

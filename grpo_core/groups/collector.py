@@ -23,7 +23,8 @@ from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.simulator import SimulatorState
-from grpo_core.simulators.bank import Findings, Observed, Order, Outcome, SimulatorBank
+from grpo_core.simulators.bank import Findings, SimulatorBank
+from grpo_core.simulators.single_env import Observed, Order, Outcome
 from grpo_core.spaces import pack
 
 # Called after every vectorised step with infos, done flags and rewards, one per environment, and the number of

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from grpo_core.groups.advantage import BranchSteps, Floats
 from grpo_core.groups.group import GroupPlan
-from grpo_core.simulators.bank import Outcome
+from grpo_core.simulators.single_env import Outcome
 from grpo_core.spaces import Observations, observation_dtype, pack, unpack
 
 Array = npt.NDArray[Any]

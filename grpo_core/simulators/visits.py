@@ -1,4 +1,4 @@
-"""Notice when somebody else resets or steps the environments of a ``DummyVecEnv``: an evaluation, or a callback."""
+"""Notice when others reset or step the environments of a ``DummyVecEnv``: an evaluation, or a callback."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -37,7 +37,7 @@ class Visits:
         self._player = player
 
     def receive(self, visit: Callable[[], Any], indices: Iterable[int], is_to_step: bool) -> Any:
-        """Let somebody move environments."""
+        """Let a visit move environments, once whoever moved them last knows of it."""
 
         def leave_and_visit() -> Any:
             if self._player is not None and (player := self._player()) is not None:

@@ -26,7 +26,7 @@ from grpo_core.options.presets import (
 )
 from grpo_core.options.rewards import Reward
 from grpo_core.shards.collector import count_shards
-from grpo_core.simulators.bank import find_obstacle
+from grpo_core.simulators.making import find_obstacle
 from service.environments.build import build_vec_env, try_methods
 from service.errors import InvalidRequestError, describe_error, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS

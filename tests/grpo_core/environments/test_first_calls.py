@@ -17,9 +17,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from grpo import GRPO
 from grpo_core.environments.first_calls import call_reset, check_masks, try_out
 from grpo_core.environments.flags import InvalidEnvironmentError, read_success
-from grpo_core.simulators.bank import Order, make_bank
+from grpo_core.simulators.making import make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.single_env import SingleEnv
+from grpo_core.simulators.single_env import Order, SingleEnv
 
 SEEN = np.zeros(2, np.float32)
 BOX = spaces.Box(-1.0, 1.0, (2,))

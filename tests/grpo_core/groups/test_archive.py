@@ -14,7 +14,7 @@ from grpo_core.groups.archive import (
     compute_draw_probabilities,
     compute_spreads,
 )
-from grpo_core.simulators.bank import Observed
+from grpo_core.simulators.single_env import Observed
 
 
 def make_anchor(observation: Any, state: Any = None) -> AnchorState:

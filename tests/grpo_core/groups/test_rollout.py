@@ -15,7 +15,7 @@ from grpo_core.groups.advantage import Floats
 from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.rollout import GroupRollout, StepBatch, draw_minibatches
 from grpo_core.options.rewards import RewardFunction
-from grpo_core.simulators.bank import Observed, Outcome
+from grpo_core.simulators.single_env import Observed, Outcome
 from grpo_core.spaces import pack
 from tests.grpo_core.groups.filled import CAR, CHOICE, PLACE, fill
 from tests.walk import FencedWalk, StepLog, Walk, cartpole_model, collect, walk_model

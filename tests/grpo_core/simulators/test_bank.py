@@ -1,23 +1,17 @@
 """Banks of simulators: in this process and in workers, under every wrapper, with and without restoring."""
 
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces, wrappers
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
-    SubprocVecEnv,
     VecCheckNan,
     VecEnv,
-    VecExtractDictObs,
     VecFrameStack,
     VecMonitor,
     VecNormalize,
@@ -25,74 +19,24 @@ from stable_baselines3.common.vec_env import (
 )
 
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.restoring.simulator import check_branchable
-from grpo_core.simulators.bank import Order, Outcome, SimulatorBank, find_obstacle, make_bank
+from grpo_core.simulators.bank import SimulatorBank
+from grpo_core.simulators.making import make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-
-Env = gym.Env[Any, Any]
-MakeWorkers = Callable[..., VecEnv]
+from grpo_core.simulators.single_env import Order
+from tests.grpo_core.simulators.support import (
+    Camera,
+    Env,
+    MakeWorkers,
+    follow,
+    make_cart_pole,
+    make_slippery,
+    see,
+    simplify,
+    start,
+)
 
 # Forking starts a worker fast, and this process holds no lock that a worker needs.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-@pytest.fixture
-def make_workers() -> Iterator[MakeWorkers]:
-    """Start one worker per given function; all end with the test, even if some have died."""
-    started: list[SubprocVecEnv] = []
-
-    def make(*env_fns: Callable[[], Env]) -> VecEnv:
-        started.append(SubprocVecEnv(list(env_fns), start_method="fork"))
-        return started[-1]
-
-    yield make
-    for env in started:
-        for remote, process in zip(env.remotes, env.processes, strict=True):
-            if process.is_alive():
-                remote.send(("close", None))
-            process.join()
-            remote.close()
-
-
-def make_cart_pole(limit: int = 500) -> Env:
-    return Monitor(gym.make("CartPole-v1", max_episode_steps=limit))
-
-
-def make_slippery(**options: Any) -> Env:
-    return gym.make("FrozenLake-v1", **options)
-
-
-class Camera(gym.Env[Any, Any]):
-    """Shows a moving picture; allows only steps that stay on the line."""
-
-    action_space = spaces.Discrete(2)
-    n_places = 40
-
-    def __init__(self, shape: tuple[int, ...] = (40, 36, 1), with_dict: bool = False) -> None:
-        self.with_dict = with_dict
-        self.picture = np.zeros(shape, np.uint8)
-        self.place = 0
-        image_space = spaces.Box(0, 255, shape, np.uint8)
-        places = spaces.Box(0, self.n_places, (2,), np.float32)
-        self.observation_space = spaces.Dict({"image": image_space, "places": places}) if with_dict else image_space
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.place = int(self.np_random.integers(10, 20))
-        return self.show(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.place += 2 * int(action) - 1 + int(self.np_random.integers(2))
-        return self.show(), self.place / 7, self.place > 30, False, {"place": self.place}
-
-    def action_masks(self) -> list[bool]:
-        return [self.place > 1, True]
-
-    def show(self) -> Any:
-        self.picture.reshape(-1)[:] = np.arange(self.picture.size) % 97 + self.place
-        # Not the space's dtype, to which VecEnvs cast.
-        picture = self.picture.copy()
-        return {"image": picture, "places": [self.place, 1]} if self.with_dict else picture
 
 
 class Slate(Camera):
@@ -101,83 +45,6 @@ class Slate(Camera):
     def show(self) -> Any:
         super().show()
         return {"image": self.picture, "places": [self.place, 1]}
-
-
-class Gauge(Camera):
-    """Fills the same info in every step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.info: dict[str, Any] = {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        *outcome, info = super().step(action)
-        self.info.update(info)
-        self.info.setdefault("places", np.zeros(1))[0] = info["place"]
-        self.info.setdefault("nested", {"places": [0]})["places"][0] = info["place"]
-        return *outcome, self.info
-
-
-class Fragile(gym.Env[Any, Any]):
-    """Raises at action 1, and ends its process at action 2; neither is taken when it is tried out."""
-
-    observation_space = spaces.Box(-1, 1, (1,), np.float32)
-    action_space = spaces.Discrete(1)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        if action == 1:
-            raise ZeroDivisionError("the wheels came off")
-        if action == 2:
-            os._exit(7)
-        return np.zeros(1, np.float32), 1.0, False, False, {}
-
-    def capture_state(self) -> Any:
-        return "upright"
-
-    def restore_state(self, state: Any) -> None:
-        pass
-
-
-class HoldsALock(gym.Wrapper[Any, Any, Any, Any]):
-    """Cannot be copied."""
-
-    def __init__(self, env: Env) -> None:
-        super().__init__(env)
-        self.lock = threading.Lock()
-
-
-def simplify(value: Any) -> Any:
-    """Turn nested arrays into lists, which compare with ==."""
-    if isinstance(value, dict):
-        return {key: simplify(part) for key, part in value.items() if key != "t"}
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-def see(outcome: Outcome) -> Any:
-    """Return all that a learner sees of an outcome, comparable with ==."""
-    observed = outcome.observed
-    seen = (observed.observation, observed.action_masks, outcome.reward, outcome.terminated, outcome.truncated)
-    return [*map(simplify, seen), simplify(outcome.info)]
-
-
-def follow(bank: SimulatorBank, state: Any, actions: Sequence[Any], i: int = 0) -> list[Any]:
-    """Take actions from a state, restoring before every step as a rollout does."""
-    seen = []
-    for action in actions:
-        outcome = bank.step({i: Order(action, state, capture=True)})[i]
-        seen.append(see(outcome))
-        state = outcome.state
-        if state is None:
-            break
-    return seen
-
-
-def start(bank: SimulatorBank, seed: int = 0) -> Any:
-    """Reset the first environment and return its state."""
-    return bank.reset({0: seed})[0][1]
 
 
 STACKS: dict[str, Callable[[VecEnv], VecEnv]] = {
@@ -240,46 +107,6 @@ def test_observations_have_the_dtype_of_the_space_and_do_not_change_afterwards()
     assert simplify(observed.observation) == before
     assert observed.observation["places"].dtype == np.float32
     assert observed.observation["image"].dtype == np.uint8
-
-
-def test_an_info_does_not_change_afterwards() -> None:
-    bank = make_bank(DummyVecEnv([Gauge]), needs_restore=False)
-    bank.reset({0: 0})
-    infos = [bank.step({0: Order(1)})[0].info for _ in range(3)]
-    assert len({info["place"] for info in infos}) > 1
-    for info in infos:
-        assert info["places"] == info["place"]
-        assert info["nested"] == {"places": [info["place"]]}
-    infos[0]["mine"] = True
-    assert "mine" not in bank.step({0: Order(1)})[0].info
-
-
-class Turning(gym.Env[Any, Any]):
-    """Turns round after some steps, by taking another function, which is not restored."""
-
-    observation_space, action_space = spaces.Box(-99.0, 99.0, (1,), np.float32), spaces.Discrete(2)
-
-    def __init__(self, turns_at: int) -> None:
-        self.turns_at = turns_at
-        self.move: Callable[[int], int]
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.t, self.x, self.move = 0, 0, lambda x: x + 1
-        return np.array([0.0], np.float32), {}
-
-    def step(self, action: Any) -> Any:
-        self.t, self.x = self.t + 1, self.move(self.x)
-        if self.t == self.turns_at:
-            self.move = lambda x: x - 1
-        return np.array([self.x], np.float32), 0.0, False, self.t >= 60, {}
-
-
-def test_an_environment_of_the_same_class_with_other_parameters_is_tried_out_as_thoroughly() -> None:
-    alike = make_bank(DummyVecEnv([lambda: Turning(-1), lambda: Turning(-1)]), needs_restore=True)
-    assert [report.n_steps > 8 for report in alike.reports] == [True, False]
-    with pytest.raises(NotBranchableError):
-        make_bank(DummyVecEnv([lambda: Turning(-1), lambda: Turning(30)]), needs_restore=True)
 
 
 def test_a_discrete_observation_is_an_integer() -> None:
@@ -385,24 +212,6 @@ def test_workers_that_only_reset_and_step_do_the_same_as_this_process(
     assert seen[0] == seen[1]
 
 
-def test_a_restorable_wrapper_does_no_harm_in_this_process() -> None:
-    bank = make_bank(DummyVecEnv([lambda: RestorableWrapper(make_cart_pole())]), needs_restore=True)
-    assert bank.findings.is_cheap
-    assert follow(bank, start(bank), [0, 1, 1]) == follow(bank, start(bank), [0, 1, 1])
-    check_branchable(RestorableWrapper(make_cart_pole()))
-
-
-def test_the_monitor_counts_on_from_the_restored_step_in_a_worker(make_workers: MakeWorkers) -> None:
-    bank = make_bank(make_workers(lambda: RestorableWrapper(make_cart_pole(limit=6))), needs_restore=True)
-    state = start(bank)
-    for _ in range(4):
-        state = bank.step({0: Order(0, state, capture=True)})[0].state
-    for _ in range(3):
-        last = bank.step({0: Order(1, bank.step({0: Order(1, state, capture=True)})[0].state)})[0]
-        assert last.truncated
-        assert (last.info["episode"]["l"], last.info["episode"]["r"]) == (6, 6)
-
-
 def test_no_state_is_captured_at_an_episodes_end_or_without_an_order() -> None:
     bank = make_bank(DummyVecEnv([lambda: make_cart_pole(limit=2)]), needs_restore=True)
     bank.reset({0: 0})
@@ -455,20 +264,6 @@ def test_an_environment_without_masks_has_none() -> None:
     assert bank.reset({0: 0})[0][0].action_masks is None
 
 
-@pytest.mark.parametrize(
-    ("make_env", "is_cheap"),
-    [
-        (make_cart_pole, True),
-        (make_slippery, True),
-        (Camera, False),
-        (lambda: wrappers.FrameStackObservation(make_cart_pole(), 2), False),
-    ],
-    ids=["attributes", "an integer", "a copy", "a copied wrapper"],
-)
-def test_only_cheap_restores_make_sharing_an_environment_cheap(make_env: Callable[[], Env], is_cheap: bool) -> None:
-    assert make_bank(DummyVecEnv([make_env]), needs_restore=True).findings.is_cheap is is_cheap
-
-
 def test_mujoco_is_restored_cheaply_and_exactly_in_workers(make_workers: MakeWorkers) -> None:
     pytest.importorskip("mujoco")
 
@@ -500,231 +295,9 @@ def test_atari_in_a_bank(make_workers: MakeWorkers, in_workers: bool) -> None:
     assert follow(bank, state, actions) == first
 
 
-def test_box2d_can_be_reset_and_stepped_where_it_cannot_be_restored() -> None:
-    pytest.importorskip("Box2D")
-    env = make_vec_env("LunarLander-v3", n_envs=2)
-    obstacle = find_obstacle(env)
-    assert obstacle is not None
-    assert 'group_mode="episode"' in obstacle
-    with pytest.raises(NotBranchableError, match="LunarLander cannot be restored"):
-        make_bank(env, needs_restore=True)
-    bank = make_bank(env, needs_restore=False)
-    first = bank.reset({0: 3, 1: 3})
-    assert simplify(first[0][0].observation) == simplify(first[1][0].observation)
-    outcomes = bank.step({0: Order(2), 1: Order(2)})
-    assert see(outcomes[0]) == see(outcomes[1])
-
-
-def test_there_is_no_obstacle_where_groups_can_branch(make_workers: MakeWorkers) -> None:
-    assert find_obstacle(make_vec_env("CartPole-v1")) is None
-    assert find_obstacle(VecNormalize(VecFrameStack(DummyVecEnv([Camera]), 2), norm_obs=False)) is None
-    assert find_obstacle(make_workers(lambda: RestorableWrapper(make_cart_pole()))) is None
-
-
-@pytest.mark.parametrize(
-    "make_env",
-    [make_cart_pole, lambda: make_cart_pole().unwrapped, lambda: wrappers.TimeLimit(RestorableWrapper(Camera()), 9)],
-    ids=["Monitor", "bare", "inside another"],
-)
-def test_workers_need_the_wrapper_outermost_to_be_restored(
-    make_workers: MakeWorkers, make_env: Callable[[], Env]
-) -> None:
-    env = make_workers(make_env)
-    with pytest.raises(NotBranchableError, match=r"vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper\)"):
-        make_bank(env, needs_restore=True)
-    assert "RestorableWrapper is the outermost wrapper" in str(find_obstacle(env))
-    make_bank(env, needs_restore=False).reset({0: 0})
-
-
-def test_a_workers_reason_reaches_the_parent(make_workers: MakeWorkers) -> None:
-    env = make_workers(make_cart_pole_in_a_wrapper, lambda: RestorableWrapper(HoldsALock(make_cart_pole())))
-    assert "HoldsALock cannot be copied" in str(find_obstacle(env))
-    with pytest.raises(NotBranchableError, match=r"HoldsALock cannot be copied.*group_mode=\"episode\""):
-        make_bank(env, needs_restore=True)
-
-
-def make_cart_pole_in_a_wrapper() -> Env:
-    return RestorableWrapper(make_cart_pole())
-
-
-@pytest.mark.parametrize("needs_restore", [True, False])
-def test_an_error_in_a_worker_is_raised_in_the_parent_and_other_workers_continue(
-    make_workers: MakeWorkers, needs_restore: bool
-) -> None:
-    bank = make_bank(make_workers(*[lambda: RestorableWrapper(Fragile())] * 3), needs_restore=needs_restore)
-    bank.reset(dict.fromkeys(range(3), 0))
-    with pytest.raises(RuntimeError, match=r"Environment 1 failed in its worker process:\n(.|\n)*the wheels came off"):
-        bank.step({0: Order(0), 1: Order(1), 2: Order(0)})
-    outcomes = bank.step({i: Order(0, capture=needs_restore) for i in range(3)})
-    assert [outcome.state is None for outcome in outcomes.values()] == [not needs_restore] * 3
-
-
-@pytest.mark.parametrize(
-    ("is_wrapped", "action"), [(False, 1), (False, 2), (True, 2)], ids=["plain raises", "plain exits", "wrapped exits"]
-)
-def test_a_dead_worker_raises_an_error_instead_of_blocking(
-    make_workers: MakeWorkers, is_wrapped: bool, action: int
-) -> None:
-    workers = make_workers(*[lambda: RestorableWrapper(Fragile()) if is_wrapped else Fragile()] * 3)
-    bank = make_bank(workers, needs_restore=is_wrapped)
-    bank.reset(dict.fromkeys(range(3), 0))
-    for _ in range(2):  # both when it dies and at the next call
-        with pytest.raises(RuntimeError, match=r"Environment 1 failed.*\nThe process died with exit code [17]"):
-            bank.step({0: Order(0), 1: Order(action), 2: Order(0)})
-    assert bank.step({0: Order(0), 2: Order(0)})[2].reward == 1
-
-
-def test_an_environment_in_this_process_raises_its_own_error() -> None:
-    bank = make_bank(DummyVecEnv([Fragile]), needs_restore=True)
-    bank.reset({0: 0})
-    with pytest.raises(ZeroDivisionError, match="the wheels came off"):
-        bank.step({0: Order(1)})
-
-
-def test_a_step_that_a_reset_puts_in_place_is_the_one_taken() -> None:
-    class Rebinding(Gauge):
-        def reset(self, **arguments: Any) -> Any:
-            self.n_resets = getattr(self, "n_resets", 0) + 1
-            self.step = partial(self.step_in, self.n_resets)  # type: ignore[method-assign]
-            return super().reset(**arguments)
-
-        def step_in(self, n_resets: int, action: Any) -> Any:
-            observation, _, *_, info = super().step(action)
-            return observation, float(n_resets), True, False, info
-
-    bank = make_bank(DummyVecEnv([Rebinding]), needs_restore=False)
-    for n_resets in range(1, 5):
-        bank.reset({0: 0})
-        assert bank.step({0: Order(0)})[0].reward == n_resets
-
-
 def test_a_bank_that_cannot_restore_refuses_to() -> None:
     bank = make_bank(DummyVecEnv([make_cart_pole]), needs_restore=False)
     bank.reset({0: 0})
     for order in (Order(0, restore=()), Order(0, capture=True)):
         with pytest.raises(NotBranchableError, match="needs_restore=True"):
             bank.step({0: order})
-
-
-def normalize_images(env: VecEnv) -> VecNormalize:
-    """Normalise images: a new VecNormalize returns them as numbers, which SB3 does not transpose."""
-    normalized = VecNormalize(env, norm_obs_keys=["places"])
-    normalized.norm_obs_keys = ["places", "image"]
-    return normalized
-
-
-class Shifted(VecNormalize):
-    """Normalises in its own way."""
-
-    def normalize_obs(self, obs: Any) -> Any:
-        return obs
-
-
-class Counting(VecMonitor):
-    """Counts steps that groups do not take."""
-
-    def step_wait(self) -> Any:
-        self.n_steps = getattr(self, "n_steps", 0) + 1
-        return super().step_wait()
-
-
-class Named(VecNormalize):
-    """Has a name, and a way of its own to do what groups leave to it."""
-
-    def __init__(self, env: VecEnv, name: str) -> None:
-        super().__init__(env, norm_obs_keys=["places"])
-        self.name = name
-
-    def normalize_reward(self, reward: Any) -> Any:
-        return super().normalize_reward(reward)
-
-
-REFUSED: dict[str, tuple[Callable[[VecEnv], VecEnv], str]] = {
-    "unknown wrapper": (
-        lambda env: VecExtractDictObs(env, "image"),
-        r"bypasses VecExtract.*wrapper_class=\.\.\.",
-    ),
-    "own normalization": (
-        lambda env: Shifted(env, norm_obs_keys=["places"]),
-        r"bypasses Shifted\.normalize_obs\. .*wrapper_class",
-    ),
-    "own monitor": (Counting, r"bypasses Counting\.step_wait\."),
-    "normalized twice": (lambda env: VecNormalize(VecNormalize(env)), "two VecNormalize"),
-    "normalized, then stacked": (
-        lambda env: VecFrameStack(VecNormalize(env, norm_obs_keys=["places"]), 2),
-        r"VecNormalize\(VecFrameStack\(env, n_stack\)\)",
-    ),
-    "normalized images": (
-        lambda env: VecTransposeImage(normalize_images(env)),
-        "norm_obs_keys without the images",
-    ),
-}
-
-
-@pytest.mark.parametrize(("wrap", "remedy"), REFUSED.values(), ids=REFUSED.keys())
-def test_wrappers_that_cannot_be_bypassed_are_refused_with_the_remedy(
-    wrap: Callable[[VecEnv], VecEnv], remedy: str
-) -> None:
-    env = wrap(DummyVecEnv([lambda: Camera(with_dict=True)]))
-    for needs_restore in (False, True):
-        with pytest.raises(ValueError, match=remedy):
-            make_bank(env, needs_restore=needs_restore)
-
-
-def test_subclasses_that_replace_nothing_that_is_bypassed_are_accepted() -> None:
-    env = Named(DummyVecEnv([lambda: Camera(with_dict=True)]), "mine")
-    assert make_bank(env, needs_restore=False).reset({0: 0})
-    env.normalize_obs = lambda obs: obs  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"bypasses Named\.normalize_obs\."):
-        make_bank(env, needs_restore=False)
-
-
-def test_normalising_an_image_observation_is_refused() -> None:
-    normalized = VecNormalize(DummyVecEnv([Camera]), norm_obs=False)
-    normalized.norm_obs = True
-    with pytest.raises(ValueError, match="norm_obs=False to VecNormalize"):
-        make_bank(VecTransposeImage(normalized), needs_restore=False)
-
-
-def test_numbers_may_be_normalised_inside_the_transposition() -> None:
-    env = VecTransposeImage(VecNormalize(DummyVecEnv([lambda: Camera(with_dict=True)]), norm_obs_keys=["places"]))
-    observed, _ = make_bank(env, needs_restore=True).reset({0: 0})[0]
-    assert observed.observation["image"].shape == (1, 40, 36)
-    assert observed.observation["places"][0] >= 10, "observations are not normalised here"
-
-
-class UnknownVecEnv(VecEnv):
-    """Steps its environments in a way of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(1, spaces.Discrete(2), spaces.Discrete(2))
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [None]
-
-    def reset(self) -> Any: ...
-    def step_async(self, actions: Any) -> None: ...
-    def step_wait(self) -> Any: ...
-    def close(self) -> None: ...
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None: ...
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        return []
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return []
-
-
-def test_other_vectorised_environments_are_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"not of a UnknownVecEnv; build one of these with make_vec_env"):
-        make_bank(UnknownVecEnv(), needs_restore=False)
-
-
-@pytest.mark.parametrize("needs_restore", [True, False])
-@pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
-def test_a_monitor_that_refuses_resets_is_refused(kind: Any, needs_restore: bool) -> None:
-    env = kind([lambda: RestorableWrapper(Monitor(make_cart_pole(), allow_early_resets=False))])
-    try:
-        with pytest.raises(ValueError, match=r"allow_early_resets=False\) refuses .* take Monitor\(env\)"):
-            make_bank(env, needs_restore=needs_restore)
-    finally:
-        env.close()
