@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, unwrap_vec_normalize
 
 from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_FILE_BYTES, MODEL_MEMBER
@@ -28,14 +27,14 @@ from grpo_core.groups.archive import AnchorArchive
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.restoring.contents import walk
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.restoring.generators import Noise, find_noise
+from grpo_core.restoring.generators import find_noise
 from grpo_core.restoring.simulator import Simulator
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
 from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.policies import copy_policy
-from grpo_core.update.seeding import lock_torch_generator
+from grpo_core.update.seeding import capture_process_wide, restore_process_wide
 
 # Objects looked at in each environment: nearest first, so that a large table does not make each checkpoint slow.
 _MAX_SEARCHED = 2_000
@@ -288,7 +287,7 @@ def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Cave
         except Exception as error:  # code of the environment, such as its capture_state
             live, caveat = [], _describe_reset(model, error)
         writer = Writer(_list_packages(envs), _find_fixtures(envs))
-        node = writer.describe([live, generators, _capture_process_wide(), anchors.starts, archive])
+        node = writer.describe([live, generators, capture_process_wide(), anchors.starts, archive])
     except UnknownObjectError as error:
         return None, [], Caveat(str(error), is_certain=True)
     except RecursionError:
@@ -316,18 +315,7 @@ def _restore_simulators(model: Any, described: Node, arrays: Sequence[npt.NDArra
         find_noise(env, process_wide=False).restore(noise)
     anchors = model._collector.anchors
     anchors.starts, anchors.archive = starts, None if archive is None else AnchorArchive.from_state(archive)
-    _restore_process_wide(process_wide)
-
-
-def _capture_process_wide() -> dict[str, Any]:
-    """Capture the generators that all code of a process may draw from; environments do, though they should not."""
-    return {**Noise(()).capture(), "torch": torch.random.get_rng_state().numpy().copy()}
-
-
-def _restore_process_wide(states: dict[str, Any]) -> None:
-    with lock_torch_generator():
-        torch.random.set_rng_state(torch.from_numpy(states.pop("torch")))
-    Noise(()).restore(states)
+    restore_process_wide(process_wide)
 
 
 def _list_envs(model: Any) -> list[gym.Env[Any, Any]]:

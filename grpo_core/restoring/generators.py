@@ -11,7 +11,8 @@ from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.contents import GENERATORS, walk
 from grpo_core.restoring.state import StateAccess, is_known
 
-# How the state of each process-wide generator is read and set. Not torch's: models in other threads borrow it.
+# How the state of each process-wide generator is read and set. Not torch's, which models in other threads borrow:
+# ``update.seeding`` adds it.
 _PROCESS_WIDE: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "np.random": (np.random.get_state, np.random.set_state),
     "random": (random.getstate, random.setstate),

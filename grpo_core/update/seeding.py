@@ -1,11 +1,14 @@
-"""Draw from torch's process-wide generator without leaving a trace in it."""
+"""Draw from the process-wide random generators without leaving a trace in them."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+
+from grpo_core.restoring.generators import Noise
 
 # A policy of the user's own may ask for another prediction in the middle of its own.
 _LOCK = threading.RLock()
@@ -39,3 +42,16 @@ def borrow_torch_generator(rng: np.random.Generator, device: torch.device) -> It
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def capture_process_wide() -> dict[str, Any]:
+    """Copy the states of the generators that all code of a process may draw from; environments do, too."""
+    with lock_torch_generator():
+        return {**Noise(()).capture(), "torch": torch.random.get_rng_state().numpy().copy()}
+
+
+def restore_process_wide(states: Mapping[str, Any]) -> None:
+    """Put back what ``capture_process_wide`` returned."""
+    with lock_torch_generator():
+        torch.random.set_rng_state(torch.from_numpy(states["torch"]))
+    Noise(()).restore(states)

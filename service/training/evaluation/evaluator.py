@@ -1,22 +1,19 @@
 """Evaluate policies beside their training, a few steps at a time, without disturbing it."""
 
 import math
-import random
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 
 from grpo import GRPO
 from grpo_core import fast
 from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import Episode, make_policy, step_episode
-from grpo_core.update.seeding import lock_torch_generator
+from grpo_core.update.seeding import capture_process_wide, restore_process_wide
 from service.environments.build import build_env
 from service.schemas.training import TrainConfig
 
@@ -132,16 +129,17 @@ class EvaluationRun:
         """
         self._resumed = time.monotonic()
         n_episodes = len(self.episodes)
+        generators = capture_process_wide()  # environments may draw from them
         try:
-            with _keep_shared_generators():
-                while not self.is_over:
-                    next(self._steps, None)
-                    if len(self.episodes) > n_episodes:
-                        n_episodes = len(self.episodes)
-                        self.is_over = self.is_complete or is_enough()
-                    if not may_go_on():
-                        break
+            while not self.is_over:
+                next(self._steps, None)
+                if len(self.episodes) > n_episodes:
+                    n_episodes = len(self.episodes)
+                    self.is_over = self.is_complete or is_enough()
+                if not may_go_on():
+                    break
         finally:
+            restore_process_wide(generators)
             self._spent_seconds, self._resumed = self.seconds, None
 
     def _play(self, seeds: range) -> Iterator[None]:
@@ -155,16 +153,3 @@ class EvaluationRun:
             self.episodes += episodes
             seeds = seeds[len(episodes) :]
             yield
-
-
-@contextmanager
-def _keep_shared_generators() -> Iterator[None]:
-    """Put the generators back that all code of a process shares, and that environments may draw from."""
-    of_numpy, of_python, of_torch = np.random.get_state(), random.getstate(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        np.random.set_state(of_numpy)
-        random.setstate(of_python)
-        with lock_torch_generator():
-            torch.set_rng_state(of_torch)

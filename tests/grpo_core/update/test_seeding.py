@@ -1,11 +1,17 @@
-"""Trainings in threads of one process do not disturb each other's draws from torch's generator."""
+"""Process-wide generators: threads do not disturb each other's draws from torch's, and all can be put back."""
 
+import random
 import threading
 
 import numpy as np
 import torch
 
-from grpo_core.update.seeding import borrow_torch_generator, lock_torch_generator
+from grpo_core.update.seeding import (
+    borrow_torch_generator,
+    capture_process_wide,
+    lock_torch_generator,
+    restore_process_wide,
+)
 
 
 def test_a_state_put_back_by_another_thread_waits_until_the_generator_is_not_borrowed() -> None:
@@ -26,3 +32,12 @@ def test_a_state_put_back_by_another_thread_waits_until_the_generator_is_not_bor
     with borrow_torch_generator(np.random.default_rng(0), torch.device("cpu")):
         assert torch.equal(torch.rand(3), drawn)
     torch.set_rng_state(before)
+
+
+def test_all_process_wide_generators_are_put_back() -> None:
+    before = capture_process_wide()
+    drawn = random.random(), np.random.rand(), torch.rand(1).item()
+    for _ in range(2):  # what was captured is still whole
+        restore_process_wide(before)
+        assert (random.random(), np.random.rand(), torch.rand(1).item()) == drawn
+    restore_process_wide(before)
