@@ -23,7 +23,7 @@ def make_library_table() -> str:
     lines = ["| argument | default | meaning |", "|---|---|---|"]
     for row in OWN_HYPERPARAMETERS.values():
         default = f'"{row.default}"' if row.choices else row.default
-        meaning = f"{row.meaning}; `None`: {row.none}" if row.none else row.meaning
+        meaning = f"{row.meaning}; `None`: {row.none_means}" if row.none_means else row.meaning
         lines.append(f"| `{row.name}` | `{default}` | {meaning} |")
     return "\n".join(lines) + "\n"
 
@@ -42,7 +42,7 @@ def _describe_default(row: Row) -> str:
     if row.name in DEFAULTS_IN_WORDS:
         return DEFAULTS_IN_WORDS[row.name]
     if default is None:
-        return row.none
+        return row.none_means
     return f"`{_spell(default)}`"
 
 

@@ -100,7 +100,7 @@ def _add_hyperparameters(parser: argparse.ArgumentParser, group: Group) -> None:
     options = parser.add_argument_group(group, "Defaults are in parentheses; presets override them.")
     for name in list_group(group):
         row = HYPERPARAMETERS[name]
-        default = row.none if row.default is None else row.default
+        default = row.none_means if row.default is None else row.default
         # Values stay text: a number may be a schedule such as lin_0.001, or none.
         options.add_argument(
             f"--{name.replace('_', '-')}",

@@ -41,7 +41,7 @@ class Row:
     :param at_most: Largest allowed number.
     :param request_least: Smallest number in a request to the server; by default ``at_least``.
     :param request_most: Largest number in a request to the server; by default ``at_most``.
-    :param none: Meaning of None; empty if None is not allowed.
+    :param none_means: Meaning of None; empty if None is not allowed.
     :param is_schedule: Whether a function of the remaining progress is allowed instead of a number.
     :param name: Set from the annotation.
     :param annotation: The type, with its ``| None``; set from the annotation.
@@ -56,7 +56,7 @@ class Row:
     at_most: float = math.inf
     request_least: float = -math.inf
     request_most: float = math.inf
-    none: str = ""
+    none_means: str = ""
     is_schedule: bool = False
     name: str = ""
     annotation: Any = None
@@ -156,7 +156,7 @@ class SharedHyperparameters:
             title="Target KL",
             above=0,
             request_most=100,
-            none="no limit",
+            none_means="no limit",
         ),
     ]
 
@@ -192,7 +192,7 @@ class Hyperparameters(SharedHyperparameters):
             "most simulator steps per branch",
             at_least=1,
             request_most=16_384,
-            none="32, and in episodes a cap of 10,000",
+            none_means="32, and in episodes a cap of 10,000",
         ),
     ]
     supervision: Annotated[
@@ -293,7 +293,7 @@ class Hyperparameters(SharedHyperparameters):
             "how far the probability ratio may rise above 1 (DAPO)",
             above=0,
             request_most=10,
-            none="the same as `clip_range`",
+            none_means="the same as `clip_range`",
             is_schedule=True,
         ),
     ]
@@ -336,7 +336,7 @@ class Hyperparameters(SharedHyperparameters):
             title="Reference renewed every",
             at_least=1,
             request_most=10_000_000,
-            none="no renewal",
+            none_means="no renewal",
         ),
     ]
     n_rollout_workers: Annotated[
@@ -360,7 +360,7 @@ class Hyperparameters(SharedHyperparameters):
             title="Rollout shards",
             at_least=1,
             request_most=1024,
-            none="1 with one worker, else about 4, and in episodes one per environment",
+            none_means="1 with one worker, else about 4, and in episodes one per environment",
         ),
     ]
 

@@ -21,6 +21,8 @@ from grpo_core.restoring.state import BOOKKEEPING, is_known
 
 # A first round with branches this short measures how long things take.
 _FIRST_STEPS = 4
+# Further rounds, until enough was tried: with branches of 64 steps one will do where episodes last 40 steps, and five
+# where they last eight.
 _MAX_ROUNDS = 5
 # Steps of all branches together, in branches of ``n_steps``, after which enough was tried.
 _ENOUGH_BRANCHES = 3

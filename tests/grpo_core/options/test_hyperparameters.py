@@ -62,7 +62,7 @@ def test_a_row_is_complete(row: Row) -> None:
     assert row.meaning
     assert not row.meaning.endswith(".")
     assert row.group in get_args(Group)
-    assert bool(row.none) == (NoneType in get_args(row.annotation)), "what may be None says what that stands for"
+    assert bool(row.none_means) == (NoneType in get_args(row.annotation)), "what may be None says what that stands for"
     if row.kind in (int, float):
         assert (row.at_least == -math.inf) != (row.above == -math.inf), "a smallest number, included or not"
         assert row.request_most < math.inf, "a request has limits"
