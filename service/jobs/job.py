@@ -96,7 +96,6 @@ class Job:
         # Once it is set, nothing changes but the status, which follows as soon as the end is written down.
         self._end: _End | None = None
         self._stop_training: Callable[[], None] | None = None
-        self._could_keep_checkpoints = True
         # Whether all is there that another worker would need.
         self._may_restart = True
         self.history.append("job.status", {"status": JobStatus.QUEUED})
@@ -453,17 +452,15 @@ class Job:
         try:
             self._home.checkpoints.write(self.job_id, content)
         except OSError as error:
-            if self._could_keep_checkpoints:
-                self.publish_warning(
-                    f"no checkpoint can be kept, so an interruption loses what is learned ({error.strerror}); free "
-                    "some disk space or mend the models folder."
-                )
-            self._could_keep_checkpoints = False
+            self.publish_warning(
+                f"no checkpoint can be kept, so an interruption loses what is learned ({error.strerror}); free some "
+                "disk space or mend the models folder."
+            )
             return
         fields = {name: described.get(name) for name in ("timesteps", "exact", "note")}
         with self._lock:
-            self._state.checkpoint = JobCheckpoint(**fields, created_at=datetime.now(UTC))
-            self._could_keep_checkpoints = True
+            if self._end is None:  # it may have ended while the disk was busy
+                self._state.checkpoint = JobCheckpoint(**fields, created_at=datetime.now(UTC))
 
     def read_checkpoint(self) -> bytes | None:
         """Return the content of the latest checkpoint, to go on from; None if there is none.

@@ -181,6 +181,18 @@ class TestOneJob:
         restored = JobHistory.restore(job.history.get_part(0, 1, is_last=True))
         assert [row.mean_reward for row in restored.list_evaluations()] == [2.0, 1.0]
 
+    def test_it_notes_no_checkpoint_if_it_ends_while_that_is_written(self, tmp_path: Path) -> None:
+        class SlowFolder(CheckpointFolder):
+            def write(self, job_id: str, content: bytes) -> None:
+                super().write(job_id, content)
+                hung.give_up(JobStatus.FAILED, "It hung.")
+
+        hung = Job(plan(total_timesteps=100), JobHome(JobTotals(), checkpoints=SlowFolder(tmp_path)))
+        assert hung.start()
+        hung.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
+        assert (hung.status, hung.describe().checkpoint) == (JobStatus.FAILED, None)
+        assert hung.history.list_events()[-1].payload == hung.describe().model_dump(mode="json")
+
     def test_a_checkpoint_that_is_gone_when_it_is_needed_is_warned_of(self, tmp_path: Path) -> None:
         folder = CheckpointFolder(tmp_path)
         home = JobHome(JobTotals(), checkpoints=folder)
