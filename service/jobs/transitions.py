@@ -1,4 +1,8 @@
-"""The statuses of a job, and what leads from one to the next: all ways on, and all ways back from an interruption."""
+"""The statuses of a job, and the events that lead from one to the next.
+
+What follows on a killed server is no event of a job: ``JobJournal.interrupt_active`` notes that its jobs have failed,
+and ``Job.revive`` follows those that went on without it.
+"""
 
 from enum import Enum
 
@@ -11,10 +15,8 @@ class JobEvent(Enum):
     START = "a thread is free for it"
     COMPLETE = "its policy is saved, or the rules that end it early were met"
     FAIL = "its environment or its worker failed for good, or it hung"
-    STOP = "somebody stopped it, or the server was shut down"
+    STOP = "a client stopped it, or the server was shut down"
     RESTART = "its worker died, and another goes on from the checkpoint, at most max_restarts times"
-    INTERRUPT = "its server was killed, and it with it; the next server finds that"
-    REVIVE = "its server was killed, and it went on by itself; the next server follows it"
     RESUME = "a client lets it go on from the checkpoint, or from the start without one"
 
 
@@ -22,13 +24,10 @@ class JobEvent(Enum):
 TRANSITIONS = {
     (JobStatus.QUEUED, JobEvent.START): JobStatus.RUNNING,
     (JobStatus.QUEUED, JobEvent.STOP): JobStatus.STOPPED,
-    (JobStatus.QUEUED, JobEvent.INTERRUPT): JobStatus.FAILED,
     (JobStatus.RUNNING, JobEvent.COMPLETE): JobStatus.COMPLETED,
     (JobStatus.RUNNING, JobEvent.FAIL): JobStatus.FAILED,
     (JobStatus.RUNNING, JobEvent.STOP): JobStatus.STOPPED,
     (JobStatus.RUNNING, JobEvent.RESTART): JobStatus.RUNNING,
-    (JobStatus.RUNNING, JobEvent.INTERRUPT): JobStatus.FAILED,
-    (JobStatus.RUNNING, JobEvent.REVIVE): JobStatus.RUNNING,
     (JobStatus.FAILED, JobEvent.RESUME): JobStatus.QUEUED,
     (JobStatus.STOPPED, JobEvent.RESUME): JobStatus.QUEUED,
 }

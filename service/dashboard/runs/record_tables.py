@@ -7,7 +7,7 @@ from service.dashboard.widgets.html_elements import Text, make_box
 from service.dashboard.widgets.number_format import format_count, format_interval, format_number
 from service.dashboard.widgets.setting_text import ORIGIN_TONES, ORIGINS, write_named_setting
 from service.jobs.job import Job
-from service.jobs.records.history import JobEvent
+from service.jobs.records.history import HistoryEvent
 
 _MAX_EVENTS = 200
 
@@ -72,7 +72,7 @@ def show_evaluations(job: Job) -> None:
                                 Text(name or "best", "chip good" if not name else "chip live-quiet")
 
 
-def show_events(events: Sequence[JobEvent]) -> None:
+def show_events(events: Sequence[HistoryEvent]) -> None:
     """Show what happened to a job, the latest first."""
     with make_box("events", "ol"):
         for event in [*reversed(events)][:_MAX_EVENTS]:
@@ -85,7 +85,7 @@ def show_events(events: Sequence[JobEvent]) -> None:
                 Text(text)
 
 
-def describe_event(event: JobEvent) -> tuple[str, str]:
+def describe_event(event: HistoryEvent) -> tuple[str, str]:
     """Return the tone of an event and a sentence about it."""
     payload = event.payload
     match event.name:

@@ -38,7 +38,7 @@ class MetricRow(NamedTuple):
     metrics: dict[str, float]
 
 
-class JobEvent(NamedTuple):
+class HistoryEvent(NamedTuple):
     """Something that happened to a job.
 
     :param event_id: Grows with every event of a job, from 1 on.
@@ -65,8 +65,8 @@ class _PackedRow(NamedTuple):
     def unpack(self) -> MetricRow:
         return MetricRow(self.timesteps, self.elapsed_seconds, dict(zip(self.keys, self.values, strict=True)))
 
-    def to_event(self) -> JobEvent:
-        return JobEvent(self.event_id, "job.metrics", self.unpack()._asdict())
+    def to_event(self) -> HistoryEvent:
+        return HistoryEvent(self.event_id, "job.metrics", self.unpack()._asdict())
 
 
 class MetricRows(NamedTuple):
@@ -111,10 +111,10 @@ class HistoryPart(NamedTuple):
 
     last_event_id: int
     stride: int
-    events: Sequence[JobEvent]
+    events: Sequence[HistoryEvent]
     rows: Sequence[MetricRows]
     replaces_rows: bool
-    progress: JobEvent | None
+    progress: HistoryEvent | None
     replaces_events: bool = False
 
 
@@ -134,8 +134,8 @@ class JobHistory:
         self._n_rows_seen = 0
         self._last_row: _PackedRow | None = None
         self._key_tuples: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self._progress: JobEvent | None = None
-        self._kept_events: list[JobEvent] = []
+        self._progress: HistoryEvent | None = None
+        self._kept_events: list[HistoryEvent] = []
         self._evaluations: list[EvaluationRow] = []
         # The latest event when others were last taken out: parts up to there are no longer right.
         self._rewound_at = 0
@@ -151,7 +151,7 @@ class JobHistory:
         :param created_at: When it happened; None is now.
         """
         with self._lock:
-            self._kept_events.append(JobEvent(self._next_id(), name, payload, created_at or datetime.now(UTC)))
+            self._kept_events.append(HistoryEvent(self._next_id(), name, payload, created_at or datetime.now(UTC)))
 
     def append_evaluation(self, row: EvaluationRow) -> None:
         """Keep an evaluation and its event for good, in place of one of the same steps: that was before a restart."""
@@ -166,12 +166,12 @@ class JobHistory:
                 self._rewound_at = self._last_event_id
             self._evaluations.append(row)
             payload = row.model_dump(mode="json")
-            self._kept_events.append(JobEvent(self._next_id(), _EVALUATION, payload, datetime.now(UTC)))
+            self._kept_events.append(HistoryEvent(self._next_id(), _EVALUATION, payload, datetime.now(UTC)))
 
     def replace_progress(self, payload: dict[str, Any]) -> None:
         """Keep the latest progress in place of the previous one."""
         with self._lock:
-            self._progress = JobEvent(self._next_id(), "job.progress", payload)
+            self._progress = HistoryEvent(self._next_id(), "job.progress", payload)
 
     def append_metrics(self, timesteps: int, elapsed_seconds: float, metrics: Mapping[str, float]) -> None:
         """Keep a row of metrics, at least until rows are thinned out."""
@@ -233,7 +233,7 @@ class JobHistory:
         with self._lock:
             return sorted({key for keys in self._key_tuples for key in keys})
 
-    def list_kept_events(self) -> list[JobEvent]:
+    def list_kept_events(self) -> list[HistoryEvent]:
         """List the events that are kept for good, oldest first: all but metrics and progress."""
         with self._lock:
             return list(self._kept_events)
@@ -243,7 +243,7 @@ class JobHistory:
         with self._lock:
             return list(self._evaluations)
 
-    def list_events(self, after: int = 0) -> list[JobEvent]:
+    def list_events(self, after: int = 0) -> list[HistoryEvent]:
         """List the kept events, oldest first.
 
         :param after: Id of an event; only later ones are listed.

@@ -20,7 +20,7 @@ from service.jobs.records.database import (
     move_aside,
     says_disk_is_full,
 )
-from service.jobs.records.history import HistoryPart, JobEvent
+from service.jobs.records.history import HistoryEvent, HistoryPart
 from service.jobs.records.record import JobRecord, JobState, PastJob, PlanRecord
 from service.jobs.records.rows import (
     LABELS,
@@ -125,7 +125,7 @@ class JobJournal:
                 [read_event(*event) for event in events],
                 [unpack_metrics(*packed) for packed in metrics],
                 replaces_rows=True,
-                progress=None if progress is None else JobEvent(*progress),
+                progress=None if progress is None else HistoryEvent(*progress),
             )
             return JobRecord(
                 job_id,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from service.jobs.records.history import JobEvent, MetricRows
+from service.jobs.records.history import HistoryEvent, MetricRows
 from service.jobs.records.record import JobRecord, JobState, choose_evaluation, compute_recipe
 from service.schemas.jobs import JobLabels, JobSummary
 
@@ -88,16 +88,16 @@ def write_record(connection: sqlite3.Connection, record: JobRecord) -> None:
     )
 
 
-def _write_payload(event: JobEvent) -> str:
+def _write_payload(event: HistoryEvent) -> str:
     time_of_event = {} if event.created_at is None else {_EVENT_TIME: event.created_at.isoformat()}
     return json.dumps({**event.payload, **time_of_event})
 
 
-def read_event(event_id: int, name: str, payload_json: str) -> JobEvent:
+def read_event(event_id: int, name: str, payload_json: str) -> HistoryEvent:
     """Read an event."""
     payload = json.loads(payload_json)
     created_at = payload.pop(_EVENT_TIME, None)
-    return JobEvent(event_id, name, payload, None if created_at is None else datetime.fromisoformat(created_at))
+    return HistoryEvent(event_id, name, payload, None if created_at is None else datetime.fromisoformat(created_at))
 
 
 def _pack(rows: MetricRows) -> tuple[int, int, str, bytes]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from service.errors import DrainingError, TooManyStreamsError
 from service.jobs.job import Job
-from service.jobs.records.history import JobEvent
+from service.jobs.records.history import HistoryEvent
 
 # Of the 256 requests that the server takes at a time, most are kept for short ones.
 MAX_OPEN_STREAMS = 100
@@ -47,7 +47,7 @@ class EventStreams:
         finally:
             self._n_open -= 1
 
-    async def follow(self, job: Job, after: int) -> AsyncIterator[JobEvent]:
+    async def follow(self, job: Job, after: int) -> AsyncIterator[HistoryEvent]:
         """Yield a job's events until it has ended, or until the server begins to shut down.
 
         :param after: Id of the last event received; 0, or an id beyond the latest event, starts from the first event.

@@ -19,7 +19,7 @@ from service.jobs import table
 from service.jobs.job import Job
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import JournalError
-from service.jobs.records.history import JobEvent
+from service.jobs.records.history import HistoryEvent
 from service.jobs.records.journal import JobJournal
 from service.jobs.records.record import JobRecord, PastJob
 from service.jobs.records.recorder import JobRecorder, Recorded
@@ -166,7 +166,7 @@ class TestTheRegistry:
         registry, job = run_one(open_registry)
         record = registry.recorder.load(job.job_id)
         assert record is not None
-        evaluation = JobEvent(99, "job.evaluation", {"timesteps": "damaged"})
+        evaluation = HistoryEvent(99, "job.evaluation", {"timesteps": "damaged"})
         damaged = record._replace(history=record.history._replace(events=[evaluation]))
         monkeypatch.setattr(registry.recorder, "load", lambda job_id: damaged)
         with pytest.raises(NotFoundError, match="damaged"):
