@@ -1,4 +1,4 @@
-"""The folder of model files: names, reading, writing and free space."""
+"""The folder of model files: reading, writing and free space; ``versions`` says where each of them lies."""
 
 import errno
 import hashlib
@@ -21,8 +21,8 @@ from service.errors import (
     StorageLowError,
     printable,
 )
-from service.models.folder_lock import TEMPORARY_PREFIX, FolderInUseError, FolderLock
-from service.models.versions import OPEN_FLAGS, SUFFIX, VersionFolder
+from service.models.folder_lock import OPEN_FLAGS, TEMPORARY_PREFIX, FolderInUseError, FolderLock
+from service.models.versions import SUFFIX, VersionFolder
 from service.schemas.fields import is_model_name
 from service.suggestions import suggest
 

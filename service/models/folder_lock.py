@@ -16,6 +16,8 @@ _LOCK_FILE = ".lock"
 TEMPORARY_PREFIX = ".tmp-"
 # Holds a folder for each model that has earlier versions.
 VERSIONS_FOLDER = ".versions"
+# Do not follow symbolic links, and do not block on a FIFO named like a file that is read.
+OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class FolderInUseError(OSError):

@@ -4,79 +4,43 @@
 are earlier ones: what a newer one replaces is linked there first, under its number, and only then replaced, so that a
 crash leaves the old state or the new. The newest version has the number after the last of those, or the same if it is
 the same file, because a crash came in between, or a copy of it, because an alias points at it: then a file that
-somebody else puts in its place, or writes into it, is told apart. ``notes.json`` holds what no file says. Before a
-model is deleted, its folder becomes ``models/.versions/.deleted-<name>``: from its file, which goes next, the start
-after a crash can tell whether to put the folder back or to remove it.
+somebody else puts in its place, or writes into it, is told apart. ``notes.json`` says what no file does (see
+``version_notes``). Before a model is deleted, its folder becomes ``models/.versions/.deleted-<name>``: from its file,
+which goes next, the start after a crash can tell whether to put the folder back or to remove it.
 """
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
 from cachetools import LRUCache
 
-from grpo_core.saving.atomic_write import UnconfirmedWriteError, sync_folder, write_atomic
+from grpo_core.saving.atomic_write import UnconfirmedWriteError, sync_folder
 from service.errors import ConflictError, NotFoundError, printable
 from service.models.folder_lock import TEMPORARY_PREFIX, VERSIONS_FOLDER, remove_leftovers
-from service.schemas.fields import ALIAS_PATTERN, LATEST_ALIAS, is_model_name
+from service.models.version_notes import NOTES_FILE, DamagedNotesError, Notes, has_damaged_notes, load_notes, save_notes
+from service.schemas.fields import LATEST_ALIAS, is_model_name
 
 logger = logging.getLogger("grpo.service")
 
 #: What a model's file ends in.
 SUFFIX = ".zip"
-#: Do not follow symbolic links, and do not block on a FIFO named like a file that is read.
-OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # No model's name begins with a dot.
 _DELETED_PREFIX = ".deleted-"
-_NOTES = "notes.json"
-_DAMAGED_NOTES = f"{_NOTES}.damaged-"
-_MAX_NOTES_BYTES = 2**20
-# What reading damaged notes ends with.
-_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError)
-_MAX_VERSION = 10**9 - 2  # the next one still has nine digits
 _VERSION_FILE = re.compile(r"([1-9]\d{0,8})\.zip")
 _NUMBER = re.compile(r"[1-9]\d{0,8}")
-_ALIAS = re.compile(ALIAS_PATTERN)
 # Each may keep a version beyond the limit of versions.
 MAX_ALIASES = 8
 _N_LOCKS = 64
 _MAX_COMPARED = 1024
-
-
-class Notes(NamedTuple):
-    """Facts about a model's versions that are not in their files.
-
-    :param aliases: Versions by alias.
-    :param jobs: Ids of the jobs that trained them, by version.
-    :param newest: The highest version there ever was, or a lower one; no number is given twice.
-    :param digests: SHA-256 of what those jobs saved, by version; notes of earlier servers have none.
-    :param are_damaged: Whether what was written cannot be read.
-    """
-
-    aliases: Mapping[str, int]
-    jobs: Mapping[int, str]
-    newest: int = 1
-    digests: Mapping[int, str] = MappingProxyType({})
-    are_damaged: bool = False
-
-    def find_job(self, version: int, sha256: str | None) -> str | None:
-        """Return the job that trained a version; None if it is unknown, or somebody has put another file in its place.
-
-        :param sha256: That of the version's file.
-        """
-        return self.jobs.get(version) if self.digests.get(version, sha256) == sha256 else None
 
 
 class VersionFolder:
@@ -203,13 +167,12 @@ class VersionFolder:
         :raises OSError: If the disk does not give it.
         """
         try:
-            path = self._find_folder(name) / _NOTES
-            return _parse_notes(_read_small(path))
+            return load_notes(folder := self._find_folder(name))
         except (FileNotFoundError, NotADirectoryError):
             return Notes({}, {})
-        except _DAMAGE as error:
+        except DamagedNotesError as error:
             with suppress(OSError):
-                if (identity := _identify(os.lstat(path))) not in self._reported:
+                if (identity := _identify(os.lstat(folder / NOTES_FILE))) not in self._reported:
                     self._reported.add(identity)
                     logger.warning("the notes on the versions of model %s are damaged: %s", name, error)
             return Notes({}, {}, are_damaged=True)
@@ -395,7 +358,7 @@ class VersionFolder:
             if is_new and last and self._is_newest(name, last):
                 os.unlink(self.get_path(name, last))
             if notes == Notes({}, {}):
-                (self._dir / name / _NOTES).unlink(missing_ok=True)
+                (self._dir / name / NOTES_FILE).unlink(missing_ok=True)
             # Where nothing else is left in them.
             (self._dir / name).rmdir()
             self._dir.rmdir()
@@ -458,13 +421,7 @@ class VersionFolder:
         os.replace(temporary, kept)
 
     def _write_notes(self, name: str, notes: Notes) -> None:
-        folder = self._make_folder(name)
-        _move_damaged_aside(folder / _NOTES)
-        written: dict[str, Any] = {"aliases": dict(notes.aliases), "jobs": {str(k): v for k, v in notes.jobs.items()}}
-        written["newest"] = notes.newest
-        written["digests"] = {str(k): v for k, v in notes.digests.items()}
-        with suppress(UnconfirmedWriteError):  # they are there, and a model that follows them is confirmed itself
-            write_atomic(folder / _NOTES, json.dumps(written).encode())
+        save_notes(self._make_folder(name), notes)
 
     def _trim(self, name: str) -> None:
         """Remove the versions beyond the limit."""
@@ -499,7 +456,7 @@ class VersionFolder:
         :raises OSError: If the disk does not say which.
         """
         notes = self._read_notes_or_fail(name)
-        if notes.are_damaged or list((self._dir / name).glob(f"{_DAMAGED_NOTES}*")):
+        if notes.are_damaged or has_damaged_notes(self._dir / name):
             return set(self.list_kept(name))
         return set(notes.aliases.values())
 
@@ -534,51 +491,6 @@ class VersionFolder:
                     with suppress(OSError):
                         n_bytes += entry.stat(follow_symlinks=False).st_size
         return n_bytes
-
-
-def _read_small(path: Path) -> bytes:
-    """Read a small file that others may have put there; a pipe, which would block for ever, is not waited for.
-
-    :raises OSError: If the disk does not give it, or if it is no regular file.
-    :raises ValueError: If it is too large.
-    """
-    descriptor = os.open(path, OPEN_FLAGS)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, f"{path.name} is no regular file")
-        if status.st_size > _MAX_NOTES_BYTES:
-            raise ValueError(f"{path.name} is larger than {_MAX_NOTES_BYTES:,} bytes")
-        return os.read(descriptor, status.st_size)
-    finally:
-        os.close(descriptor)
-
-
-def _parse_notes(content: bytes) -> Notes:
-    """Read what is written in notes; whatever is in ``_DAMAGE`` says that they are damaged."""
-    found = json.loads(content)
-    aliases = {k: v for k, v in found["aliases"].items() if _ALIAS.fullmatch(k) and type(v) is int}
-    jobs = {int(k): v for k, v in found["jobs"].items() if isinstance(v, str)}
-    digests = {int(k): v for k, v in found.get("digests", {}).items() if isinstance(v, str)}
-    # Earlier servers wrote the last version whose file was removed.
-    newest = int(found["newest"]) if "newest" in found else int(found["last_removed"]) + 1
-    if not all(1 <= number <= _MAX_VERSION for number in (newest, *aliases.values(), *jobs, *digests)):
-        raise ValueError("a version's number is out of range")
-    return Notes(aliases, jobs, newest, digests)
-
-
-def _move_damaged_aside(path: Path) -> None:
-    """Rename notes that are damaged, before others take their place: somebody may still read the aliases in them.
-
-    :raises OSError: If the disk refuses.
-    """
-    with suppress(FileNotFoundError):
-        try:
-            _parse_notes(_read_small(path))
-        except _DAMAGE:
-            aside = path.with_name(f"{_DAMAGED_NOTES}{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
-            path.rename(aside)
-            logger.warning("damaged notes were renamed to %s", aside)
 
 
 def _identify(status: os.stat_result) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_JOB_BYTES, MODEL_MEMBER
 from grpo_core.saving.atomic_write import write_atomic
-from service.models.folder_lock import TEMPORARY_PREFIX
+from service.models.folder_lock import OPEN_FLAGS, TEMPORARY_PREFIX
 from service.schemas.jobs import JobCheckpoint
 from service.schemas.training import TrainConfig
 
@@ -136,7 +136,7 @@ class CheckpointFolder:
 
         :raises OSError: If it cannot be opened.
         """
-        descriptor = os.open(self._path(job_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(self._path(job_id), OPEN_FLAGS)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_JOB_BYTES:

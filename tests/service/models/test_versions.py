@@ -298,7 +298,7 @@ class TestAliases:
     ) -> None:
         folder = ModelFolder(tmp_path, max_versions=3)
         folder.write("m", contents[0])
-        monkeypatch.setattr("service.models.versions.write_atomic", Mock(side_effect=OSError("no space left")))
+        monkeypatch.setattr("service.models.version_notes.write_atomic", Mock(side_effect=OSError("no space left")))
         with pytest.raises(OSError, match="no space"):
             folder.versions.set_alias("m", "prod", 1)
         assert list(tmp_path.rglob("*")) == [tmp_path / "m.zip"]
@@ -704,7 +704,7 @@ def test_the_notes_of_a_model_are_read_once_to_count_what_its_aliases_keep(
     assert (versions.count_pinned_bytes(), counted.call_count) == (len(contents[1]), 1)
 
 
-_ENDLESS = b'{"aliases": {}, "jobs": {}, "last_removed": 1e999}'
+_ENDLESS = b'{"aliases": {}, "jobs": {}, "digests": {}, "newest": 1e999}'
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_an_alias_stays_where_it_was_while_the_file_of_its_new_version_cannot_be
     url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
 ) -> None:
     def put_notes(version: int) -> None:
-        notes = {"aliases": {"prod": version}, "jobs": {}, "last_removed": 0}
+        notes = {"aliases": {"prod": version}, "jobs": {}, "digests": {}, "newest": 1}
         put(url, ".versions/m/notes.json", json.dumps(notes).encode())
 
     mirror = open_mirror(url)
