@@ -21,7 +21,6 @@ from service.jobs.totals import JobTotals
 from service.jobs.transitions import JobEvent, find_next
 from service.schemas.jobs import (
     EndedBy,
-    FinalEvaluation,
     JobCheckpoint,
     JobLabels,
     JobStatus,
@@ -50,6 +49,12 @@ class _End(NamedTuple):
     error_message: str | None
     end_time: datetime
     ended_by: EndedBy | None
+
+    def write_into(self, state: JobState) -> None:
+        """Note the end in a job's state."""
+        state.status, state.error_message, state.end_time, state.ended_by = self
+        if self.status is JobStatus.COMPLETED:  # nothing is left to go on from
+            state.checkpoint = None
 
 
 class JobHome(NamedTuple):
@@ -103,6 +108,11 @@ class Job:
             self.history.append("job.warning", {"warning": warning})
 
     @property
+    def state(self) -> JobState:
+        """All that changes, to read single fields of it; ``describe`` returns fields that fit together."""
+        return self._state
+
+    @property
     def status(self) -> JobStatus:
         """The job's current status."""
         return self._state.status
@@ -119,11 +129,6 @@ class Job:
         return self._outcome is JobStatus.STOPPED
 
     @property
-    def n_stops(self) -> int:
-        """How often the job was told to stop, earlier servers included."""
-        return self._state.n_stops
-
-    @property
     def tensorboard_run(self) -> str | None:
         """Name of the job's TensorBoard folder; None if none was requested."""
         return name_tensorboard_run(self.job_id, self.config)
@@ -132,26 +137,6 @@ class Job:
     def inactive_seconds(self) -> float:
         """Time since the job was started, was told to stop, or last took a step or an update."""
         return self._clock.inactive_seconds
-
-    @property
-    def start_time(self) -> datetime | None:
-        """When it was started; None while it is queued."""
-        return self._state.start_time
-
-    @property
-    def final_evaluation(self) -> FinalEvaluation | None:
-        """What the saved policy earns; None until that is known."""
-        return self._state.final_evaluation
-
-    @property
-    def repeated_timesteps(self) -> int:
-        """Simulator steps that were lost with a worker or the server, and were or will be taken again."""
-        return self._state.repeated_timesteps
-
-    @property
-    def last_saved(self) -> tuple[str, str] | None:
-        """Name and SHA-256 of the model that it has saved last, perhaps when it was stopped and before it went on."""
-        return self._state.last_saved
 
     def summarize(self) -> JobSummary:
         """Return a short description for lists of jobs."""
@@ -310,12 +295,9 @@ class Job:
         self.finish(status, error_message)
 
     def _enter(self, end: _End) -> None:
-        state = self._state
-        state.status, state.error_message, state.end_time, state.ended_by = end
+        end.write_into(self._state)
         self._stop_training = None
         self._home.totals.add_end(end.status)
-        if end.status is JobStatus.COMPLETED:  # nothing is left to go on from
-            state.checkpoint = None
         try:
             self._append_end()
         finally:
@@ -336,13 +318,11 @@ class Job:
             return self._make_record(after, stride)
 
     def _make_record(self, after: int, stride: int) -> JobRecord:
-        fields, end = dict(self._refresh()), self._end
-        if end is not None:
-            fields |= end._asdict()
-            if end.status is JobStatus.COMPLETED:  # nothing is left to go on from
-                fields["checkpoint"] = None
-        part = self.history.get_part(after, stride, end is not None)
-        return JobRecord(self.job_id, self._plan_record, JobState(**fields), part, self.labels)
+        state = JobState(**dict(self._refresh()))  # a copy, with lists of its own
+        if self._end is not None:
+            self._end.write_into(state)
+        part = self.history.get_part(after, stride, self._end is not None)
+        return JobRecord(self.job_id, self._plan_record, state, part, self.labels)
 
     @classmethod
     def restore(cls, record: JobRecord) -> "Job":

@@ -358,7 +358,7 @@ class JobRegistry(JobTable):
 
     def find_its_model(self, job: Job) -> str | None:
         """Return a reference to the model a job saved last, perhaps an earlier version by now; None if it is gone."""
-        return None if job.last_saved is None else self._store.folder.find_reference(*job.last_saved)
+        return None if job.state.last_saved is None else self._store.folder.find_reference(*job.state.last_saved)
 
     def find_init_model(self, job: Job) -> str | None:
         """Return a reference to the model a job began from, as ``find_its_model`` does; None if it is gone."""
@@ -368,10 +368,10 @@ class JobRegistry(JobTable):
 
     def list_trained_on(self, job: Job) -> list[Job]:
         """List the jobs that began from the model which a job has saved last, oldest first."""
-        if job.last_saved is None:
+        if job.state.last_saved is None:
             return []
         found = []
-        for job_id in self.recorder.list_trained_on(job.last_saved[1]):
+        for job_id in self.recorder.list_trained_on(job.state.last_saved[1]):
             with suppress(NotFoundError):  # it was deleted just now
                 found.append(self.get(job_id))
         return found

@@ -139,7 +139,7 @@ class JobRunner:
         held.callback(run.release)
         job.log("found again")
         with suppress(ConflictError):  # it has ended
-            while job.n_stops < run.n_earlier_stops:
+            while job.state.n_stops < run.n_earlier_stops:
                 job.stop()
         return run
 

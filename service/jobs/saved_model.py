@@ -14,7 +14,7 @@ def is_own_model(store: ModelStore, job: Job) -> bool:
 
     Or just before its server died, so that the job does not know.
     """
-    name, saved, versions = job.config.model_name, job.last_saved, store.folder.versions
+    name, saved, versions = job.config.model_name, job.state.last_saved, store.folder.versions
     if saved is not None and saved[0] == name and has_its_model(store, job):
         return True
     return versions.read_notes(name).find_job(versions.find_newest(name), _hash(store, name)) == job.job_id
@@ -22,7 +22,7 @@ def is_own_model(store: ModelStore, job: Job) -> bool:
 
 def has_its_model(store: ModelStore, job: Job) -> bool:
     """Return whether the model that a job has saved last is there, and is still the newest of its name."""
-    return job.last_saved is not None and _hash(store, job.last_saved[0]) == job.last_saved[1]
+    return job.state.last_saved is not None and _hash(store, job.state.last_saved[0]) == job.state.last_saved[1]
 
 
 def holds_content(store: ModelStore, name: str, content: bytes) -> bool:

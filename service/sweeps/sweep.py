@@ -142,7 +142,7 @@ class Sweep:
         before = trial.status
         if job is not None:
             self.record.steps[trial.number] = self.get_steps(trial).model_copy(
-                update={"planned": job.config.planned_timesteps, "repeated": job.repeated_timesteps}
+                update={"planned": job.config.planned_timesteps, "repeated": job.state.repeated_timesteps}
             )
         if job is None:
             self.note_refusal(trial, "the server has forgotten its job")

@@ -45,14 +45,14 @@ def describe_curves(job: Job, metrics: Iterable[str], has_bounds: bool = True) -
     :param metrics: ``REWARD`` or log keys.
     :param has_bounds: Whether the bounds of long lines are wanted, which double what is sent.
     """
-    line, final = job.summarize(), job.final_evaluation
+    line, final = job.summarize(), job.state.final_evaluation
     wanted = {TRAINING_KEY if metric == REWARD else metric for metric in metrics}
     return {
         "id": job.job_id,
         "name": line.display_name or line.model_name,
         "env": line.env_name,
         "recipe": line.recipe,
-        "start": _to_epoch(job.start_time),
+        "start": _to_epoch(job.state.start_time),
         "keys": job.history.list_keys(),
         "lines": {metric: read_line(job.history.get_column(metric), metric, has_bounds) for metric in wanted},
         "evaluations": [

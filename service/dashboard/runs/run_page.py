@@ -144,10 +144,11 @@ class _RunPage:
     async def _show_family(self) -> None:
         """Show where the run comes from and what became of its model, if that may have changed."""
         registry, store = self._service.registry, self._service.store
-        name = "" if self._job.last_saved is None else self._job.last_saved[0]
+        saved = self._job.state.last_saved
+        name = "" if saved is None else saved[0]
         n_jobs = Counter(line.status.is_final for line in registry.list_lines())
         signature = store.folder.get_signature(name) if name else None
-        state = self._job.last_saved, self._job.status, signature, n_jobs, self._head
+        state = saved, self._job.status, signature, n_jobs, self._head
         if state == self._family_state:
             return
         self._family_state = state

@@ -18,7 +18,7 @@ def describe_metrics(job: Job) -> JobMetrics:
         # Unchecked: they are floats already, and checking tens of thousands would take longer than reading them.
         rows=[HistoryRow.model_construct(**row._asdict()) for row in rows],
         evaluations=job.history.list_evaluations(),
-        final_evaluation=job.final_evaluation,
+        final_evaluation=job.state.final_evaluation,
     )
 
 

@@ -163,7 +163,7 @@ class TestOneJob:
             job.advance(timesteps)
             job.publish_metrics(LOUD)
         job.advance(32)  # without a word of a restart: its checkpoint is of no use
-        assert (job.describe().current_timesteps, job.repeated_timesteps, totals.n_timesteps) == (32, 64, 96)
+        assert (job.describe().current_timesteps, job.state.repeated_timesteps, totals.n_timesteps) == (32, 64, 96)
         assert job.history.list_rows() == []
 
     def test_an_evaluation_that_is_made_again_replaces_the_earlier(self, job: Job) -> None:
@@ -207,7 +207,7 @@ class TestOneJob:
         folder.delete(job.job_id)
         assert job.read_checkpoint() is None
         status = job.describe()
-        assert (status.current_timesteps, status.checkpoint, job.repeated_timesteps) == (0, None, 64)
+        assert (status.current_timesteps, status.checkpoint, job.state.repeated_timesteps) == (0, None, 64)
         assert [warning for warning in job.warnings if "training began again" in warning] == job.warnings
         assert job.warnings != []
 

@@ -22,6 +22,6 @@ def test_nothing_is_said_of_steps_before_any_are_known() -> None:
         while here.poll():
             kind, value = json.loads(here.recv_bytes())
             deliver(job, kind, value, b"")
-    assert (job.describe().current_timesteps, job.repeated_timesteps) == (64, 0)
+    assert (job.describe().current_timesteps, job.state.repeated_timesteps) == (64, 0)
     assert job.describe().warnings == ["it went on with new episodes", "as the last one"]
     assert job.describe().metrics == {"train/loss": 0.5}
