@@ -14,6 +14,7 @@ from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.jobs.admission import JobAdmission
 from service.jobs.client_jobs import JobLimits
 from service.jobs.job import Job
+from service.jobs.job_models import find_its_model, read_checkpoint_model
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.recorder import JobRecorder
@@ -199,10 +200,10 @@ class Service:
         self, job: Job, video_format: VideoFormat, seed: int, deterministic: bool, max_steps: int
     ) -> tuple[Film, int | None]:
         status = job.describe()
-        saved = None if status.model_name is None else self.registry.find_its_model(job)
+        saved = None if status.model_name is None else find_its_model(self.store, job)
         if saved is not None:  # perhaps an earlier version by now
             return self.player.film(saved, video_format, seed, deterministic, max_steps), None
-        kept = self.registry.read_checkpoint_model(job)
+        kept = read_checkpoint_model(self.registry.checkpoints, job)
         if kept is None and status.model_name is not None:
             raise ConflictError(
                 f"what job {job.job_id} has saved as '{status.model_name}' was deleted since, or is too old a version "

@@ -9,22 +9,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from grpo_core.options.rewards import Reward
-from service.errors import (
-    ConflictError,
-    DrainingError,
-    NotFoundError,
-    QueueFullError,
-    ServiceError,
-    printable,
-)
+from service.errors import ConflictError, DrainingError, QueueFullError, ServiceError, printable
 from service.jobs.job import Job, JobHome
+from service.jobs.job_models import is_own_model
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import JournalError
 from service.jobs.records.journal import JobJournal
 from service.jobs.records.record import PastJob
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.runner import JobRunner
-from service.jobs.saved_model import is_own_model
 from service.jobs.table import JobTable, make_not_found
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
@@ -166,7 +159,7 @@ class JobRegistry(JobTable):
         :raises DrainingError: If the server is shutting down.
         """
         # Before anything is held: it is read to its end, and new jobs need not wait for that.
-        checkpoint = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
+        checkpoint = None if self.checkpoints is None else self.checkpoints.describe(job.job_id, job.config)
         with self._admission, self._labelling:  # or a deletion could remove what is written down again
             with self._reserve(job.config.model_name, but_for=job):
                 warning = None if is_own_model(self._store, job) else self._check_replacement(job)
@@ -236,14 +229,6 @@ class JobRegistry(JobTable):
             planned = f", and {n_planned} are being planned" if n_planned else ""
             raise QueueFullError(f"{len(active)} jobs are running or queued already{planned}; try again later.")
         return active
-
-    def read_checkpoint_model(self, job: Job) -> tuple[bytes, int] | None:
-        """Return the model file in a job's latest checkpoint, and the steps it was trained for; None without one."""
-        kept = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
-        if self._checkpoints is None or kept is None:
-            return None
-        content = self._checkpoints.read_model(job.job_id)
-        return None if content is None else (content, kept.timesteps)
 
     @property
     def max_running(self) -> int:
@@ -355,26 +340,6 @@ class JobRegistry(JobTable):
         if is_last:
             self._runner.end_left()
         return True
-
-    def find_its_model(self, job: Job) -> str | None:
-        """Return a reference to the model a job saved last, perhaps an earlier version by now; None if it is gone."""
-        return None if job.state.last_saved is None else self._store.folder.find_reference(*job.state.last_saved)
-
-    def find_init_model(self, job: Job) -> str | None:
-        """Return a reference to the model a job began from, as ``find_its_model`` does; None if it is gone."""
-        if job.config.init_model is None:
-            return None
-        return self._store.folder.find_reference(job.config.init_model, job.plan.init_sha256)
-
-    def list_trained_on(self, job: Job) -> list[Job]:
-        """List the jobs that began from the model which a job has saved last, oldest first."""
-        if job.state.last_saved is None:
-            return []
-        found = []
-        for job_id in self.recorder.list_trained_on(job.state.last_saved[1]):
-            with suppress(NotFoundError):  # it was deleted just now
-                found.append(self.get(job_id))
-        return found
 
     def _check_name_is_free(self, model_name: str, active: Iterable[Job]) -> None:
         if model_name.casefold() in self._reserved:

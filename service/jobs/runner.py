@@ -14,9 +14,9 @@ from grpo_core.process import count_cores
 from service.context import JOB_ID
 from service.errors import ConflictError, NotFoundError, ServiceError, describe_error
 from service.jobs.job import Job
+from service.jobs.job_models import holds_content, is_own_model
 from service.jobs.records.record import INTERRUPTED
 from service.jobs.records.recorder import JobRecorder
-from service.jobs.saved_model import holds_content, is_own_model
 from service.models.store import ModelStore
 from service.pauses import RestartPause
 from service.schemas.jobs import JobStatus

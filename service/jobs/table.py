@@ -43,7 +43,7 @@ class JobTable:
         self, recorder: JobRecorder, checkpoints: CheckpointFolder | None, max_kept: int, max_kept_days: float
     ) -> None:
         self.recorder = recorder
-        self._checkpoints = checkpoints
+        self.checkpoints = checkpoints
         self._max_kept, self._max_kept_days = max_kept, max_kept_days
         # Held while something is written on a job, or it is deleted or resumed, so that the last to write is the one
         # that is remembered.
@@ -283,8 +283,8 @@ class JobTable:
         while self._without_job:
             with suppress(IndexError):  # another thread has taken the last
                 job_id = self._without_job.popleft()
-                if self._checkpoints is not None:
-                    self._checkpoints.delete(job_id)
+                if self.checkpoints is not None:
+                    self.checkpoints.delete(job_id)
 
     def _drop_ended(self, job_id: str) -> None:
         for ids in (self._ended, self._in_memory):

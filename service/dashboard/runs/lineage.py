@@ -6,10 +6,11 @@ from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.html_elements import Text, make_box, make_link, make_pairs
 from service.dashboard.widgets.number_format import format_age, format_count
 from service.jobs.job import Job
-from service.jobs.registry import JobRegistry
+from service.jobs.job_models import find_init_model, find_its_model, list_trained_on
+from service.jobs.table import JobTable
 from service.models.store import ModelStore
 
-# Of more runs, nobody reads the names.
+# Longer lists are not read.
 _MAX_LISTED = 20
 
 
@@ -26,10 +27,10 @@ class Family(NamedTuple):
     runs: list[tuple[Job, str | None]]
 
 
-def find_family(registry: JobRegistry, job: Job) -> Family:
+def find_family(table: JobTable, store: ModelStore, job: Job) -> Family:
     """Look for what became of a run's models; this reads the disk."""
-    onward = [(other, registry.find_its_model(other)) for other in registry.list_trained_on(job)[:_MAX_LISTED]]
-    return Family(registry.find_init_model(job), registry.find_its_model(job), onward)
+    onward = [(other, find_its_model(store, other)) for other in list_trained_on(table, job)[:_MAX_LISTED]]
+    return Family(find_init_model(store, job), find_its_model(store, job), onward)
 
 
 def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
