@@ -24,7 +24,7 @@ LATEST = "latest"
 _MAX_IN_MEMORY = 100
 # As many if the disk does not take them.
 _MAX_UNWRITTEN = 1000
-# Ended jobs that somebody looks at.
+# Ended jobs that are looked at.
 _MAX_LOADED = 32
 # How often the disk is asked for jobs that are too old; days are what their age is counted in.
 _FORGET_SECONDS = 3600.0
@@ -170,13 +170,15 @@ class JobTable:
             except JournalError as error:
                 raise StorageError(f"nothing is written on job {job.job_id}: {error.reason}.") from error
             with self._lock:
-                for one in (self._jobs.get(job.job_id), self._loaded.get(job.job_id)):
-                    if isinstance(one, Job):
-                        one.labels = labels
-                    elif one is not None:
-                        job = PastJob(one.summary.model_copy(update=dict(labels)))
-                        self._jobs[job.job_id] = job
-        return job
+                self._put_labels(job.job_id, labels)
+                return self._jobs.get(job.job_id, job)
+
+    def _put_labels(self, job_id: str, labels: JobLabels) -> None:
+        for job in (self._jobs.get(job_id), self._loaded.get(job_id)):
+            if isinstance(job, Job):
+                job.labels = labels
+            elif job is not None:
+                self._jobs[job_id] = PastJob(job.summary.model_copy(update=dict(labels)))
 
     def delete(self, job_id: str) -> str:
         """Forget a job that has ended, and return its id; its model stays.

@@ -38,15 +38,8 @@ def show_side_by_side(left: str = "", right: str = "", seed: int = 0) -> None:
 def _show_players(names: list[str], chosen: tuple[str, str], player: ModelPlayer, seed: int) -> list[EpisodePlayer]:
     """Show the form that chooses, and a film of each model."""
     with make_box("row-flex wrap", "form", method="get", aria_label="What to compare"):
-        for field, label, value in (("left", "Left", chosen[0]), ("right", "Right", chosen[1])):
-            with make_box("row-flex", "label"):
-                Text(label, "muted")
-                with make_box("", "select", name=field):
-                    for name in names:
-                        option = Text(name, tag="option")
-                        option.props["value"] = name
-                        if name == value:
-                            option.props["selected"] = True
+        for field, label, name in (("left", "Left", chosen[0]), ("right", "Right", chosen[1])):
+            _make_choice(field, label, names, name)
         with make_box("row-flex", "label"):
             Text("Seed", "muted")
             make_box("seed-box", "input", type="number", name="seed", min=0, max=_MAX_SEED, value=seed)
@@ -58,3 +51,14 @@ def _show_players(names: list[str], chosen: tuple[str, str], player: ModelPlayer
                 make_link(name, f"{PREFIX}/models/{name}", "side-name")
                 players.append(EpisodePlayer(name, player, seed))
     return players
+
+
+def _make_choice(field: str, label: str, names: list[str], chosen: str) -> None:
+    with make_box("row-flex", "label"):
+        Text(label, "muted")
+        with make_box("", "select", name=field):
+            for name in names:
+                option = Text(name, tag="option")
+                option.props["value"] = name
+                if name == chosen:
+                    option.props["selected"] = True

@@ -8,6 +8,7 @@ from service.dashboard.widgets.number_format import format_count, format_interva
 from service.dashboard.widgets.setting_text import ORIGIN_TONES, ORIGINS, write_named_setting
 from service.jobs.job import Job
 from service.jobs.records.history import HistoryEvent
+from service.schemas.jobs import EvaluationRow, FinalEvaluation
 
 _MAX_EVENTS = 200
 
@@ -43,33 +44,41 @@ def _make_settings(names: Sequence[str], config: dict[str, Any], origins: Any) -
 def show_evaluations(job: Job) -> None:
     """Show a job's evaluations, the final one first."""
     status = job.describe()
-    rows = [(row.timesteps, row, "") for row in reversed(job.history.list_evaluations())]
-    if status.final_evaluation is not None:
-        rows.insert(0, (status.final_evaluation.timesteps, status.final_evaluation, "final"))  # type: ignore[arg-type]
+    best, final = status.best_evaluation, status.final_evaluation
+    rows: list[EvaluationRow | FinalEvaluation] = [*reversed(job.history.list_evaluations())]
+    if final is not None:
+        rows.insert(0, final)
     if not rows:
         Text("None yet." if not job.status.is_final else "None was made.", "muted small", "p")
         return
-    best, final = status.best_evaluation, status.final_evaluation
     is_beaten = best is not None and final is not None and final.mean_reward >= best.mean_reward
     if is_beaten or len(rows) == 1:  # and the only one is the best of nothing
         best = None
-    with make_box("table-scroll", tabindex=0, role="region", aria_label="Table of evaluations"):
-        with make_box("record-table", "table"):
-            with make_box("", "thead"), make_box("", "tr"):
-                for title in ("Steps", "Mean reward, 95 % interval", "Episodes", "Length", ""):
-                    Text(title, "" if title == "" else "number", "th").props["scope"] = "col"
-            with make_box("", "tbody"):
-                for timesteps, row, name in rows:
-                    with make_box("own" if name else "", "tr"):
-                        Text(format_count(timesteps), "number", "td")
-                        with make_box("number", "td"):
-                            Text(format_number(row.mean_reward))
-                            Text(format_interval(row.mean_reward_ci95), "muted small interval-of")
-                        Text(str(row.n_episodes), "number", "td")
-                        Text(format_number(row.mean_length), "number", "td")
-                        with make_box("", "td"):
-                            if name or row == best:
-                                Text(name or "best", "chip good" if not name else "chip live-quiet")
+    with (
+        make_box("table-scroll", tabindex=0, role="region", aria_label="Table of evaluations"),
+        make_box("record-table", "table"),
+    ):
+        with make_box("", "thead"), make_box("", "tr"):
+            for title in ("Steps", "Mean reward, 95 % interval", "Episodes", "Length", ""):
+                Text(title, "" if title == "" else "number", "th").props["scope"] = "col"
+        with make_box("", "tbody"):
+            for row in rows:
+                _show_evaluation(row, is_final=row is final, is_best=row == best)
+
+
+def _show_evaluation(row: EvaluationRow | FinalEvaluation, is_final: bool, is_best: bool) -> None:
+    with make_box("own" if is_final else "", "tr"):
+        Text(format_count(row.timesteps), "number", "td")
+        with make_box("number", "td"):
+            Text(format_number(row.mean_reward))
+            Text(format_interval(row.mean_reward_ci95), "muted small interval-of")
+        Text(str(row.n_episodes), "number", "td")
+        Text(format_number(row.mean_length), "number", "td")
+        with make_box("", "td"):
+            if is_final:
+                Text("final", "chip live-quiet")
+            elif is_best:
+                Text("best", "chip good")
 
 
 def show_events(events: Sequence[HistoryEvent]) -> None:
