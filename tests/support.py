@@ -41,10 +41,12 @@ from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation
 from service.schemas.training import TrainRequest
 from service.settings import Settings
 from service.training.evaluation import final_evaluation, value_check
+from service.training.order import TrainingOrder
 from service.training.planning.plan import TrainingPlan
 from service.training.planning.planner import Planner
 from service.workers import processes, threads
 from service.workers.short_tasks import ShortTasks
+from service.workers.task import Task
 from service.workers.threads import ThreadExecutor
 
 # What takes milliseconds may take minutes where much else runs; pytest's own limit is longer still.
@@ -190,6 +192,12 @@ def make_plan(known: Mapping[str, RewardFunction] = REWARD_FUNCTIONS, /, **reque
     """Plan a job as a service with threads does, and with the reward functions that are known by name."""
     short_tasks = ShortTasks(ThreadExecutor(), PATIENCE_SECONDS, threading.Event())
     return Planner(short_tasks, known).plan(TrainRequest.model_validate(request))
+
+
+def make_training_task(**request: Any) -> Task:
+    """Plan a job, and return the task that trains it."""
+    plan = make_plan(**request)
+    return TrainingOrder(plan.config, plan.reward).make_task()
 
 
 def find_forkserver() -> psutil.Process | None:

@@ -26,6 +26,7 @@ from benchmarks.training.step_speed import MEASURED_STEPS, ROLLOUT_STEPS, compar
 from benchmarks.training.time_to_policy import compare_cold_start, compare_times_to_policy
 from benchmarks.training.update_speed import compare_updates
 from service.jobs.job import Job
+from service.training.order import TrainingOrder
 from service.training.train import train_policy
 
 FIRST_SEED = 2000
@@ -39,7 +40,7 @@ def compare_jobs(n_repetitions: int, total_timesteps: int) -> list[Comparison]:
 
     def train_alone() -> float:
         plan, started_at = make_plan(request), time.perf_counter()
-        train_policy(plan.config, plan.reward, None, Job(plan))
+        train_policy(TrainingOrder(plan.config, plan.reward), Job(plan))
         return time.perf_counter() - started_at
 
     def train_ppo() -> float:

@@ -20,6 +20,7 @@ from service.jobs.records.recorder import JobRecorder
 from service.models.store import ModelStore
 from service.pauses import RestartPause
 from service.schemas.jobs import JobStatus
+from service.training.order import TrainingOrder
 from service.workers.executor import Executor
 from service.workers.task import Keeper, LastingRun, Run, TaskDrainedError, TaskFailedError, WorkerLostError
 
@@ -198,9 +199,11 @@ class JobRunner:
     def _start(self, job: Job, held: ExitStack) -> Run:
         """Start a job's training, from its checkpoint if there is one, see ``_train``."""
         run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
-        taken = job.read_checkpoint()
-        init = self._read_init_model(job, is_needed=taken is None)
-        task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init, self._stall_seconds)
+        checkpoint = job.read_checkpoint()
+        init = self._read_init_model(job, is_needed=checkpoint is None)
+        task = TrainingOrder(
+            job.config, job.plan.reward, run_dir, self._n_threads_per_job, checkpoint, init, self._stall_seconds
+        ).make_task()
         if self._keeper is None:
             return self._executor.start(task, job)
         run = self._keeper.start_lasting(task, job, job.receipts)

@@ -27,8 +27,8 @@ _LEAST_SECONDS = 1.0
 # How often one is published where the job does not say so.
 _PUBLISH_SECONDS = 60.0
 _BEST = "best"
-#: What evaluates policies on the way.
-OnTheWay = EvaluationCallback | BackgroundEvaluation
+#: They evaluate policies on the way.
+EvaluationsOnTheWay = EvaluationCallback | BackgroundEvaluation
 #: Name of the attachment that holds the model file of a training that is over.
 FINISHED = "finished"
 
@@ -39,7 +39,7 @@ class CheckpointCallback(BaseCallback):
     It comes last among the callbacks: what others do between two rollouts is done by then.
 
     :param config: What is trained. It says how many simulator steps are between two that are published.
-    :param judge: The evaluations on the way, if there are any; they go on as well.
+    :param evaluations: Those on the way, if there are any; they go on as well.
     :param stop_rules: Know how much of the job's time is spent.
     :param progress: Receives them.
     """
@@ -48,10 +48,16 @@ class CheckpointCallback(BaseCallback):
 
     model: GRPO
 
-    def __init__(self, config: TrainConfig, judge: OnTheWay | None, stop_rules: StopRules, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        evaluations: EvaluationsOnTheWay | None,
+        stop_rules: StopRules,
+        progress: Progress,
+    ) -> None:
         super().__init__()
         self._config, self._every = config, config.checkpoint_every
-        self._judge, self._stop_rules, self._progress = judge, stop_rules, progress
+        self._evaluations, self._stop_rules, self._progress = evaluations, stop_rules, progress
         self._can_take = True
         #: The model that the training began from, if any.
         self.lineage: Lineage | None = None
@@ -116,8 +122,8 @@ class CheckpointCallback(BaseCallback):
         facts: dict[str, Any] = {"seconds": self._stop_rules.spent_seconds, "ended_by": self._stop_rules.ended_by}
         facts |= {"lineage": self.lineage, "config": self._config.model_dump(mode="json")}
         best = {}
-        if self._judge is not None:
-            facts["judge"], best_content = self._judge.to_state()
+        if self._evaluations is not None:
+            facts["judge"], best_content = self._evaluations.to_state()
             best = {} if best_content is None else {_BEST: best_content}
         content, caveat = checkpoint.take(self.model, facts, {**best, **(attachments or {})})
         described = {
@@ -132,7 +138,7 @@ def restore_training(
     model: GRPO,
     taken: Checkpoint,
     config: TrainConfig,
-    judge: OnTheWay | None,
+    evaluations: EvaluationsOnTheWay | None,
     stop_rules: StopRules,
     progress: Progress,
 ) -> Lineage | None:
@@ -150,8 +156,8 @@ def restore_training(
             f"training went on from step {taken.timesteps:,}, but not exactly as before: {caveat.reason}."
         )
     stop_rules.spent_seconds_before, stop_rules.ended_by = float(own["seconds"]), own["ended_by"]
-    if judge is not None and "judge" in own:
-        judge.put_state(own["judge"], taken.attachments.get(_BEST))
+    if evaluations is not None and "judge" in own:
+        evaluations.put_state(own["judge"], taken.attachments.get(_BEST))
     return None if own["lineage"] is None else Lineage(*own["lineage"])
 
 

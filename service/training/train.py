@@ -1,4 +1,4 @@
-"""Train a policy as a configuration says."""
+"""Train a policy as an order says."""
 
 import math
 import time
@@ -28,7 +28,7 @@ from grpo_core.saving.model_state import get_weights, put_weights
 from grpo_core.spaces import is_image_space
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
-from service.training.checkpoint_callback import FINISHED, CheckpointCallback, OnTheWay, restore_training
+from service.training.checkpoint_callback import FINISHED, CheckpointCallback, EvaluationsOnTheWay, restore_training
 from service.training.evaluation.background_evaluation import BackgroundEvaluation
 from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.evaluation.evaluator import Evaluator
@@ -36,6 +36,7 @@ from service.training.evaluation.final_evaluation import evaluate_finally
 from service.training.evaluation.moment import Moment
 from service.training.evaluation.value_check import settle_values
 from service.training.init_model import begin_from
+from service.training.order import TrainingOrder
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
@@ -46,66 +47,40 @@ torch.set_num_threads(1)
 _ARGUMENTS = (*HYPERPARAMETERS, "seed", "device")
 
 
-def train_in_task(
-    config: TrainConfig,
-    reward: Reward | None,
-    run_dir: Path | None,
-    n_threads: int,
-    taken: bytes | None,
-    init: bytes | None,
-    stall_seconds: float,
-    progress: Progress,
-) -> bytes:
-    """Run ``train_policy`` as a task, with ``progress`` as the last argument.
-
-    If the checkpoint cannot be used, train from the start.
-    """
-    if taken is not None:
+def train_in_task(order: TrainingOrder, progress: Progress) -> bytes:
+    """Run ``train_policy`` as a task; if the checkpoint cannot be used, train from the start."""
+    config = order.config
+    if order.checkpoint is not None:
         try:
-            return train_policy(config, reward, run_dir, progress, n_threads, taken, None, stall_seconds)
+            return train_policy(order, progress)
         except CheckpointError as error:
-            if config.init_model is not None and init is None:
+            if config.init_model is not None and order.init is None:
                 raise CheckpointError(
                     f"{error} Nor can the job begin again: its init_model '{config.init_model}' is gone; start a new "
                     "job."
                 ) from error
             progress.publish_warning(f"training began again: {error}")
-    return train_policy(config, reward, run_dir, progress, n_threads, None, init, stall_seconds)
+    return train_policy(order._replace(checkpoint=None), progress)
 
 
-def train_policy(
-    config: TrainConfig,
-    reward: Reward | None,
-    run_dir: Path | None,
-    progress: Progress,
-    n_threads: int = 1,
-    taken: bytes | None = None,
-    init: bytes | None = None,
-    stall_seconds: float = math.inf,
-) -> bytes:
+def train_policy(order: TrainingOrder, progress: Progress) -> bytes:
     """Train a policy and return its model file; a stop makes it return early, with the policy so far.
 
-    :param config: A planned configuration.
-    :param reward: The reward functions that the configuration names.
-    :param run_dir: Folder for the TensorBoard log; None writes none.
     :param progress: Receives reports of the training.
-    :param n_threads: Threads that may step simulators; the policy is the same with any.
-    :param taken: A checkpoint of this training to go on from; None begins it.
-    :param init: The file of ``init_model``, if the configuration names one and the training begins.
-    :param stall_seconds: A rollout worker that takes no step for so long counts as dead.
     :raises CheckpointError: If the checkpoint is damaged or of another training.
     :raises Exception: Whatever the environment or the reward function raises.
     """
-    before = None if taken is None else checkpoint.from_bytes(taken)
+    config, n_threads = order.config, order.n_threads
+    taken = None if order.checkpoint is None else checkpoint.from_bytes(order.checkpoint)
     with ExitStack() as opened:
         building = Moment.now()
         env = build_vec_env(config.env_setup, config.n_envs)
         build_seconds = Moment.now().since(building) / config.n_envs
         opened.callback(env.close)
-        model = build_model(config, env, reward)
-        model.n_simulator_threads, model.rollout_stall_seconds = n_threads, stall_seconds
+        model = build_model(config, env, order.reward)
+        model.n_simulator_threads, model.rollout_stall_seconds = n_threads, order.stall_seconds
         # SB3's own logger would create a folder per training.
-        formats = [_MetricsWriter(progress), *([] if run_dir is None else [_open_tensorboard(run_dir)])]
+        formats = [_MetricsWriter(progress), *([] if order.run_dir is None else [_open_tensorboard(order.run_dir)])]
         model.set_logger(Logger(folder=None, output_formats=formats))
         opened.callback(model.logger.close)
         stop_rules = StopRules(progress, config.max_seconds)
@@ -113,26 +88,25 @@ def train_policy(
         evaluator = Evaluator(config, n_threads)
         opened.callback(evaluator.close)
         callbacks: list[BaseCallback] = [_ProgressCallback(stop_rules)]
-        judge: EvaluationCallback | None = None
-        on_the_way: OnTheWay | None = None
+        evaluations: EvaluationsOnTheWay | None = None
         if config.eval_freq is not None:
-            on_the_way = judge = EvaluationCallback(config, evaluator, stop_rules, progress)
+            evaluations = EvaluationCallback(config, evaluator, stop_rules, progress)
         elif config.n_eval_episodes > 0:
-            on_the_way = BackgroundEvaluation(evaluator, stop_rules, progress, build_seconds)
-        if on_the_way is not None:
-            callbacks.append(on_the_way)
-        callbacks.append(checkpoints := CheckpointCallback(config, on_the_way, stop_rules, progress))
-        if before is not None:
-            checkpoints.lineage = restore_training(model, before, config, on_the_way, stop_rules, progress)
-        elif init is not None:
-            checkpoints.lineage = begin_from(model, config, init)
+            evaluations = BackgroundEvaluation(evaluator, stop_rules, progress, build_seconds)
+        if evaluations is not None:
+            callbacks.append(evaluations)
+        callbacks.append(checkpoints := CheckpointCallback(config, evaluations, stop_rules, progress))
+        if taken is not None:
+            checkpoints.lineage = restore_training(model, taken, config, evaluations, stop_rules, progress)
+        elif order.init is not None:
+            checkpoints.lineage = begin_from(model, config, order.init)
         begun = time.monotonic()
-        _learn(model, config, callbacks, before, stop_rules, checkpoints)
+        _learn(model, config, callbacks, taken, stop_rules, checkpoints)
         training_seconds = time.monotonic() - begun
         model.logger.dump(model.num_timesteps)  # what the last update measured
-        if judge is not None:
-            judge.evaluate_last()
-        return _finish(model, config, evaluator, judge, training_seconds, stop_rules, progress, checkpoints)
+        if isinstance(evaluations, EvaluationCallback):
+            evaluations.evaluate_last()
+        return _finish(model, config, evaluator, evaluations, training_seconds, stop_rules, progress, checkpoints)
 
 
 def _open_tensorboard(run_dir: Path) -> TensorBoardOutputFormat:
@@ -153,16 +127,16 @@ def _learn(
     model: GRPO,
     config: TrainConfig,
     callbacks: list[BaseCallback],
-    before: Checkpoint | None,
+    taken: Checkpoint | None,
     stop_rules: StopRules,
     checkpoints: CheckpointCallback,
 ) -> None:
     """Take the steps that are left; what a stop or an error interrupts can go on from the latest checkpoint."""
     n_left = max(0, config.total_timesteps - model.num_timesteps)
-    if before is not None and FINISHED in before.attachments:
+    if taken is not None and FINISHED in taken.attachments:
         n_left = 0  # a rule may have ended it earlier
     try:
-        model.learn(n_left, callbacks, reset_num_timesteps=before is None)
+        model.learn(n_left, callbacks, reset_num_timesteps=taken is None)
     except BaseException:
         checkpoints.publish()
         raise
@@ -174,7 +148,7 @@ def _finish(
     model: GRPO,
     config: TrainConfig,
     evaluator: Evaluator,
-    judge: EvaluationCallback | None,
+    evaluations: EvaluationsOnTheWay | None,
     training_seconds: float,
     stop_rules: StopRules,
     progress: Progress,
@@ -186,13 +160,14 @@ def _finish(
         "config": config.model_dump(),
         "ended_by": stop_rules.ended_by or "total_timesteps",
     }
-    if judge is not None:
-        provenance["evaluation"] = judge.find_evaluation()
+    best: tuple[dict[str, Any], bytes] | None = None
+    if isinstance(evaluations, EvaluationCallback):
+        provenance["evaluation"], best = evaluations.find_evaluation(), evaluations.best
     if checkpoints.lineage is not None:
         provenance["lineage"] = checkpoints.lineage._asdict()
     saved, actor = None, model.make_numpy_actor()
-    if judge is not None and judge.best is not None:
-        saved = model_file.from_bytes(judge.best[1], with_optimizer=True)
+    if best is not None:
+        saved = model_file.from_bytes(best[1], with_optimizer=True)
         actor = saved.make_actor()
     if config.n_eval_episodes > 0:
         if stop_rules.ended_by != "stop":  # code of the environment runs once more, and may end this process

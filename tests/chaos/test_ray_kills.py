@@ -15,7 +15,7 @@ from service.workers.cluster.ray_connection import RayOptions
 from service.workers.cluster.ray_executor import RayExecutor
 from service.workers.task import Task, TaskFailedError
 from tests.chaos.ray_kills import LocalCluster, find_workers, hash_model, open_registry, submit
-from tests.support import Recorder, make_plan, wait_until
+from tests.support import Recorder, make_training_task, wait_until
 
 # Not by importing it, which LocalCluster does when it has told Ray to stay on loopback.
 pytestmark = [
@@ -69,8 +69,7 @@ def _runs(node: object, pid: int) -> bool:
 
 def test_a_task_that_no_node_has_room_for_fails_in_words(cluster: LocalCluster) -> None:
     executor = RayExecutor(LogStyle(), RayOptions(cluster.address, wait_seconds=0.5))
-    plan = make_plan(env_name="CartPole-v1", total_timesteps=64)
-    task = plan.make_task()._replace(device="cuda")
+    task = make_training_task(env_name="CartPole-v1", total_timesteps=64)._replace(device="cuda")
     try:
         with pytest.raises(TaskFailedError, match=r"GRPO_RAY_WAIT_SECONDS.*needs 1 CPU and 1 GPU"):
             executor.start(task, Recorder())

@@ -25,7 +25,7 @@ from service.workers.cluster.ray_slots import Needs
 from service.workers.receipts import Receipts
 from service.workers.task import TaskDrainedError
 from tests.chaos.ray_kills import LocalCluster, find_slots, find_workers
-from tests.support import Recorder, make_plan, wait_until
+from tests.support import Recorder, make_training_task, wait_until
 
 ROOT = Path(__file__).parents[2]
 # Processes that import torch, on a machine where others do too.
@@ -212,7 +212,7 @@ def test_a_stop_ends_a_job_whose_slot_waits_for_room_or_imports_and_leaves_no_sl
 ) -> None:
     recorder, server_id = Recorder(), f"needs-{n_cpus}"
     executor = RayExecutor(LogStyle(), RayOptions(cluster.address, server_id=server_id))
-    task = make_plan(env_name="CartPole-v1", total_timesteps=10_000_000).make_task()._replace(n_cpus=n_cpus)
+    task = make_training_task(env_name="CartPole-v1", total_timesteps=10_000_000)._replace(n_cpus=n_cpus)
     try:
         with ThreadPoolExecutor(1) as threads:
             start = threads.submit(executor.start_lasting, task, recorder, Receipts())
@@ -231,7 +231,7 @@ def test_a_slot_whose_server_does_not_come_back_ends_when_its_lease_does(cluster
     options = RayOptions(cluster.address, lease_seconds=8.0, server_id="gone")
     executor, token = RayExecutor(LogStyle(), options), JOB_ID.set("a job")
     try:
-        task = make_plan(env_name="CartPole-v1", total_timesteps=10_000_000).make_task()
+        task = make_training_task(env_name="CartPole-v1", total_timesteps=10_000_000)
         run = executor.start_lasting(task, Recorder(), Receipts())
         (slot,), (worker,) = find_slots(cluster), find_workers(cluster)
         # One that found room after its server was killed: nobody has it prepared.

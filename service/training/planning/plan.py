@@ -1,14 +1,11 @@
 """A training job, planned: its settings, its rewards, and what the client should know of it."""
 
-import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from grpo_core.options.rewards import Reward
 from service.schemas.training import ConfigOrigins, TrainConfig
-from service.workers.task import Task
 
 
 class SettledRequest(BaseModel):
@@ -45,23 +42,3 @@ class TrainingPlan(NamedTuple):
     config_origins: ConfigOrigins
     sweep_id: str | None = None
     init_sha256: str | None = None
-
-    def make_task(
-        self,
-        run_dir: Path | None = None,
-        n_threads: int = 1,
-        taken: bytes | None = None,
-        init: bytes | None = None,
-        stall_seconds: float = math.inf,
-    ) -> Task:
-        """Return the task that trains the policy.
-
-        :param run_dir: Folder for the TensorBoard log; None writes none.
-        :param n_threads: Threads that may step its simulators.
-        :param taken: A checkpoint to go on from; None begins the training.
-        :param init: The model file that it begins from; None draws first weights.
-        :param stall_seconds: A rollout worker that takes no step for so long counts as dead.
-        """
-        arguments = (self.config, self.reward, run_dir, n_threads, taken, init, stall_seconds)
-        function, n_cpus = "service.training.train:train_in_task", max(1, self.config.n_rollout_workers)
-        return Task(function, arguments, self.config.env_name, self.config.device, n_cpus, goes_on=taken is not None)

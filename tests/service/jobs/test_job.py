@@ -18,6 +18,7 @@ from service.jobs.records.history import JobHistory
 from service.jobs.records.record import JobRecord
 from service.jobs.totals import JobTotals
 from service.schemas.jobs import FinalEvaluation, JobStatus
+from service.training.order import TrainingOrder
 from service.training.planning.plan import TrainingPlan
 from service.training.train import train_policy
 from tests.support import make_evaluation, make_final_evaluation, make_plan, wait_until
@@ -503,5 +504,5 @@ class TestTheNoSignalWarning:
     def test_each_rollout_is_counted_once(self) -> None:
         # With one step per branch and equal rewards, there is nothing to learn.
         job = Job(plan(total_timesteps=11 * 256, n_steps=256, horizon=1, gamma=0.0, seed=0))
-        train_policy(job.config, reward_nothing, None, job)
+        train_policy(TrainingOrder(job.config, reward_nothing), job)
         assert any("the last 11 rollouts" in warning for warning in job.describe().warnings)

@@ -7,18 +7,19 @@ import pytest
 
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from grpo_core.saving import model_file
+from service.training.order import TrainingOrder
 from service.training.train import train_policy
 from tests.support import Recorder, make_plan
 
 
 def run_job(
-    recorder: Recorder | None = None, taken: bytes | None = None, **request: Any
+    recorder: Recorder | None = None, checkpoint: bytes | None = None, **request: Any
 ) -> tuple[model_file.ModelContent, Recorder]:
     """Train a few rollouts, perhaps from a checkpoint on, and return the model file and what was reported."""
     recorder = recorder or Recorder()
     config = make_plan(**{"total_timesteps": 640, "n_steps": 64, "seed": 0} | request).config
     reward = REWARD_FUNCTIONS.get(config.reward_function_type or "")
-    content = train_policy(config, reward, None, recorder, taken=taken)
+    content = train_policy(TrainingOrder(config, reward, checkpoint=checkpoint), recorder)
     return model_file.from_bytes(content, with_optimizer=True), recorder
 
 

@@ -12,6 +12,7 @@ from grpo_core.checkpoints import FACTS_MEMBER, checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.saving import model_file
 from service.training.checkpoint_callback import FINISHED
+from service.training.order import TrainingOrder
 from service.training.train import train_policy
 from tests.service.training.jobs import Clock
 from tests.support import Recorder, make_plan
@@ -39,11 +40,11 @@ class FailsAt(Recorder):
             raise RuntimeError("the pipe is broken")
 
 
-def run(recorder: Recorder, taken: bytes | None = None, **request: Any) -> bytes:
+def run(recorder: Recorder, checkpoint: bytes | None = None, **request: Any) -> bytes:
     config = make_plan(**REQUEST | {"env_name": "FrozenLake-v1"} | request).config.model_copy(
         update={"model_name": "a"}
     )
-    return train_policy(config, None, None, recorder, taken=taken)
+    return train_policy(TrainingOrder(config, None, checkpoint=checkpoint), recorder)
 
 
 def is_finished(content: bytes) -> bool:

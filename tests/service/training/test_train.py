@@ -18,6 +18,7 @@ from grpo_core.saving import model_file
 from grpo_core.saving.space_json import space_from_json
 from grpo_core.shards.pool import RolloutWorkersError
 from service.schemas.training import Activation, TrainConfig
+from service.training.order import TrainingOrder
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv
 from tests.support import LineEnv, Recorder, SpaceEnv, change_hyperparameters, make_plan
@@ -39,7 +40,7 @@ def resolve(**request: Any) -> TrainConfig:
 
 
 def train(config: TrainConfig, reward_function: RewardFunction | None = None) -> tuple[model_file.ModelContent, bytes]:
-    content = train_policy(config, reward_function, None, Recorder())
+    content = train_policy(TrainingOrder(config, reward_function), Recorder())
     return model_file.from_bytes(content), content
 
 
@@ -51,9 +52,8 @@ def assert_same_weights(one: model_file.ModelContent, other: model_file.ModelCon
 class TestTraining:
     def test_it_reports_progress_and_metrics(self) -> None:
         recorder = Recorder()
-        train_policy(
-            resolve(total_timesteps=256, n_steps=64, seed=0), REWARD_FUNCTIONS["optimized_cartpole"], None, recorder
-        )
+        config = resolve(total_timesteps=256, n_steps=64, seed=0)
+        train_policy(TrainingOrder(config, REWARD_FUNCTIONS["optimized_cartpole"]), recorder)
         assert recorder.steps == sorted(recorder.steps)
         assert recorder.steps[0] <= 1  # none yet while the untrained policy is evaluated
         assert 256 <= recorder.steps[-1] < 256 + 64
@@ -112,7 +112,7 @@ class TestTraining:
         with pytest.raises(
             OSError, match=rf"{run_dir} cannot be written \(Not a directory\); set GRPO_TENSORBOARD_DIR"
         ):
-            train_policy(resolve(total_timesteps=64), None, run_dir, Recorder())
+            train_policy(TrainingOrder(resolve(total_timesteps=64), None, run_dir), Recorder())
 
     @pytest.fixture
     def temporary_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -126,7 +126,7 @@ class TestTraining:
 
     def test_a_stop_returns_the_policy_so_far_at_the_next_step(self) -> None:
         recorder = Recorder(stop_after=70)
-        content = train_policy(resolve(total_timesteps=10_000, n_steps=64, seed=0), None, None, recorder)
+        content = train_policy(TrainingOrder(resolve(total_timesteps=10_000, n_steps=64, seed=0), None), recorder)
         assert recorder.steps[-1] == 70
         meta = model_file.from_bytes(content).meta
         assert meta["num_timesteps"] == 70
@@ -169,14 +169,16 @@ class TestTraining:
             return action.float()
 
         recorder = Recorder()
-        train_policy(resolve(total_timesteps=64, seed=0), reward, None, recorder)
+        train_policy(TrainingOrder(resolve(total_timesteps=64, seed=0), reward), recorder)
         assert set(shapes) == {((4,), (1,), (4,))}
         assert 0.0 < recorder.metrics[0]["rollout/reward_mean"] < 1.0  # CartPole's own would be exactly 1
 
     @pytest.mark.parametrize("returned", [torch.zeros(3), torch.tensor(float("nan"))])
     def test_a_reward_function_that_returns_nonsense_ends_the_training(self, returned: torch.Tensor) -> None:
         with pytest.raises(ValueError, match=r"reward"):
-            train_policy(resolve(total_timesteps=64), lambda state, action, next_state: returned, None, Recorder())
+            train_policy(
+                TrainingOrder(resolve(total_timesteps=64), lambda state, action, next_state: returned), Recorder()
+            )
 
     def test_what_hangs_in_rollout_workers_ends_the_training_after_the_limit(self) -> None:
         trainer_pid = os.getpid()
@@ -186,7 +188,8 @@ class TestTraining:
                 threading.Event().wait()
             return action.float()
 
-        task = make_plan(n_steps=256, n_rollout_workers=2)._replace(reward=reward).make_task(stall_seconds=0.5)
+        config = resolve(n_steps=256, n_rollout_workers=2)
+        task = TrainingOrder(config, reward, stall_seconds=0.5).make_task()
         with pytest.raises(RolloutWorkersError, match=r"no step of the environment for 0.5 s"):
             task.run(Recorder())
 
@@ -220,7 +223,7 @@ def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
     }
     config = resolve(**settings, **others, reward_functions={"environment": 0.5, "optimized_cartpole": 2})
     reward = [None, REWARD_FUNCTIONS["optimized_cartpole"]]
-    meta = model_file.from_bytes(train_policy(config, reward, None, Recorder())).meta
+    meta = model_file.from_bytes(train_policy(TrainingOrder(config, reward), Recorder())).meta
     assert {name: meta["hyperparameters"][name] for name in settings} == settings
     assert meta["hyperparameters"]["learning_rate"] == {"linear": [learning_rate, 0.0, 1.0]}
     assert meta["hyperparameters"]["reward_weights"] == [0.5, 2.0]

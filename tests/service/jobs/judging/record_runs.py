@@ -19,6 +19,7 @@ from service.jobs.description import gather_evidence
 from service.jobs.job import Job
 from service.jobs.judging.verdict import Evidence, judge
 from service.schemas.jobs import EpisodeFigures, EvaluationRow, JobStatus
+from service.training.order import TrainingOrder
 from service.training.train import train_policy
 from tests.support import FloatArray, LineEnv, make_plan
 
@@ -167,7 +168,7 @@ def record(run: Run) -> Evidence:
     if run.at_timesteps == 0:
         return _gather(job)
     try:
-        train_policy(job.config, job.plan.reward, None, job)
+        train_policy(TrainingOrder(job.config, job.plan.reward), job)
     except _EndedError:
         return _gather(job)
     except Exception as error:  # foreign code: one of the environments is broken

@@ -14,6 +14,7 @@ from grpo_core.options.rewards import REWARD_FUNCTIONS
 from grpo_core.saving import model_file
 from service.schemas.training import TrainConfig
 from service.training.evaluation.evaluator import MAX_STEPS_WITHOUT_LIMIT
+from service.training.order import TrainingOrder
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv
 from tests.service.training.jobs import assert_trained_alike
@@ -47,7 +48,7 @@ def run(recorder: Recorder | None = None, **request: Any) -> tuple[Content, Reco
     recorder = recorder or Recorder()
     config = resolve(**request)
     reward = REWARD_FUNCTIONS.get(config.reward_function_type or "")
-    return model_file.from_bytes(train_policy(config, reward, None, recorder), with_optimizer=True), recorder
+    return model_file.from_bytes(train_policy(TrainingOrder(config, reward), recorder), with_optimizer=True), recorder
 
 
 def play(content: Content, n_episodes: int) -> list[float]:
@@ -101,7 +102,7 @@ class TestEvaluations:
         env_name = register_env(lambda: PaidEnv(reward=0.5, ends=False), max_episode_steps=8)
         config = resolve(env_name=env_name, eval_freq=640)
         recorder = Recorder()
-        train_policy(config, lambda state, action, next_state: action.float(), None, recorder)
+        train_policy(TrainingOrder(config, lambda state, action, next_state: action.float()), recorder)
         (evaluation,) = recorder.evaluations
         assert (evaluation["mean_reward"], evaluation["mean_length"], evaluation["success_rate"]) == (4.0, 8.0, None)
 
@@ -124,7 +125,7 @@ class TestEvaluations:
         env_name = register_env(Paying)
         config = resolve(env_name=env_name, eval_freq=64)
         with pytest.raises(ValueError, match=r"is not finite \(inf\); fix the environment 'Line-v0'"):
-            train_policy(config, lambda state, action, next_state: torch.ones(len(state), 1), None, Recorder())
+            train_policy(TrainingOrder(config, lambda state, action, next_state: torch.ones(len(state), 1)), Recorder())
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ class TestTheBestPolicy:
         assert content.meta["evaluation"]["timesteps"] == recorder.evaluations[0]["timesteps"]
 
     def test_training_can_continue_from_its_file(self) -> None:
-        content = train_policy(resolve(**WILD), None, None, Recorder())
+        content = train_policy(TrainingOrder(resolve(**WILD), None), Recorder())
         parts = model_file.from_bytes(content, with_optimizer=True)
         assert parts.optimizer
         assert model_file.to_bytes(parts.meta, parts.weights, parts.optimizer, parts.normalization) == content

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from service.logs import LogStyle
+from service.training.order import TrainingOrder
 from service.workers.cluster.ray_connection import RayOptions
 from service.workers.cluster.ray_run import RayRun
 from service.workers.cluster.ray_slots import Needs, SlotHandle, SlotPool
@@ -79,8 +80,8 @@ def test_a_stop_while_a_worker_starts_is_sent_when_it_has_started_if_something_w
 
 
 def test_only_a_job_that_goes_on_from_a_checkpoint_has_learned_something_before_it_starts() -> None:
-    plan = make_plan(env_name="CartPole-v1", total_timesteps=64)
-    assert [plan.make_task(taken=taken).goes_on for taken in (None, b"a checkpoint")] == [False, True]
+    order = TrainingOrder(make_plan(env_name="CartPole-v1", total_timesteps=64).config, None)
+    assert [order._replace(checkpoint=content).make_task().goes_on for content in (None, b"one")] == [False, True]
 
 
 def test_a_stop_while_a_worker_starts_ends_that_if_nothing_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from service.workers.cluster import ray_slot
 from service.workers.cluster.ray_slot import Described, Report, Slot
 from service.workers.processes import pack
 from service.workers.task import TaskFailedError
-from tests.support import make_plan, wait_until
+from tests.support import make_training_task, wait_until
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),
@@ -28,7 +28,7 @@ def slot(ray_cluster: None) -> Iterator[Slot]:
     described = slot.prepare([], None, {"numpy": "any"}, tuple(LogStyle()))
     assert (described.lack or "").startswith("it has numpy")
     assert slot.prepare([], None, {}, tuple(LogStyle())).lack is None
-    slot.begin("a job", None, 3, pack(make_plan(**REQUEST, total_timesteps=512).make_task()))
+    slot.begin("a job", None, 3, pack(make_training_task(**REQUEST, total_timesteps=512)))
     wait_until(lambda: poll(slot)[-1].kind == "result")
     yield slot
     slot.kill(slot._owner)
@@ -100,7 +100,7 @@ def test_whatever_a_slot_does_it_ends_with_its_lease(slot: Slot) -> None:
     with_end_nobody_took = [is_lease_over(slot, seconds) for seconds in (3590.0, 3601.0)]
     slot.release("one")
     without_task = [is_lease_over(slot, seconds) for seconds in (50.0, 61.0)]
-    slot.begin("a job", None, 0, pack(make_plan(**REQUEST, total_timesteps=10_000_000).make_task()))
+    slot.begin("a job", None, 0, pack(make_training_task(**REQUEST, total_timesteps=10_000_000)))
     assert not slot._is_lease_over(60.0), "its worker has just started"
     poll(slot)
     training = [is_lease_over(slot, seconds) for seconds in (3590.0, 3601.0)]

@@ -1,0 +1,42 @@
+"""An order to train: all that a worker is sent for it."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from grpo_core.options.rewards import Reward
+from service.schemas.training import TrainConfig
+from service.workers.task import Task
+
+
+class TrainingOrder(NamedTuple):
+    """Train a policy as a configuration says.
+
+    :param config: A planned configuration.
+    :param reward: The reward functions that the configuration names.
+    :param run_dir: Folder for the TensorBoard log; None writes none.
+    :param n_threads: Threads that may step simulators; the policy is the same with any.
+    :param checkpoint: A checkpoint of this training to go on from; None begins it.
+    :param init: The file of ``init_model``, if the configuration names one and the training begins.
+    :param stall_seconds: A rollout worker that takes no step for so long counts as dead.
+    """
+
+    config: TrainConfig
+    reward: Reward | None
+    run_dir: Path | None = None
+    n_threads: int = 1
+    checkpoint: bytes | None = None
+    init: bytes | None = None
+    stall_seconds: float = math.inf
+
+    def make_task(self) -> Task:
+        """Return the task that carries it out."""
+        n_cpus = max(1, self.config.n_rollout_workers)
+        return Task(
+            "service.training.train:train_in_task",
+            (self,),
+            self.config.env_name,
+            self.config.device,
+            n_cpus,
+            goes_on=self.checkpoint is not None,
+        )
