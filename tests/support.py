@@ -312,7 +312,7 @@ def is_tried_out() -> bool:
     frame = sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back
-        if frame.f_code.co_name in ("settle_request", "inspect_environment", "prove", "try_out"):
+        if frame.f_code.co_name in ("fill_in_request", "inspect_environment", "prove", "try_out"):
             return True
     return False
 

@@ -34,7 +34,7 @@ class JobLimits:
     def check(self, request: TrainRequest | TrainConfig) -> None:
         """Refuse what takes longer than one job may.
 
-        :param request: A request, or what it was settled to: only that says how long a rollout is.
+        :param request: A request, or the configuration made of it: only that says how long a rollout is.
         :raises InvalidRequestError: If it asks for more.
         """
         if request.total_timesteps > self.timesteps:

@@ -34,7 +34,7 @@ from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.evaluation.evaluator import Evaluator
 from service.training.evaluation.final_evaluation import evaluate_finally
 from service.training.evaluation.moment import Moment
-from service.training.evaluation.value_check import settle_values
+from service.training.evaluation.value_check import refit_values
 from service.training.init_model import begin_from
 from service.training.order import TrainingOrder
 from service.training.stop_rules import StopRules
@@ -154,7 +154,7 @@ def _finish(
     progress: Progress,
     checkpoints: CheckpointCallback,
 ) -> bytes:
-    """Evaluate the policy to save, the best one or the last, settle its values, and return its model file."""
+    """Evaluate the policy to save, the best one or the last, refit its values, and return its model file."""
     provenance: dict[str, Any] = {
         **config.env_setup._asdict(),
         "config": config.model_dump(),
@@ -179,7 +179,7 @@ def _finish(
             evaluator, actor, timesteps, training_seconds, stop_rules, progress
         )
         if provenance["final_evaluation"] is not None:
-            provenance["value_check"] = settle_values(model, actor, evaluator, training_seconds, stop_rules)
+            provenance["value_check"] = refit_values(model, actor, evaluator, training_seconds, stop_rules)
             if saved is not None:
                 weights = get_weights(model.policy)
                 saved = replace(saved, weights={name: weights[name] for name in saved.weights})

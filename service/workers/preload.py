@@ -25,7 +25,7 @@ _WATCH_SECONDS = 0.1
 _MODULES = (
     "torch",
     "torch._dynamo",  # the first optimizer imports it, which would take a second in every worker
-    "service.training.planning.settle",
+    "service.training.planning.fill_in",
     "service.training.train",
     "service.environments.inspection",
     "service.models.episodes",

@@ -37,7 +37,7 @@ _TIME_SHARE, _MIN_SECONDS, _MAX_SECONDS = 0.1, 5.0, 30.0
 _MAX_FITTED_NUMBERS = 2**24
 
 
-def settle_values(
+def refit_values(
     model: GRPO, actor: Actor, evaluator: Evaluator, training_seconds: float, stop_rules: StopRules
 ) -> dict[str, Any] | None:
     """Fit the value network if what training made of it says little, and check it on other episodes.

@@ -8,7 +8,7 @@ from grpo_core.options.rewards import Reward
 from service.schemas.training import ConfigOrigins, TrainConfig
 
 
-class SettledRequest(BaseModel):
+class FilledRequest(BaseModel):
     """A request with every default filled in, checked by a worker.
 
     :param settings: The fields of ``TrainConfig`` but ``model_name`` and ``seed``, on which nothing else depends.

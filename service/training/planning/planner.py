@@ -16,7 +16,7 @@ from service.errors import ConflictError, InvalidRequestError, TooLargeError
 from service.schemas.fields import MAX_SEED
 from service.schemas.training import ConfigOrigins, TrainConfig, TrainRequest
 from service.training.planning.names import NamedRequest, resolve_names
-from service.training.planning.plan import SettledRequest, TrainingPlan
+from service.training.planning.plan import FilledRequest, TrainingPlan
 from service.workers.short_tasks import ShortTasks
 from service.workers.task import Task
 
@@ -24,11 +24,11 @@ _MAX_CACHED = 256
 
 
 class _CachedPlan(NamedTuple):
-    """A settled request, and what its names meant at that time: they may be registered again later."""
+    """A filled request, and what its names meant at that time: they may be registered again later."""
 
     spec: EnvSpec
     functions: Reward | None
-    settled: SettledRequest
+    filled: FilledRequest
 
 
 class Planner:
@@ -54,18 +54,18 @@ class Planner:
         :raises ServiceError: Whatever ``ShortTasks.run`` raises.
         """
         named = resolve_names(request, self._reward_functions, init_meta)
-        settled = self._settle(named)
+        filled = self._fill_in(named)
         config = TrainConfig(
-            **settled.settings,
+            **filled.settings,
             model_name=request.model_name or _generate_model_name(request.env_name),
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
         return TrainingPlan(
             config,
             named.rewards.functions,
-            tuple(settled.warnings),
-            settled.reward_threshold,
-            {**settled.config_origins, **_find_origins(request)},
+            tuple(filled.warnings),
+            filled.reward_threshold,
+            {**filled.config_origins, **_find_origins(request)},
         )
 
     def find_rewards(self, config: TrainConfig) -> Reward | None:
@@ -88,7 +88,7 @@ class Planner:
         functions = [self._reward_functions.get(name) for name in names]
         return functions if config.reward_functions else functions[0]
 
-    def _settle(self, named: NamedRequest) -> SettledRequest:
+    def _fill_in(self, named: NamedRequest) -> FilledRequest:
         env_name, functions = named.request.env_name, named.rewards.functions
         key = named.request.model_dump_json(exclude_unset=True, exclude={"model_name", "seed"})
         if named.init_meta is not None:  # hashed, since a file may have a mebibyte of it
@@ -97,18 +97,18 @@ class Planner:
         with self._lock:
             cached = self._cache.get(key)
         if cached is not None and cached.spec is spec and _are_same(cached.functions, functions):
-            return cached.settled
+            return cached.filled
         try:
             content = self._short_tasks.run(
-                Task("service.training.planning.settle:settle_request", (named,), env_name),
+                Task("service.training.planning.fill_in:fill_in_request", (named,), env_name),
                 "the environment may hang while it is built, tried out or closed; fix it.",
             )
         except TooLargeError as error:  # the environment is slow; the request itself is not too large
             raise InvalidRequestError(error.detail) from error
-        settled = SettledRequest.model_validate_json(content)
+        filled = FilledRequest.model_validate_json(content)
         with self._lock:
-            self._cache[key] = _CachedPlan(spec, functions, settled)
-        return settled
+            self._cache[key] = _CachedPlan(spec, functions, filled)
+        return filled
 
 
 def _are_same(before: Reward | None, now: Reward | None) -> bool:

@@ -93,7 +93,7 @@ class TestTheEventsOfAJobThatHasEnded:
         assert names[:2] == ["job.status"] * 2
         assert [event.payload["status"] for event in events[:2]] == ["queued", "running"]
         assert names[-1] == "job.completed"
-        # Progress is also reported while the values of the saved policy are settled.
+        # Progress is also reported while the values of the saved policy are fitted again.
         others = [event for event in events if event.name != "job.progress"]
         assert others[-2].name == "job.final_evaluation"
         assert others[-2].payload == status["final_evaluation"]

@@ -16,7 +16,7 @@ from grpo import GRPO
 from grpo_core.values.fit import fit_values
 from service.schemas.training import TrainConfig
 from service.training.evaluation.evaluator import FITTED_SEED, Evaluator
-from service.training.evaluation.value_check import settle_values
+from service.training.evaluation.value_check import refit_values
 from service.training.stop_rules import StopRules
 from tests.grpo_core.values.test_fit import Line
 from tests.support import Recorder, make_plan
@@ -37,12 +37,12 @@ def make_config(model: GRPO) -> TrainConfig:
     return make_plan().config.model_copy(update=changes)
 
 
-def settle(model: GRPO, env: gym.Env[Any, Any] | None = None, stop_after: float = math.inf) -> dict[str, Any] | None:
+def refit(model: GRPO, env: gym.Env[Any, Any] | None = None, stop_after: float = math.inf) -> dict[str, Any] | None:
     evaluator = Evaluator(make_config(model))
     vars(evaluator)["env"] = env or Line()
     stop_rules = StopRules(Recorder(stop_after=stop_after), None)
     stop_rules.begin(model)
-    return settle_values(model, model.make_numpy_actor(), evaluator, 1.0, stop_rules)
+    return refit_values(model, model.make_numpy_actor(), evaluator, 1.0, stop_rules)
 
 
 def get_values(model: GRPO) -> list[float]:
@@ -53,7 +53,7 @@ def get_values(model: GRPO) -> list[float]:
 
 def test_values_that_training_did_not_use_are_fitted_and_said_to_be_meaningful() -> None:
     model = make_model()
-    check = settle(model)
+    check = refit(model)
     assert check is not None
     assert check["is_meaningful"] is True
     assert check["gamma"] == 0.9
@@ -65,10 +65,10 @@ def test_values_that_training_did_not_use_are_fitted_and_said_to_be_meaningful()
 
 def test_values_that_training_made_meaningful_stay_as_they_are() -> None:
     model = make_model()
-    settle(model)
+    refit(model)
     before = get_values(model)
     model.baseline, model.bootstrap_value = "residual", True
-    check = settle(model)
+    check = refit(model)
     assert check is not None
     assert check["is_meaningful"] is True
     assert get_values(model) == before
@@ -77,14 +77,14 @@ def test_values_that_training_made_meaningful_stay_as_they_are() -> None:
 def test_the_policy_stays_as_it_is() -> None:
     model = make_model()
     before = [parameter.clone() for parameter in model.policy.action_net.parameters()]
-    settle(model)
+    refit(model)
     assert all(map(torch.equal, before, model.policy.action_net.parameters()))
 
 
 def test_the_same_job_gets_the_same_values() -> None:
     models = [make_model(), make_model()]
     for model in models:
-        settle(model)
+        refit(model)
     assert get_values(models[0]) == get_values(models[1])
 
 
@@ -92,7 +92,7 @@ def test_values_of_normalised_rewards_come_with_the_scale_that_undoes_it() -> No
     env = VecNormalize(DummyVecEnv([Line]), norm_obs=False, gamma=0.9)
     env.ret_rms.var = np.array(100.0**2)
     model = make_model(env)
-    check = settle(model)
+    check = refit(model)
     assert check is not None
     assert check["reward_scale"] == pytest.approx(100.0)
     assert check["is_meaningful"] is True
@@ -101,7 +101,7 @@ def test_values_of_normalised_rewards_come_with_the_scale_that_undoes_it() -> No
 def test_a_stop_ends_it_and_nothing_is_claimed() -> None:
     model = make_model()
     before = get_values(model)
-    assert settle(model, stop_after=0) is None
+    assert refit(model, stop_after=0) is None
     assert get_values(model) == before
 
 
@@ -116,7 +116,7 @@ def test_a_stop_while_values_are_fitted_leaves_them_as_they_were(monkeypatch: py
     stop_rules.begin(model)
     monkeypatch.setattr("service.training.evaluation.value_check.fit_values", fit)
     before = get_values(model)
-    check = settle_values(model, model.make_numpy_actor(), evaluator, 1.0, stop_rules)
+    check = refit_values(model, model.make_numpy_actor(), evaluator, 1.0, stop_rules)
     assert check is not None
     assert check["is_meaningful"] is False
     assert get_values(model) == before
@@ -128,7 +128,7 @@ def test_an_environment_that_is_too_slow_is_given_up(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("service.training.evaluation.value_check._MIN_SECONDS", 5.0)
     monkeypatch.setattr("service.training.evaluation.value_check._MAX_SECONDS", 5.0)
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    assert settle(model) is None
+    assert refit(model) is None
     assert next(clock) < 20
 
 
@@ -137,7 +137,7 @@ def test_an_environment_that_fails_is_given_up() -> None:
         def step(self, action: Any) -> Any:
             raise OSError("the robot is gone")
 
-    assert settle(make_model(), Failing()) is None
+    assert refit(make_model(), Failing()) is None
 
 
 def test_rewards_that_are_not_finite_spoil_nothing() -> None:
@@ -148,7 +148,7 @@ def test_rewards_that_are_not_finite_spoil_nothing() -> None:
 
     model = make_model()
     before = get_values(model)
-    assert settle(model, Broken()) is None
+    assert refit(model, Broken()) is None
     assert get_values(model) == before
 
 
@@ -165,7 +165,7 @@ def test_values_are_not_fitted_to_rewards_that_are_not_finite(monkeypatch: pytes
     monkeypatch.setattr("service.training.evaluation.value_check.fit_values", lambda *_: pytest.fail("fitted"))
     model = make_model()
     before = get_values(model)
-    check = settle(model, Broken())
+    check = refit(model, Broken())
     assert check is not None
     assert check["is_meaningful"] is False
     assert get_values(model) == before
@@ -178,7 +178,7 @@ def test_a_fit_that_ends_in_values_of_nan_is_undone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("service.training.evaluation.value_check.fit_values", fit)
     model = make_model()
     before = get_values(model)
-    check = settle(model)
+    check = refit(model)
     assert check is not None
     assert check["is_meaningful"] is False
     assert get_values(model) == before
@@ -187,7 +187,7 @@ def test_a_fit_that_ends_in_values_of_nan_is_undone(monkeypatch: pytest.MonkeyPa
 def test_a_discount_of_one_is_only_checked() -> None:
     model = make_model(gamma=1.0)
     before = get_values(model)
-    check = settle(model)
+    check = refit(model)
     assert check is not None
     assert check["is_meaningful"] is False
     assert get_values(model) == before

@@ -35,7 +35,7 @@ from service.spaces import count_numbers
 from service.training.init_model import check_init, read_init_settings
 from service.training.planning.memory_limits import check_memory, shrink
 from service.training.planning.names import NO_PRESET, NamedRequest, Rewards
-from service.training.planning.plan import SettledRequest
+from service.training.planning.plan import FilledRequest
 from service.training.train import build_model, list_normalizable
 from service.workers.task import Progress
 
@@ -49,15 +49,15 @@ _N_EVALUATIONS = 20
 _MAX_EVALUATIONS = 1000
 _NEED_EVALUATIONS = ("eval_freq", "keep_best", "stop_reward", "patience")
 # Nothing depends on the two fields that the server fills in, but a configuration that is tried out has them.
-_UNSETTLED = {"model_name": "any", "seed": 0}
+_STAND_INS = {"model_name": "any", "seed": 0}
 
 Settings = dict[str, Any]
 
 
-def settle_request(named: NamedRequest, progress: Progress) -> bytes:
+def fill_in_request(named: NamedRequest, progress: Progress) -> bytes:
     """Fill in every default and check everything that can be checked before training.
 
-    :return: A ``SettledRequest`` in JSON.
+    :return: A ``FilledRequest`` in JSON.
     :raises InvalidRequestError: If the request combines what does not fit, or the environment cannot be trained.
     """
     request, rewards = named.request, named.rewards
@@ -67,7 +67,7 @@ def settle_request(named: NamedRequest, progress: Progress) -> bytes:
     identity = {
         "reward_function_type": rewards.reward_function_type,
         "reward_functions": rewards.reward_functions,
-        **_UNSETTLED,
+        **_STAND_INS,
         "device": _resolve_device(request.device),
     }
     preset_name, defaults = named.preset, Settings()
@@ -82,7 +82,7 @@ def settle_request(named: NamedRequest, progress: Progress) -> bytes:
         if named.init_meta is not None:
             defaults |= read_init_settings(named.init_meta)
         settings = {**defaults, **given, **identity, "preset": preset_name}
-        settled = _settle(env, settings, given, defaults, rewards.functions, obstacle, named.init_meta)
+        filled = _fit_and_try(env, settings, given, defaults, rewards.functions, obstacle, named.init_meta)
     except (InvalidRequestError, ValueError) as error:
         filled_in = {name for name, value in defaults.items() if value is not None} - given.keys()
         from_preset = set() if preset_name == NO_PRESET else filled_in
@@ -91,10 +91,8 @@ def settle_request(named: NamedRequest, progress: Progress) -> bytes:
         env.close()
     preset = None if preset_name == NO_PRESET else get_preset(preset_name)
     choices = {} if preset is None else {name: defaults[name] for name in _list_preset_choices(preset)}
-    settled.config_origins = {
-        name: _find_origin(name, value, given, choices) for name, value in settled.settings.items()
-    }
-    return settled.model_dump_json().encode()
+    filled.config_origins = {name: _find_origin(name, value, given, choices) for name, value in filled.settings.items()}
+    return filled.model_dump_json().encode()
 
 
 def _separate_normalization(given: Settings) -> Settings:
@@ -111,7 +109,7 @@ def _separate_normalization(given: Settings) -> Settings:
     return {"wrappers": wrappers[:-1], "normalize": Normalization(**options)}
 
 
-def _settle(
+def _fit_and_try(
     env: DummyVecEnv,
     settings: Settings,
     given: Settings,
@@ -119,13 +117,13 @@ def _settle(
     reward_functions: Reward | None,
     obstacle: str | None,
     init_meta: Mapping[str, Any] | None,
-) -> SettledRequest:
+) -> FilledRequest:
     """Choose the settings that were left out to suit the given ones and the environment, and try them out.
 
     :param obstacle: Why groups cannot branch in the environment; None if they can, or need not.
     :raises ValueError: If the algorithm refuses them.
     """
-    warnings = _settle_mode(settings, given, obstacle)
+    warnings = _fit_mode(settings, given, obstacle)
     _fit_credit(settings, given)
     _fit_groups(settings, given, defaults, env.action_space)
     _fit_evaluations(settings)
@@ -149,8 +147,8 @@ def _settle(
     if is_chosen and choose_policy(env.observation_space) == "MlpPolicy":
         warnings.append('training is on the GPU; without images the CPU is often faster: compare with "device": "cpu".')
     threshold = None if spec is None else spec.reward_threshold
-    settings = config.model_dump(exclude=set(_UNSETTLED))
-    return SettledRequest(settings=settings, warnings=warnings, reward_threshold=threshold)
+    settings = config.model_dump(exclude=set(_STAND_INS))
+    return FilledRequest(settings=settings, warnings=warnings, reward_threshold=threshold)
 
 
 def _check_shards(config: TrainConfig) -> None:
@@ -288,8 +286,8 @@ def _find_obstacle(env_name: str, env: DummyVecEnv, mode: str) -> str | None:
         ) from error
 
 
-def _settle_mode(settings: Settings, given: Settings, obstacle: str | None) -> list[str]:
-    """Settle the group mode.
+def _fit_mode(settings: Settings, given: Settings, obstacle: str | None) -> list[str]:
+    """Choose the group mode.
 
     :return: A warning if groups cannot branch and are whole episodes instead.
     """
