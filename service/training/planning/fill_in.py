@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.environments.making import EnvSetup
@@ -16,31 +15,23 @@ from grpo_core.options.checks import DEFAULT_HORIZON, get_horizon
 from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policies import choose_policy
-from grpo_core.options.presets import (
-    GENERAL_PRESET,
-    Preset,
-    choose_general_preset,
-    get_preset,
-    list_general_presets,
-    shorten_rollouts,
-)
+from grpo_core.options.presets import GENERAL_PRESET, choose_general_preset, get_preset, list_general_presets
 from grpo_core.options.rewards import Reward
 from grpo_core.shards.collector import count_shards
 from grpo_core.simulators.making import find_obstacle
 from service.environments.build import build_vec_env, try_methods
 from service.errors import InvalidRequestError, describe_error, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS
-from service.schemas.training import ConfigOrigin, Normalization, TrainConfig, TrainRequest
+from service.schemas.training import ConfigOrigin, Normalization, TrainConfig
 from service.spaces import count_numbers
 from service.training.init_model import check_init, read_init_settings
-from service.training.planning.memory_limits import check_memory, shrink
-from service.training.planning.names import NO_PRESET, NamedRequest, Rewards
+from service.training.planning.defaults import Settings, find_time_limit, list_defaults, list_preset_choices
+from service.training.planning.memory_limits import check_memory
+from service.training.planning.names import NO_PRESET, NamedRequest
 from service.training.planning.plan import FilledRequest
-from service.training.train import build_model, list_normalizable
+from service.training.train import build_model
 from service.workers.task import Progress
 
-# Long enough for an action on CartPole to show in position and angle, short enough to keep the noise of returns low.
-_PREFERRED_HORIZON = 16
 _MAX_STEPS = HYPERPARAMETERS["n_steps"].request_most
 _MAX_GROUP_SIZE = HYPERPARAMETERS["group_size"].request_most
 _MAX_REASON_CHARS = 1000
@@ -50,8 +41,6 @@ _MAX_EVALUATIONS = 1000
 _NEED_EVALUATIONS = ("eval_freq", "keep_best", "stop_reward", "patience")
 # Nothing depends on the two fields that the server fills in, but a configuration that is tried out has them.
 _STAND_INS = {"model_name": "any", "seed": 0}
-
-Settings = dict[str, Any]
 
 
 def fill_in_request(named: NamedRequest, progress: Progress) -> bytes:
@@ -78,7 +67,7 @@ def fill_in_request(named: NamedRequest, progress: Progress) -> bytes:
         if named.preset == GENERAL_PRESET:
             is_restorable = obstacle is None and given.get("group_mode") != "episode"
             preset_name = choose_general_preset(env.observation_space, env.action_space, is_restorable)
-        defaults = _list_defaults(rewards, preset_name, given, env, obstacle)
+        defaults = list_defaults(rewards, preset_name, given, env, obstacle)
         if named.init_meta is not None:
             defaults |= read_init_settings(named.init_meta)
         settings = {**defaults, **given, **identity, "preset": preset_name}
@@ -90,7 +79,7 @@ def fill_in_request(named: NamedRequest, progress: Progress) -> bytes:
     finally:
         env.close()
     preset = None if preset_name == NO_PRESET else get_preset(preset_name)
-    choices = {} if preset is None else {name: defaults[name] for name in _list_preset_choices(preset)}
+    choices = {} if preset is None else {name: defaults[name] for name in list_preset_choices(preset)}
     filled.config_origins = {name: _find_origin(name, value, given, choices) for name, value in filled.settings.items()}
     return filled.model_dump_json().encode()
 
@@ -127,7 +116,7 @@ def _fit_and_try(
     _fit_credit(settings, given)
     _fit_groups(settings, given, defaults, env.action_space)
     _fit_evaluations(settings)
-    spec, max_episode_steps = env.envs[0].spec, _find_time_limit(env)
+    spec, max_episode_steps = env.envs[0].spec, find_time_limit(env)
     if settings["group_mode"] == "episode" and settings["horizon"] is None and max_episode_steps is None:
         raise InvalidRequestError(
             f"env_name '{settings['env_name']}' has no time limit, so a whole episode might never end; register it "
@@ -159,11 +148,6 @@ def _check_shards(config: TrainConfig) -> None:
         return
     plan = GroupPlan(mode, config.group_size, horizon, config.n_steps)
     count_shards(config.n_rollout_shards, config.n_rollout_workers, config.n_envs, plan)
-
-
-def _find_time_limit(env: DummyVecEnv) -> int | None:
-    spec = env.envs[0].spec
-    return None if spec is None else spec.max_episode_steps
 
 
 def _find_origin(name: str, value: Any, given: Settings, choices: Settings) -> ConfigOrigin:
@@ -203,75 +187,6 @@ def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:
     if not names:
         return detail
     return f'{detail} Preset \'{preset_name}\' chose {", ".join(names)}; send your own, or "preset": "{NO_PRESET}".'
-
-
-def _list_defaults(
-    rewards: Rewards, preset_name: str, given: Settings, env: DummyVecEnv, obstacle: str | None
-) -> Settings:
-    """List what is filled in, with or without a preset."""
-    preset = None if preset_name == NO_PRESET else get_preset(preset_name)
-    if preset is None:
-        return _list_plain_defaults(rewards)
-    defaults = _list_preset_defaults(preset)
-    if preset_name in list_general_presets():
-        n_timesteps: int = {**defaults, **given}["total_timesteps"]
-        defaults["n_steps"] = shorten_rollouts(defaults["n_steps"], n_timesteps)
-        sizes = {**defaults, **given}
-        is_episodic = sizes["group_mode"] == "episode" or obstacle is not None
-        shrink(sizes, env.observation_space, _find_time_limit(env), is_episodic)
-        defaults |= {name: sizes[name] for name in ("n_steps", "batch_size") if name not in given}
-        if defaults["normalize"] and not list_normalizable(env.observation_space):
-            defaults["normalize"] = Normalization(norm_obs=False)
-    return defaults
-
-
-def _list_plain_defaults(rewards: Rewards) -> Settings:
-    """List the defaults without a preset; the horizon is only a target."""
-    # A dense reward judges every step, so a branch's own rewards are enough; otherwise the value network must estimate
-    # what a truncated branch would still have earned.
-    credit = {"baseline": "group", "bootstrap_value": False} if rewards.is_dense else {}
-    # The rate falls to 0, so that the last updates settle the policy instead of disturbing it. With it, every seed
-    # reached 475 on CartPole; see benchmarks/README.md.
-    rate = {"lr_schedule": "linear"}
-    return {**_list_library_defaults(), **_list_request_defaults(), **rate, **credit, "horizon": _PREFERRED_HORIZON}
-
-
-def _list_preset_defaults(preset: Preset) -> Settings:
-    """List the defaults with a preset: what the preset leaves out gets the algorithm's own default."""
-    return {
-        **_list_request_defaults(),
-        **_list_library_defaults(),
-        "horizon": DEFAULT_HORIZON if preset.arguments.get("group_mode") != "episode" else None,
-        **_list_preset_choices(preset),
-    }
-
-
-def _list_preset_choices(preset: Preset) -> Settings:
-    """List what a preset says itself."""
-    choices = preset.make_arguments()
-    if isinstance(choices.get("learning_rate"), LinearSchedule):
-        choices |= {"learning_rate": choices["learning_rate"].start, "lr_schedule": "linear"}
-    choices |= {**choices.pop("policy_kwargs", {}), "total_timesteps": preset.n_timesteps}
-    if preset.n_envs != 1:
-        choices["n_envs"] = preset.n_envs
-    if preset.normalize is not None:
-        choices["normalize"] = Normalization(**preset.normalize)
-    return choices
-
-
-def _list_library_defaults() -> Settings:
-    arguments = {name: row.default for name, row in HYPERPARAMETERS.items()}
-    others = {"lr_schedule": "constant", "normalize": False, "activation": "tanh", "log_std_init": 0.0}
-    others |= {"env_kwargs": {}, "wrappers": []}
-    rules = dict.fromkeys(
-        ("eval_freq", "keep_best", "stop_reward", "patience", "max_seconds", "checkpoint_every", "init_model")
-    )
-    return {**arguments, **others, **rules, "tensorboard_log": False}
-
-
-def _list_request_defaults() -> Settings:
-    defaults = {name: value for name, value in TrainRequest().model_dump().items() if value is not None}
-    return {**defaults, "net_arch": None}  # chosen later, since it depends on the observations
 
 
 def _find_obstacle(env_name: str, env: DummyVecEnv, mode: str) -> str | None:
