@@ -13,20 +13,20 @@ from starlette.routing import Route
 from grpo_core import __version__
 from grpo_core.options import rewards
 from service.app import Service
-from service.dashboard.mount import PREFIX, LazyDashboard
+from service.dashboard.mount import LazyDashboard
 from service.extensions import import_extensions
 from service.http.access_log import AccessLog, RequestLog
-from service.http.browser_rules import BrowserRules
+from service.http.browser_rules import DASHBOARD_PATH, BrowserRules
 from service.http.fast_inference import FastInference
 from service.http.head_requests import HeadRequests
 from service.http.limits.bodies import UploadLimit
 from service.http.limits.clients import ClientLimits, GuessLimit
 from service.http.openapi import install_schema
 from service.http.problems import install_error_handlers
-from service.http.query_names import check_absent_body, check_query_names, refuse_queries
 from service.http.request_guard import RequestGuard, RequestRules
 from service.http.routes import catalogue, files, inference, login, models, server, sweeps, training, versions
-from service.http.shutdown import announce_shutdown
+from service.http.serving.shutdown import announce_shutdown
+from service.http.unexpected_input import check_absent_body, check_query_names, refuse_queries
 from service.models.folder_lock import FolderLock
 from service.models.store import ModelStore
 from service.settings import Settings
@@ -112,7 +112,7 @@ def create_app(settings: Settings | None = None, lock: FolderLock | None = None)
         if isinstance(route, Route) and route.path in _WITHOUT_QUERY:
             refuse_queries(route)
     app.include_router(login.router)
-    app.mount(PREFIX, app.state.dashboard)
+    app.mount(DASHBOARD_PATH, app.state.dashboard)
     install_error_handlers(app)
     install_schema(app)
     rules = RequestRules(settings, app.state.guess_limit, app.state.client_limits)

@@ -27,9 +27,10 @@ from api import create_app
 from grpo_cli.server_options import add_server_options, get_server_options
 from grpo_terminal import Parser
 from service.extensions import ExtensionError
-from service.http.limits.connections import Connection
-from service.http.shutdown import Server
-from service.http.sockets import Socket
+from service.http.browser_rules import DASHBOARD_PATH
+from service.http.serving.connections import Connection
+from service.http.serving.shutdown import Server
+from service.http.serving.sockets import Socket
 from service.logs import configure_logs
 from service.models.folder_lock import lock_folder
 from service.replicas.shared_port import join_port
@@ -118,7 +119,7 @@ def _serve(app: FastAPI, settings: Settings, listeners: list[socket.socket] | No
         ),
         service.begin_close,
         "replica answers" if settings.is_replica else "dashboard is",
-        "" if settings.is_replica else "/dashboard",
+        "" if settings.is_replica else DASHBOARD_PATH,
     )
     status = 1
     try:

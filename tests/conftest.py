@@ -187,7 +187,7 @@ def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing be cut short or given up because the machine is busy: it would look, or end, another way."""
     for name in (
         "http.limits.bodies._BODY_DEADLINE_SECONDS",
-        "http.limits.connections.PATIENCE_SECONDS",
+        "http.serving.connections.PATIENCE_SECONDS",
         "jobs.records.recorder._PATIENCE_SECONDS",
         "jobs.runner._STOP_PATIENCE_SECONDS",
         "training.evaluation.final_evaluation._LEAST_SECONDS",

@@ -33,8 +33,8 @@ from grpo import GRPO
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Row
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
-from service.http.limits.connections import Connection
-from service.http.sockets import Socket
+from service.http.serving.connections import Connection
+from service.http.serving.sockets import Socket
 from service.models.folder import ModelFolder
 from service.models.store import ModelStore
 from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation

@@ -14,14 +14,13 @@ from service.app import Service
 from service.errors import Problem
 from service.http.problems import error_response
 
-PREFIX = "/dashboard"
 # A request's scope holds the service under this key, because all services of a process share one NiceGUI.
 SERVICE_KEY = "grpo.service"
 _TAKEN = Problem("dashboard-taken", "The dashboard shows another service")
 
 
 class LazyDashboard:
-    """The application mounted at ``PREFIX``; it loads at the first request.
+    """The application mounted at ``DASHBOARD_PATH``; it loads at the first request.
 
     :param service: The service to show.
     """
@@ -33,7 +32,7 @@ class LazyDashboard:
         self._pages: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request or socket below ``PREFIX``."""
+        """Answer one request or socket below ``DASHBOARD_PATH``."""
         if self._pages is None:
             async with self._lock:
                 if self._pages is None:

@@ -11,7 +11,7 @@ from service.settings import Settings
 LOCAL_ORIGIN_PATTERN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
 DASHBOARD_PATH = "/dashboard"
 # Of its files and its socket.
-NICEGUI_PATH = "/dashboard/_nicegui"
+NICEGUI_PATH = f"{DASHBOARD_PATH}/_nicegui"
 
 _CSP = b"default-src 'none'; frame-ancestors 'none'"
 # Swagger UI and ReDoc start from an inline script and style themselves; ReDoc searches in a worker made of a blob.

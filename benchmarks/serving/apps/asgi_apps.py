@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import create_app
 from grpo import GRPO
-from service.http.limits.connections import Connection
+from service.http.serving.connections import Connection
 from service.settings import Settings
 
 MODEL_NAME = "cartpole"

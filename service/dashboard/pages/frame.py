@@ -7,8 +7,8 @@ from pathlib import Path
 from nicegui import core, ui
 
 from service.dashboard.current_service import get_service
-from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.html_elements import LOGO, Text, make_box, make_button, make_link
+from service.http.browser_rules import DASHBOARD_PATH
 
 _STATIC = Path(__file__).parents[1] / "static"
 _STYLES = ("style.css", "runs.css", "sweeps.css")
@@ -23,11 +23,11 @@ _SCRIPTS = (
     "runs.js",
 )
 _TABS = (
-    ("Training", f"{PREFIX}/", "show_chart"),
-    ("Sweeps", f"{PREFIX}/sweeps", "tune"),
-    ("Models", f"{PREFIX}/models", "smart_toy"),
+    ("Training", f"{DASHBOARD_PATH}/", "show_chart"),
+    ("Sweeps", f"{DASHBOARD_PATH}/sweeps", "tune"),
+    ("Models", f"{DASHBOARD_PATH}/models", "smart_toy"),
 )
-_SERVER_TAB = ("Server", f"{PREFIX}/server", "dns")
+_SERVER_TAB = ("Server", f"{DASHBOARD_PATH}/server", "dns")
 
 
 def install_styles() -> None:
@@ -49,13 +49,13 @@ def show_frame(title: str, tab: str) -> Iterator[None]:
     ui.page_title(f"{title} · GRPO")
     make_link("Skip to the content", "#main", "skip")
     with make_box("topbar", "header"):
-        with make_box("brand", "a", href=f"{PREFIX}/", aria_label="GRPO, start page"):
+        with make_box("brand", "a", href=f"{DASHBOARD_PATH}/", aria_label="GRPO, start page"):
             ui.html(LOGO.format(30), sanitize=False, tag="span")
             Text("GRPO")
         with make_box("tabs", "nav", aria_label="Main"):
             for text, href, icon in (*_TABS, _SERVER_TAB):
                 make_link(text, href, "", icon, aria_current="page" if text == tab else None)
-        make_link("New job", f"{PREFIX}/new", "button primary", "add")
+        make_link("New job", f"{DASHBOARD_PATH}/new", "button primary", "add")
         theme = make_button("", None, "quiet icon", "contrast", "Switch between light and dark")
         theme.on("click", js_handler="() => grpoTheme.toggle()")
         if get_service().settings.api_key is not None:

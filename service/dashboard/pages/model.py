@@ -7,7 +7,6 @@ from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.current_service import get_service
-from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.headline import HeadlineText, describe_model
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note, make_pairs
@@ -18,6 +17,7 @@ from service.dashboard.widgets.models.use_panel import UsePanel
 from service.dashboard.widgets.models.version_list import VersionList
 from service.dashboard.widgets.number_format import format_count, format_size
 from service.errors import NotFoundError, ServiceError
+from service.http.browser_rules import DASHBOARD_PATH
 from service.models.card import make_card
 from service.models.served import ServedModel
 from service.models.store import ModelStore
@@ -36,7 +36,7 @@ async def show_model(name: str) -> None:
         with show_frame("Model", "Models"):
             is_missing = isinstance(error, NotFoundError)
             make_note(f"There is no model {name}." if is_missing else error.detail, "bad", "error")
-            make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
+            make_link("All models", f"{DASHBOARD_PATH}/models", "button", "arrow_back")
         ui.context.client.status_code = error.status_code
         return
     with show_frame(name, "Models"):
@@ -110,11 +110,11 @@ def _show_head(card: ModelCard) -> ui.element:
         with make_box("row-flex wrap"):
             href = f"/models/{card.name}/file"
             download = make_link("Download", href, "button", "download", download=f"{card.name}.zip")
-            beside = f"{PREFIX}/side-by-side?left={card.name}"
+            beside = f"{DASHBOARD_PATH}/side-by-side?left={card.name}"
             make_link(
                 "Compare with another", beside, "button", "compare", aria_label=f"Play {card.name} beside another"
             )
-            make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
+            make_link("All models", f"{DASHBOARD_PATH}/models", "button", "arrow_back")
     return download
 
 

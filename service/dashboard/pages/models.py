@@ -8,7 +8,6 @@ from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.current_service import get_service
-from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.headline import Headline, HeadlineText, describe_figures, describe_model
@@ -25,6 +24,7 @@ from service.dashboard.widgets.models.evaluation_panel import EVALUATION_SEED, N
 from service.dashboard.widgets.number_format import format_age, format_count, format_size
 from service.dashboard.widgets.toasts import show_error, show_success
 from service.errors import NotFoundError, ServiceError
+from service.http.browser_rules import DASHBOARD_PATH
 from service.models.card import make_card
 from service.models.folder import FileSignature
 from service.models.store import ModelEntry
@@ -159,7 +159,7 @@ class _ModelCards:
         name = card.name
         with make_box("actions"):
             if card.n_parameters is not None:
-                href = f"{PREFIX}/models/{name}"
+                href = f"{DASHBOARD_PATH}/models/{name}"
                 make_link("Play", href, "button tiny primary", "play_arrow", aria_label=f"Play {name}")
                 evaluate = make_button("Evaluate", None, "tiny", "fact_check", f"Evaluate {name}")
                 evaluate.on("click", lambda: self._evaluate(name, evaluate), [])
@@ -175,7 +175,7 @@ class _ModelCards:
         except ServiceError as error:
             show_error(error.detail)
         else:
-            show_success(f"{name} is evaluated.", "Play it", f"{PREFIX}/models/{name}")
+            show_success(f"{name} is evaluated.", "Play it", f"{DASHBOARD_PATH}/models/{name}")
         set_attributes(button, disabled=None)
         await self.refresh(anew=True)
 
@@ -199,7 +199,7 @@ class _ModelCards:
                 ui.run_javascript("grpoUpload(true)")
             return
         if status == 200:
-            show_success(f"{name} is uploaded.", "Play it", f"{PREFIX}/models/{name}")
+            show_success(f"{name} is uploaded.", "Play it", f"{DASHBOARD_PATH}/models/{name}")
         else:
             show_error(f"The file {name} is not uploaded: {detail}")
         await self.refresh(anew=True)
@@ -217,7 +217,7 @@ def _show_empty(is_searched: bool) -> None:
             Text("No model has such a name.")
         else:
             Text("No models yet. A job saves one when it ends.")
-            make_link("Train the first one", f"{PREFIX}/new", "button primary", "add")
+            make_link("Train the first one", f"{DASHBOARD_PATH}/new", "button primary", "add")
 
 
 def _describe_missing_evaluation(card: ModelCard) -> str:

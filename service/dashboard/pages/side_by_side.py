@@ -3,10 +3,10 @@
 from nicegui import ui
 
 from service.dashboard.current_service import get_service
-from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link, make_note
 from service.dashboard.widgets.models.episode_player import EpisodePlayer
+from service.http.browser_rules import DASHBOARD_PATH
 from service.models.player import ModelPlayer
 
 _MAX_SEED = 10_000
@@ -25,7 +25,7 @@ def show_side_by_side(left: str = "", right: str = "", seed: int = 0) -> None:
             with make_box("stack").style("gap: 0"):
                 make_heading("Side by side", 1)
                 Text("Both play the same seed, so that only the policies differ.", tag="p")
-            make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
+            make_link("All models", f"{DASHBOARD_PATH}/models", "button", "arrow_back")
         if not names:
             make_note("There are no models yet.", "", "info")
             return
@@ -48,7 +48,7 @@ def _show_players(names: list[str], chosen: tuple[str, str], player: ModelPlayer
         players = []
         for side, name in zip(("left", "right"), chosen, strict=True):
             with make_box("card stack", "section", aria_label=f"{name}, on the {side}"):
-                make_link(name, f"{PREFIX}/models/{name}", "side-name")
+                make_link(name, f"{DASHBOARD_PATH}/models/{name}", "side-name")
                 players.append(EpisodePlayer(name, player, seed))
     return players
 

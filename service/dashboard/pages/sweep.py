@@ -7,7 +7,6 @@ from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.current_service import get_service
-from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.pages.sweeps import TONES, describe_counts
 from service.dashboard.widgets.confirmation import confirm
@@ -17,6 +16,7 @@ from service.dashboard.widgets.sweeps.parallel_coordinates import draw_parallel_
 from service.dashboard.widgets.sweeps.sweep_table import describe_spread, spell_value, write_sweep_table
 from service.dashboard.widgets.toasts import show_error
 from service.errors import NotFoundError, ServiceError
+from service.http.browser_rules import DASHBOARD_PATH
 from service.schemas.sweeps import BestSetting, SettingRow, SweepDescription, SweepStatus
 from service.sweeps.registry import SweepRegistry
 
@@ -32,7 +32,7 @@ def show_sweep(sweep_id: str) -> None:
         with show_frame("Sweep", "Sweeps"):
             make_heading("There is no such sweep", 1)
             make_note(error.detail, "warn", "search_off")
-            make_link("All sweeps", f"{PREFIX}/sweeps", "button")
+            make_link("All sweeps", f"{DASHBOARD_PATH}/sweeps", "button")
         ui.context.client.status_code = error.status_code
         return
     with show_frame(sweep.name, "Sweeps"):
@@ -130,4 +130,5 @@ def _show_best(best: BestSetting, rows: Sequence[SettingRow], models: Container[
         tone = "good" if best.is_clear else "warn" if len(rows) > 1 else ""
         Text(best.text, f"verdict {tone}", "p")
         if best.model_name is not None and best.model_name in models:
-            make_link("Play its best policy", f"{PREFIX}/models/{best.model_name}", "button tiny primary", "play_arrow")
+            address = f"{DASHBOARD_PATH}/models/{best.model_name}"
+            make_link("Play its best policy", address, "button tiny primary", "play_arrow")

@@ -3,10 +3,10 @@
 from nicegui import ui
 
 from service.dashboard.current_service import get_service
-from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
 from service.dashboard.widgets.number_format import format_age, format_count, format_items, format_number
+from service.http.browser_rules import DASHBOARD_PATH
 from service.schemas.sweeps import SweepStatus, SweepSummary
 from service.sweeps.registry import SweepRegistry
 
@@ -54,7 +54,7 @@ class _Sweeps:
 def _show_line(sweep: SweepSummary) -> None:
     with make_box("card sweep", "li"):
         with make_box("row-flex between wrap"):
-            make_link(sweep.name, f"{PREFIX}/sweeps/{sweep.sweep_id}", "sweep-name")
+            make_link(sweep.name, f"{DASHBOARD_PATH}/sweeps/{sweep.sweep_id}", "sweep-name")
             Text(str(sweep.status), f"chip {TONES.get(sweep.status, '')}")
         best = "not evaluated yet" if sweep.best_mean_reward is None else format_number(sweep.best_mean_reward)
         with make_box("facts wrap"):

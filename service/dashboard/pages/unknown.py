@@ -2,9 +2,9 @@
 
 from nicegui import ui
 
-from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
+from service.http.browser_rules import DASHBOARD_PATH
 
 
 def show_unknown() -> None:
@@ -13,5 +13,5 @@ def show_unknown() -> None:
         ui.icon("explore_off").props("aria-hidden=true")
         make_heading("There is no such page", 1)
         Text("The address may be wrong, or the page was removed.")
-        make_link("Start page", f"{PREFIX}/", "button primary", "home")
+        make_link("Start page", f"{DASHBOARD_PATH}/", "button primary", "home")
     ui.context.client.status_code = 404

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.html_elements import Text, make_box, make_link, make_pairs
 from service.dashboard.widgets.number_format import format_age, format_count
+from service.http.browser_rules import DASHBOARD_PATH
 from service.jobs.job import Job
 from service.jobs.job_models import find_init_model, find_its_model, list_trained_on
 from service.jobs.table import JobTable
@@ -56,17 +56,17 @@ def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
             if status.model_name is None:
                 Text("none yet" if not job.status.is_final else "none was saved")
             elif family.model is not None:
-                make_link(family.model, f"{PREFIX}/models/{family.model}", "")
+                make_link(family.model, f"{DASHBOARD_PATH}/models/{family.model}", "")
             else:
                 Text(f"{status.model_name} is gone: {describe_loss(status.model_name, store)}")
         for other, model in family.runs:
             with make_box("onward", "li"):
                 Text("Trained on by ", "muted")
                 name = other.labels.display_name or other.config.model_name
-                make_link(name, f"{PREFIX}/runs/{other.job_id}", "")
+                make_link(name, f"{DASHBOARD_PATH}/runs/{other.job_id}", "")
                 if model is not None:
                     Text(", model ", "muted")
-                    make_link(model, f"{PREFIX}/models/{model}", "")
+                    make_link(model, f"{DASHBOARD_PATH}/models/{model}", "")
     if status.sha256 is not None:
         make_pairs({"SHA-256": status.sha256})
 
@@ -80,6 +80,6 @@ def _link_beginning(name: str | None, found: str | None, store: ModelStore) -> N
     if name is None:
         Text("random weights")
     elif found is not None:
-        make_link(found, f"{PREFIX}/models/{found}", "")
+        make_link(found, f"{DASHBOARD_PATH}/models/{found}", "")
     else:
         Text(f"{name}, which is gone: {describe_loss(name, store)}")

@@ -12,7 +12,6 @@ from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.current_service import get_service
-from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.runs.actions import RunActions
 from service.dashboard.runs.address import MAX_SHOWN, RunsView, read_view, write_shown
@@ -21,6 +20,7 @@ from service.dashboard.runs.table import make_table
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
 from service.dashboard.widgets.setting_text import name_setting
 from service.errors import ServiceError
+from service.http.browser_rules import DASHBOARD_PATH
 from service.jobs.job import Job
 from service.jobs.records.record import PastJob
 from service.jobs.registry import JobRegistry
@@ -302,7 +302,7 @@ def _make_empty() -> ui.element:
     with make_box("empty") as empty:
         ui.icon("show_chart").props("aria-hidden=true")
         Text("No runs yet. The defaults learn to balance CartPole in a few seconds.")
-        make_link("Start the first one", f"{PREFIX}/new", "button primary", "add")
+        make_link("Start the first one", f"{DASHBOARD_PATH}/new", "button primary", "add")
     return empty
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from nicegui import ui
 
-from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.headline import HeadlineText, describe_job
 from service.dashboard.widgets.html_elements import (
     Text,
@@ -17,6 +16,7 @@ from service.dashboard.widgets.html_elements import (
     set_attributes,
 )
 from service.dashboard.widgets.number_format import format_count, format_duration
+from service.http.browser_rules import DASHBOARD_PATH
 from service.jobs.job import Job
 from service.schemas.jobs import JobLabels, JobStatus, TrainingStatus
 
@@ -129,7 +129,7 @@ class RunHead:
             self._make_edit()
             name = status.config.model_name
             make_button("Delete", lambda: self._on_act("delete"), "tiny quiet", "delete", f"Delete the run {name}")
-            again = f"{PREFIX}/new?from={status.job_id}"
+            again = f"{DASHBOARD_PATH}/new?from={status.job_id}"
             make_link("Repeat", again, "button tiny quiet", "replay", aria_label=f"Repeat {status.config.model_name}")
             if status.status is not JobStatus.COMPLETED:
                 make_button("Resume", lambda: self._on_act("resume"), "tiny quiet", "play_circle", f"Resume {name}")
@@ -152,8 +152,8 @@ class RunHead:
             return
         onward, play = self._links
         if reference is not None:
-            set_attributes(onward, href=f"{PREFIX}/new?from={self.job.job_id}&init_model={reference}")
-            set_attributes(play, href=f"{PREFIX}/models/{reference}")
+            set_attributes(onward, href=f"{DASHBOARD_PATH}/new?from={self.job.job_id}&init_model={reference}")
+            set_attributes(play, href=f"{DASHBOARD_PATH}/models/{reference}")
         for link in self._links:
             link.set_visibility(reference is not None)
         self._gone.set_text(f"The model is gone: {loss}.")

@@ -10,7 +10,6 @@ from starlette.concurrency import run_in_threadpool
 
 from service.app import Service
 from service.dashboard.current_service import get_service
-from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.runs.actions import RunActions
 from service.dashboard.runs.address import read_view
@@ -21,6 +20,7 @@ from service.dashboard.runs.run_film import RunFilm
 from service.dashboard.runs.run_head import RunHead
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note
 from service.errors import NotFoundError, ServiceError
+from service.http.browser_rules import DASHBOARD_PATH
 from service.jobs.job import Job
 
 _REFRESH_SECONDS = 1.0
@@ -37,7 +37,7 @@ async def show_run(job_id: str) -> None:
         with show_frame("Run", "Training"):
             is_missing = isinstance(error, NotFoundError)
             make_note("There is no such run any more." if is_missing else error.detail, "bad", "error")
-            make_link("All runs", f"{PREFIX}/", "button", "arrow_back")
+            make_link("All runs", f"{DASHBOARD_PATH}/", "button", "arrow_back")
         ui.context.client.status_code = error.status_code
         return
     metric = read_view(dict(ui.context.client.request.query_params)).metric
@@ -72,7 +72,7 @@ class _RunPage:
             with make_box("stack").style("gap: 0; min-width: 0"):
                 self._title = Text(_get_title(job), tag="h1").style("overflow-wrap: anywhere")
                 Text(f"{job.config.env_name} · seed {job.config.seed} · {job.job_id}", "muted", "p")
-            make_link("All runs", f"{PREFIX}/", "button", "arrow_back")
+            make_link("All runs", f"{DASHBOARD_PATH}/", "button", "arrow_back")
         with make_box("run-page"):
             self._head_place = make_box("run-head")
             with make_box("stack wide run-main"):

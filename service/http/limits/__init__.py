@@ -1,1 +1,1 @@
-"""What may be asked of the server at once: by connections, by bodies, and by each client."""
+"""What may be asked of the server at once: by bodies, and by each client."""

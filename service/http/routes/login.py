@@ -11,16 +11,16 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from service.app import Service
+from service.http.browser_rules import DASHBOARD_PATH
 from service.http.limits.clients import GuessLimit
 from service.http.routes.dependencies import CurrentService
 from service.http.sessions import COOKIE_NAME, SESSION_SECONDS, Sessions
 
 _PAGE = Template(Path(__file__).with_name("login.html").read_text(encoding="utf-8"))
-_HOME = "/dashboard"
 # Of a replica, which has no dashboard.
 _REPLICA_HOME = "/docs"
 # A login may only lead to pages of this server.
-_TARGET = re.compile(r"/(dashboard(/[A-Za-z0-9._-]+)*/?|docs|redoc)")
+_TARGET = re.compile(rf"{DASHBOARD_PATH}(/[A-Za-z0-9._-]+)*/?|/docs|/redoc")
 _WRONG_KEY = "That is not this server's key. Use the value of GRPO_API_KEY that the server was started with."
 _TOO_MANY = "Too many wrong keys from your address. The right one still opens; wait a minute before you guess again."
 
@@ -71,9 +71,9 @@ async def log_out() -> Response:
 
 
 def _choose_target(wanted: str, service: Service) -> str:
-    if _TARGET.fullmatch(wanted) and not (service.settings.is_replica and wanted.startswith(_HOME)):
+    if _TARGET.fullmatch(wanted) and not (service.settings.is_replica and wanted.startswith(DASHBOARD_PATH)):
         return wanted
-    return _REPLICA_HOME if service.settings.is_replica else _HOME
+    return _REPLICA_HOME if service.settings.is_replica else DASHBOARD_PATH
 
 
 def _render(target: str, problem: str = "", status_code: int = 200, wait_seconds: int | None = None) -> HTMLResponse:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from benchmarks.lib.server import hold_port
-from service.http.shutdown import _LINGER_SECONDS
+from service.http.serving.shutdown import _LINGER_SECONDS
 from tests.support import PATIENCE_SECONDS, make_model, wait_until
 
 ROOT = Path(__file__).parent.parent.parent.parent

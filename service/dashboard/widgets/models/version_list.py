@@ -8,12 +8,12 @@ from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
 from service.app import Service
-from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_link
 from service.dashboard.widgets.number_format import format_count, format_number
 from service.dashboard.widgets.toasts import show_error, show_success
 from service.errors import ServiceError
+from service.http.browser_rules import DASHBOARD_PATH
 from service.schemas.fields import ALIAS_PATTERN
 from service.schemas.models import ModelVersion, ModelVersions
 
@@ -69,7 +69,7 @@ class VersionList:
                 with make_box("row-flex").style(_WRAPPED):
                     make_button("Promote", lambda: self._promote(number), "tiny", "label", f"Promote {title}")
                     if not version.is_newest:
-                        href = f"{PREFIX}/models/{listed.model_name}@{number}"
+                        href = f"{DASHBOARD_PATH}/models/{listed.model_name}@{number}"
                         make_link("Play", href, "button tiny", "play_arrow", aria_label=f"Play {title}")
                         roll_back = f"Roll back to {title}"
                         make_button("Roll back", lambda: self._roll_back(number), "tiny", "restore", roll_back)

@@ -7,7 +7,6 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.number_format import (
     format_count,
     format_interval,
@@ -16,6 +15,7 @@ from service.dashboard.widgets.number_format import (
     format_range,
     has_no_width,
 )
+from service.http.browser_rules import DASHBOARD_PATH
 from service.schemas.sweeps import SettingRow, SweepDescription, Trial, TrialStatus
 
 _NONE = "-"
@@ -75,13 +75,13 @@ def _describe_jobs(trials: list[Trial]) -> str:
 
 def _link_job(trial: Trial) -> str:
     rung = f", rung {trial.rung}" if trial.rung else ""
-    return f'<a href="{PREFIX}/runs/{trial.job_id}">seed {trial.seed}{rung}</a>'
+    return f'<a href="{DASHBOARD_PATH}/runs/{trial.job_id}">seed {trial.seed}{rung}</a>'
 
 
 def _link_model(name: str, models: Container[str]) -> str:
     if name not in models:
         return f'<span class="muted">{escape(name)}, deleted</span>'
-    return f'<a href="{PREFIX}/models/{quote(name)}">{escape(name)}</a>'
+    return f'<a href="{DASHBOARD_PATH}/models/{quote(name)}">{escape(name)}</a>'
 
 
 def spell_value(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.http.shutdown import announce_shutdown
+from service.http.serving.shutdown import announce_shutdown
 
 Received = list[int]
 

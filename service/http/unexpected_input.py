@@ -1,4 +1,4 @@
-"""What a path does not take: query parameters, integers that are not plain, and bodies; refused, not ignored."""
+"""Refuse what a path does not take, instead of ignoring it: query parameters, odd integers, and bodies."""
 
 import re
 from collections import Counter

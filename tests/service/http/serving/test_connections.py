@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from fastapi.responses import Response, StreamingResponse
 
 import service.http.limits.bodies
-import service.http.limits.connections
 import service.http.request_guard
-from service.http.limits.connections import MAX_HEAD_BYTES, Connection
+import service.http.serving.connections
+from service.http.serving.connections import MAX_HEAD_BYTES, Connection
 from tests.support import PATIENCE_SECONDS, PROBLEM_FIELDS, serve, wait_until
 
 START = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -43,7 +43,7 @@ def patience_seconds() -> float:
 
 @pytest.fixture
 def port(app: FastAPI, monkeypatch: pytest.MonkeyPatch, patience_seconds: float) -> Iterator[int]:
-    monkeypatch.setattr(service.http.limits.connections, "PATIENCE_SECONDS", patience_seconds)
+    monkeypatch.setattr(service.http.serving.connections, "PATIENCE_SECONDS", patience_seconds)
     with serve(app) as port:
         yield port
 
@@ -350,7 +350,7 @@ class TestPatience:
             assert read_to_end(connection).endswith(b"\r\n0\r\n\r\n")
 
     def test_who_does_not_read_is_let_go(self, app: FastAPI, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service.http.limits.connections, "_UNREAD_SECONDS", 0.3)
+        monkeypatch.setattr(service.http.serving.connections, "_UNREAD_SECONDS", 0.3)
         app.add_api_route("/much", lambda: Response(bytes(2**25)))
         with connect(port, b"GET /much HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
             wait_until(lambda: is_closed(connection))
@@ -371,7 +371,7 @@ class TestNobodyElsePays:
     def test_the_connection_that_has_waited_longest_makes_room(
         self, port: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(service.http.limits.connections, "_MAX_CONNECTIONS", 20)
+        monkeypatch.setattr(service.http.serving.connections, "_MAX_CONNECTIONS", 20)
         with ExitStack() as stack:
             silent = [stack.enter_context(connect(port, START[:n])) for n in range(60)]
             assert is_healthy(port)
@@ -397,7 +397,7 @@ class TestNobodyElsePays:
             assert requests.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_SECONDS).status_code == 200
 
     def test_one_that_is_answered_makes_none(self, port: int, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service.http.limits.connections, "_MAX_CONNECTIONS", 5)
+        monkeypatch.setattr(service.http.serving.connections, "_MAX_CONNECTIONS", 5)
         with ExitStack() as stack:
             # The second request came while the first one was answered.
             pipelined = START + b"\r\n" + HELD + b"Connection: close\r\n\r\n"
@@ -431,7 +431,7 @@ class TestBodies:
             assert requests.post(url, pieces, headers=headers, timeout=PATIENCE_SECONDS).status_code == 413
 
     def test_a_server_that_ends_waits_for_nobody(self, app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service.http.limits.connections, "PATIENCE_SECONDS", 1e6)
+        monkeypatch.setattr(service.http.serving.connections, "PATIENCE_SECONDS", 1e6)
         with ExitStack() as stack, serve(app) as port:
             for sent in (b"", START, START + b"\r\n", POST + b"Content-Length: 99999999\r\n\r\n{"):
                 stack.enter_context(connect(port, sent))
