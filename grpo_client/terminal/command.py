@@ -1,0 +1,68 @@
+"""A command: how it is added, what it returns, and how people are told of errors."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo_client.answers.text import clean
+from grpo_client.client import DEFAULT_URL, Client
+
+#: Environment variables.
+URL_VARIABLE, KEY_VARIABLE = "GRPO_URL", "GRPO_API_KEY"
+#: Exit statuses.
+REFUSED, USAGE = 1, 2
+#: How people called it, so that the commands it tells them of work as they are.
+PROGRAM = "python -m grpo_client" if Path(sys.argv[0]).parts[-2:] == ("grpo_client", "__main__.py") else "grpo-client"
+#: Of every file that is saved.
+ITS_FOLDER = "; its folder is made if it is missing"
+# Requests that the server tells people of, who have a command for each.
+_REQUEST = re.compile(r"POST /training/([\w-]+)/(resume|stop)\b")
+
+
+class Reply(NamedTuple):
+    """The outcome of a command.
+
+    :param content: Output with ``--json``.
+    :param text: Output without it.
+    :param exit_status: Exit status of the program.
+    """
+
+    content: Any
+    text: str
+    exit_status: int = 0
+
+
+Command = Callable[[Client, argparse.Namespace], Reply]
+
+
+def add_command(commands: Any, name: str, run: Command, text: str) -> argparse.ArgumentParser:
+    """Add a command, with the options that all of them have.
+
+    :param commands: Where ``Parser.add_commands`` has made room for it.
+    :param text: Its help.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.add_argument("--url", help=f"URL of the server; default: ${URL_VARIABLE}, or else {DEFAULT_URL}")
+    parser.add_argument("--api-key", help=f"its key; ${KEY_VARIABLE} keeps it out of the list of processes")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def complain(text: str, exit_status: int) -> int:
+    """Write an error, and return the exit status."""
+    sys.stderr.write(f"{PROGRAM}: {name_commands(clean(text))}\n")
+    return exit_status
+
+
+def name_commands(text: str) -> str:
+    """Put commands in the place of the requests that do the same."""
+    return _REQUEST.sub(rf"{PROGRAM} \2 \1", text)
+
+
+def report_saved(path: Path) -> Reply:
+    """Reply that a file is saved."""
+    return Reply({"path": str(path)}, f"saved {path}")
