@@ -33,8 +33,8 @@ from service.training.evaluation.background_evaluation import BackgroundEvaluati
 from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.evaluation.evaluator import Evaluator
 from service.training.evaluation.final_evaluation import evaluate_finally
-from service.training.evaluation.moment import Moment
 from service.training.evaluation.value_check import refit_values
+from service.training.evaluation.work_time import WorkTime
 from service.training.init_model import begin_from
 from service.training.order import TrainingOrder
 from service.training.stop_rules import StopRules
@@ -73,9 +73,9 @@ def train_policy(order: TrainingOrder, progress: Progress) -> bytes:
     config, n_threads = order.config, order.n_threads
     taken = None if order.checkpoint is None else checkpoint.from_bytes(order.checkpoint)
     with ExitStack() as opened:
-        building = Moment.now()
+        building = WorkTime.now()
         env = build_vec_env(config.env_setup, config.n_envs)
-        build_seconds = Moment.now().since(building) / config.n_envs
+        build_seconds = WorkTime.now().since(building) / config.n_envs
         opened.callback(env.close)
         model = build_model(config, env, order.reward)
         model.n_simulator_threads, model.rollout_stall_seconds = n_threads, order.stall_seconds

@@ -9,7 +9,7 @@ from grpo import GRPO
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
 from service.training.evaluation.evaluator import SEED_ON_THE_WAY, EvaluationRun, Evaluator
-from service.training.evaluation.moment import Moment, Stopwatch
+from service.training.evaluation.work_time import Stopwatch, WorkTime
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
@@ -105,10 +105,10 @@ class BackgroundEvaluation(BaseCallback):
                 "through other points. With eval_freq all of them are made, however long they take."
             )
 
-    def _look_up(self) -> Moment:
-        return Moment.now(self._trains_elsewhere)
+    def _look_up(self) -> WorkTime:
+        return WorkTime.now(self._trains_elsewhere)
 
-    def _go_on(self, begun: Moment) -> None:
+    def _go_on(self, begun: WorkTime) -> None:
         """Play on, as long as there is time for it, since a moment before."""
         is_first = self._run is not None and self._run[1] == 0
         elapsed = begun.since(self._begun)
@@ -127,7 +127,7 @@ class BackgroundEvaluation(BaseCallback):
         if is_first and self._run is None:
             self._spent_seconds = max(0.0, self._spent_seconds - _FIRST_SECONDS)
 
-    def _play(self, run: EvaluationRun, timesteps: int, begun: Moment, slice_seconds: float) -> None:
+    def _play(self, run: EvaluationRun, timesteps: int, begun: WorkTime, slice_seconds: float) -> None:
         stopwatch = Stopwatch(begun, self._trains_elsewhere)
 
         def may_go_on() -> bool:

@@ -7,7 +7,7 @@ from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
 from service.training.evaluation.evaluator import FINAL_SEED, EvaluationRun, Evaluator
-from service.training.evaluation.moment import Moment, Stopwatch
+from service.training.evaluation.work_time import Stopwatch, WorkTime
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
@@ -67,7 +67,7 @@ def evaluate_finally(
 
 
 def _play(run: EvaluationRun, most_seconds: float, stop_rules: StopRules) -> None:
-    stopwatch = Stopwatch(Moment.now())
+    stopwatch = Stopwatch(WorkTime.now())
 
     def has_time_for(n_times: float) -> bool:
         """Return whether what was played so far could have taken so many times as long."""

@@ -20,7 +20,7 @@ from service.environments.build import build_env
 from service.errors import describe_error
 from service.spaces import count_numbers
 from service.training.evaluation.evaluator import CHECKED_SEED, FITTED_SEED, MAX_STEPS_WITHOUT_LIMIT, Evaluator
-from service.training.evaluation.moment import Moment, Stopwatch
+from service.training.evaluation.work_time import Stopwatch, WorkTime
 from service.training.stop_rules import StopRules
 
 logger = logging.getLogger("grpo.service")
@@ -51,7 +51,7 @@ def refit_values(
     """
     config = evaluator.config
     limit = float(np.clip(_TIME_SHARE * training_seconds, _MIN_SECONDS, _MAX_SECONDS))
-    begun = Moment.now()
+    begun = WorkTime.now()
     stopwatch = Stopwatch(begun)
 
     def check_time() -> None:

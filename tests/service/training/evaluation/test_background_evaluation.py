@@ -117,7 +117,7 @@ def test_episodes_that_fail_end_it_with_one_warning_and_the_job_goes_on(register
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Give evaluations a clock that only the environment's steps move on."""
-    return Clock(monkeypatch, "evaluation.moment")
+    return Clock(monkeypatch, "evaluation.work_time")
 
 
 def test_it_takes_a_small_share_of_the_time(register_env: RegisterEnv, clock: Clock) -> None:

@@ -50,7 +50,7 @@ class LastEnv(LineEnv):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch, "evaluation.evaluator", "evaluation.moment", "train")
+    return Clock(monkeypatch, "evaluation.evaluator", "evaluation.work_time", "train")
 
 
 def take(clock: Clock, seconds: float) -> Callable[[], None]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.training.evaluation.moment import Moment, Stopwatch
+from service.training.evaluation.work_time import Stopwatch, WorkTime
 
 
 class Machine:
@@ -13,8 +13,8 @@ class Machine:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._clock = self._processor = self._delay = 0.0
         self._file = folder / "schedstat"
-        monkeypatch.setattr("service.training.evaluation.moment.time", self)
-        monkeypatch.setattr("service.training.evaluation.moment._SCHEDULER_FILE", self._file)
+        monkeypatch.setattr("service.training.evaluation.work_time.time", self)
+        monkeypatch.setattr("service.training.evaluation.work_time._SCHEDULER_FILE", self._file)
         self.go_on()
 
     def monotonic(self) -> float:
@@ -35,9 +35,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def test_what_others_do_on_the_processor_does_not_count(machine: Machine) -> None:
-    begun = Moment.now()
+    begun = WorkTime.now()
     machine.go_on(working=0.5, preempted=100.0)
-    assert Moment.now().since(begun) == 0.5
+    assert WorkTime.now().since(begun) == 0.5
     stopwatch = Stopwatch(begun)
     assert stopwatch.is_past(0.5)
     assert not stopwatch.is_past(0.6)
@@ -45,21 +45,21 @@ def test_what_others_do_on_the_processor_does_not_count(machine: Machine) -> Non
 
 def test_a_fifth_of_the_time_that_an_environment_waits_counts(machine: Machine) -> None:
     machine.go_on(preempted=3.0)  # before; it does not matter
-    begun = Moment.now()
+    begun = WorkTime.now()
     machine.go_on(working=1.0, waiting=9.0, preempted=10.0)
-    assert Moment.now().since(begun) == 2.0
+    assert WorkTime.now().since(begun) == 2.0
     assert Stopwatch(begun).is_past(2.0)
 
 
 def test_where_others_work_for_it_the_clock_counts(machine: Machine) -> None:
-    begun = Moment.now(works_elsewhere=True)
+    begun = WorkTime.now(works_elsewhere=True)
     machine.go_on(waiting=4.0, preempted=1.0)
-    assert Moment.now(works_elsewhere=True).since(begun) == 5.0
+    assert WorkTime.now(works_elsewhere=True).since(begun) == 5.0
     assert Stopwatch(begun, works_elsewhere=True).is_past(5.0)
 
 
 def test_the_system_is_asked_only_when_the_work_may_be_done(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopwatch, looks = Stopwatch(Moment.now()), 0
+    stopwatch, looks = Stopwatch(WorkTime.now()), 0
     read = machine.thread_time
 
     def look() -> float:
@@ -81,10 +81,10 @@ def test_the_system_is_asked_only_when_the_work_may_be_done(machine: Machine, mo
 def test_a_system_that_does_not_tell_what_others_do_counts_as_much_of_the_clock(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("service.training.evaluation.moment._SCHEDULER_FILE", tmp_path / "missing")
-    begun = Moment.now()
+    monkeypatch.setattr("service.training.evaluation.work_time._SCHEDULER_FILE", tmp_path / "missing")
+    begun = WorkTime.now()
     machine.go_on(working=1.0, preempted=9.0)
-    assert Moment.now().since(begun) == 2.0
+    assert WorkTime.now().since(begun) == 2.0
 
 
 def test_nor_what_they_do_while_the_time_is_read(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +95,6 @@ def test_nor_what_they_do_while_the_time_is_read(machine: Machine, monkeypatch: 
         return read()
 
     monkeypatch.setattr(machine, "thread_time", be_preempted)
-    begun = Moment.now()
+    begun = WorkTime.now()
     machine.go_on(working=0.5)
-    assert Moment.now().since(begun) == 0.5
+    assert WorkTime.now().since(begun) == 0.5

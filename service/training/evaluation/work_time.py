@@ -12,8 +12,8 @@ _LEAST_PAUSE = 0.001
 _SCHEDULER_FILE = Path("/proc/thread-self/schedstat")
 
 
-class Moment(NamedTuple):
-    """A point in time, in seconds.
+class WorkTime(NamedTuple):
+    """A reading of the clocks, in seconds.
 
     :param processor: By this thread's processor time.
     :param clock: By the clock.
@@ -26,8 +26,8 @@ class Moment(NamedTuple):
     delays: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def now(cls, works_elsewhere: bool = False) -> "Moment":
-        """Return this moment.
+    def now(cls, works_elsewhere: bool = False) -> "WorkTime":
+        """Read the clocks.
 
         :param works_elsewhere: Whether this thread only waits for others; then the clock counts alone.
         """
@@ -36,8 +36,8 @@ class Moment(NamedTuple):
         before, clock = _read_delay(), time.monotonic()
         return cls(time.thread_time(), clock, (before, _read_delay()))
 
-    def since(self, earlier: "Moment") -> float:
-        """Return how many seconds of work have gone by since an earlier moment.
+    def since(self, earlier: "WorkTime") -> float:
+        """Return how many seconds of work have gone by since an earlier reading.
 
         That is at least a fifth of the clock's, but for those in which others had the processor.
         """
@@ -49,10 +49,10 @@ class Stopwatch:
     """Tells how much work has gone by; cheap, for it is asked at every step.
 
     :param begun: When it was started.
-    :param works_elsewhere: As in ``Moment.now``.
+    :param works_elsewhere: As in ``WorkTime.now``.
     """
 
-    def __init__(self, begun: Moment, works_elsewhere: bool = False) -> None:
+    def __init__(self, begun: WorkTime, works_elsewhere: bool = False) -> None:
         self._begun, self._works_elsewhere = begun, works_elsewhere
         self._latest, self._work = begun, 0.0
 
@@ -62,7 +62,7 @@ class Stopwatch:
         if self._work + passed < seconds:  # no more work is done in a second than a second's
             return False
         if passed >= _LEAST_PAUSE:
-            self._latest = Moment.now(self._works_elsewhere)
+            self._latest = WorkTime.now(self._works_elsewhere)
             self._work = self._latest.since(self._begun)
         return self._work >= seconds
 
