@@ -1,8 +1,8 @@
 """The client that awaits; ``client.py`` is generated from this file by ``make format``."""
 
 import io
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -254,29 +254,39 @@ class AsyncClient:
         silence_seconds = _DEADLINE_CHECK_SECONDS if deadline.is_set else _SILENCE_SECONDS
         while True:
             outcome: httpx2.Response | httpx2.RequestError | None = None
-            headers, timeout = {"Last-Event-ID": str(after)}, deadline.limit(silence_seconds)
             try:
-                with explain_request():
-                    async with self._http.sse(path, headers=headers, timeout=timeout) as source:
-                        if not source.response.is_success:
-                            await source.response.aread()
-                            outcome = source.response
-                        else:
-                            answers.check_type(source.response, "text/event-stream")
-                            async for received in source:
-                                event = answers.read_event(received)
-                                after, n_failed = event.event_id, 0
-                                yield event
-                                if event.is_terminal:
-                                    return
-                                if deadline.has_passed:
-                                    break
+                async with self._open_stream(path, after, deadline.limit(silence_seconds)) as source:
+                    async for received in source:
+                        event = answers.read_event(received)
+                        after, n_failed = event.event_id, 0
+                        yield event
+                        if event.is_terminal:
+                            return
+                        if deadline.has_passed:
+                            break
+            except httpx2.HTTPStatusError as error:
+                outcome = error.response
             except httpx2.RequestError as error:
                 outcome = error
             if deadline.has_passed:
                 yield await self._find_end(job_id, after, deadline)
                 return
             n_failed = await self._pause_stream(outcome, n_failed, deadline)
+
+    @asynccontextmanager
+    async def _open_stream(self, path: str, after: int, timeout_seconds: float) -> AsyncIterator[httpx2.EventSource]:
+        """Open a stream of events.
+
+        :raises HTTPStatusError: If the server refuses; its answer has been read.
+        """
+        headers = {"Last-Event-ID": str(after)}
+        with explain_request():
+            async with self._http.sse(path, headers=headers, timeout=timeout_seconds) as source:
+                if not source.response.is_success:
+                    await source.response.aread()
+                    raise httpx2.HTTPStatusError("refused", request=source.response.request, response=source.response)
+                answers.check_type(source.response, "text/event-stream")
+                yield source
 
     async def _pause_stream(
         self, outcome: httpx2.Response | httpx2.RequestError | None, n_failed: int, deadline: Deadline

@@ -18,6 +18,7 @@ REPLACEMENTS = {
     "aclosing": "closing",
     "anyio": "time",
     "aread": "read",
+    "asynccontextmanager": "contextmanager",
 }
 HEADER = '"""The client that blocks; generated from ``async_client.py`` by ``make format``: edit that file."""\n'
 
