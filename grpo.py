@@ -229,11 +229,13 @@ class GRPO(SavedAlgorithm):
     _vec_monitor: VecMonitorFeed | None
     # ``_last_obs`` is read from these: a reset until there is a vectorised step.
     _first_obs: Any = None
-    _view: CallbackView | None = None
+    _vec_step: VecStep | None = None
     # What each forward pass of the rollout's update runs in.
     _layer_noise: Callable[[], AbstractContextManager[None]] = nullcontext
     # The environment that groups are played in: none yet where a model was loaded without any.
     _grouped_env: VecEnv | None = None
+    # Those of an environment that was set in the middle of a rollout.
+    _next_groups: _Groups | None = None
     # Whether the groups have to stay what they are, whatever environment a callback may set.
     _is_collecting: bool = False
     # ``num_timesteps`` when the latest rollout began.
@@ -448,7 +450,11 @@ class GRPO(SavedAlgorithm):
 
     def _use_groups(self, groups: _Groups) -> None:
         self._mode, self._grouped_env, self._collector, self.rollout_buffer = groups
-        self._vec_monitor = find_vec_monitor(groups.env)
+        self._vec_monitor, self._next_groups = find_vec_monitor(groups.env), None
+
+    def _use_next_groups(self) -> None:
+        if self._next_groups is not None:
+            self._use_groups(self._next_groups)
 
     def learn(
         self,
@@ -499,9 +505,9 @@ class GRPO(SavedAlgorithm):
                 self._collector.anchors.forget()
                 self._ref_policy = None
                 self._group_correlation = GroupCorrelation()
-            return super().learn(
-                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-            )
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        self._use_next_groups()
+        return self
 
     def _are_groups_outdated(self) -> bool:
         """Tell whether a user has set attributes: another environment, maybe of another number, or other groups.
@@ -586,9 +592,10 @@ class GRPO(SavedAlgorithm):
         """Begin a rollout in what the environments are now: somebody may have replaced them, wrappers or methods."""
         self._timesteps_before = self.num_timesteps
         # Kept: the rollout that holds both is about to be cleared.
-        self._first_obs, self._view = self._last_obs, None
+        self._first_obs, self._vec_step = self._last_obs, None
         keep_original_observations(self._vec_normalize_env)
         callback.on_rollout_start()
+        self._use_next_groups()
         if self.env is not self._grouped_env or (self._collector.n_shards == 1 and self._collector.is_outdated()):
             self._make_groups_anew()
 
@@ -649,11 +656,11 @@ class GRPO(SavedAlgorithm):
 
         def on_vec_step(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_stepped: int) -> bool:
             self.num_timesteps += n_stepped
-            self._view = view
+            self._vec_step = vec_step
             if not view.show(infos, dones, rewards, n_stepped) or self._stop_requested:
                 return False
             self._update_info_buffer(infos, dones)
-            self._last_episode_starts, view.is_step_over = dones, True
+            self._last_episode_starts, vec_step.is_over = dones, True
             return True
 
         return on_vec_step
@@ -708,11 +715,11 @@ class GRPO(SavedAlgorithm):
 
     @property
     def _last_obs(self) -> Any:
-        return self._first_obs if self._view is None else self._view.last_obs
+        return self._first_obs if self._vec_step is None else self._vec_step.last_obs
 
     @_last_obs.setter
     def _last_obs(self, observations: Any) -> None:
-        self._first_obs, self._view = observations, None
+        self._first_obs, self._vec_step = observations, None
 
     def _apply_reward_functions(self, rollout: GroupRollout) -> None:
         """Let the reward functions replace the environment's rewards, if there are any, and check the outcome.
@@ -976,23 +983,20 @@ class GRPO(SavedAlgorithm):
     def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """Replace the environment, see ``BaseAlgorithm.set_env``; groups start anew in it.
 
-        A callback that does so in the middle of a rollout replaces it for the next one, which tells whether it fits.
-        The first environment of a model that was loaded without any is normalised as by ``load``.
+        A callback that does so in the middle of a rollout replaces it for the next one, unless rollouts are cut
+        (``n_rollout_shards``): then it is set between two calls of ``learn``. The first environment of a model that
+        was loaded without any is normalised as by ``load``.
 
-        :raises ValueError: If the environment does not fit the model, or while rollout workers play
-            (``n_rollout_shards``).
+        :raises ValueError: If the environment does not fit the model; then all stays as it was.
         """
-        if self._grouped_env is not None and self._collector.has_open_workers:
-            raise ValueError(
-                "the environment cannot be replaced while rollout workers play in copies of it (n_rollout_shards="
-                f"{self._collector.n_shards}); call set_env between two calls of learn."
-            )
         vec_env = self._wrap_env(env, self.verbose)
         if self._grouped_env is None and self._loaded is not None:
             vec_env = wrap_like(self._loaded, vec_env)
-        groups = None if self._is_collecting else self._choose_groups(vec_env)  # it raises before anything is replaced
+        groups = self._choose_groups(vec_env)  # it raises before anything is replaced
         super().set_env(vec_env, force_reset)
-        if groups is not None:
+        if self._is_collecting:
+            self._next_groups = groups
+        else:
             self._use_groups(groups)
 
 

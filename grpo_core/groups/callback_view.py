@@ -50,6 +50,8 @@ class VecStep:
     ) -> None:
         self.rollout, self.collector = rollout, collector
         self._actor, self._n_envs = actor, n_envs
+        #: Whether all is done that belongs to it.
+        self.is_over = False
         self.computed: Mapping[str, Callable[[], Any]] = {
             "obs_tensor": lambda: to_tensors(self.get_observations(), device),
             "actions": lambda: self.rollout.actions[self._get_rows()],
@@ -59,6 +61,11 @@ class VecStep:
             "log_probs": lambda: torch.as_tensor(self.rollout.log_probs[self._get_rows()], device=device),
             "step_mask": self._get_step_mask,
         }
+
+    @property
+    def last_obs(self) -> Any:
+        """What the actions were chosen on while a callback runs, and then where they led, as in SB3."""
+        return self.get_next_observations() if self.is_over else self.get_observations()
 
     def get_observations(self) -> Any:
         """Return what the actions were chosen on, as the policy saw it, ``(n_envs, *observation_shape)``."""
@@ -118,13 +125,6 @@ class CallbackView:
         outside = step.collector.outside_changes
         is_watched = not leaves_environments_alone(callback)
         self._on_step = partial(outside.watch, callback.on_step) if is_watched else callback.on_step
-        #: Whether all is done that belongs to the latest vectorised step.
-        self.is_step_over = False
-
-    @property
-    def last_obs(self) -> Any:
-        """What the latest actions were chosen on while the callback runs, and then where they led, as in SB3."""
-        return self._step.get_next_observations() if self.is_step_over else self._step.get_observations()
 
     def show(
         self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_], rewards: npt.NDArray[Any], n_stepped: int
@@ -136,7 +136,7 @@ class CallbackView:
         :param rewards: The environments' own, ``(n_envs,)``.
         :param n_stepped: Number of environments that took a step.
         """
-        self.is_step_over = False
+        self._step.is_over = False
         if self._vec_monitor is not None:
             self._vec_monitor.n_steps_taken += n_stepped
         self._complete(infos, dones)

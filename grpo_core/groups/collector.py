@@ -103,8 +103,6 @@ class GroupCollector:
 
     #: Parts that a rollout is cut into, each with random generators of its own.
     n_shards = 1
-    #: Whether others play, in copies of the environments.
-    has_open_workers = False
     #: Whether simulator states are rows of numbers, which only a collector of the same kind can go on from.
     has_plain_states = False
 

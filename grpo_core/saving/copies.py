@@ -10,8 +10,8 @@ from grpo_core.simulators.rewrapping import unwrap_env, wrap_env
 
 # Simulators and their storage are made anew. A logger holds open files, and a copy should not write into them.
 _LEFT_OUT = frozenset(
-    {"_collector", "_is_collecting", "_vec_monitor", "_grouped_env", "_actor", "_batch", "_view", "rollout_buffer"}
-    | {"_logger", "_custom_logger", "rollout_pool"}
+    {"_collector", "_is_collecting", "_vec_monitor", "_grouped_env", "_next_groups", "_actor", "_batch", "_vec_step"}
+    | {"rollout_buffer", "_logger", "_custom_logger", "rollout_pool"}
 )
 
 

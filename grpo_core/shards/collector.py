@@ -200,10 +200,6 @@ class ShardedCollector(GroupCollector):
             finally:
                 self._pool = None
 
-    @property
-    def has_open_workers(self) -> bool:  # type: ignore[override]  # which is a constant of the other collectors
-        return self._pool is not None
-
     def follow_outside_changes(self) -> None:
         pass  # until new workers get copies of the environments
 
@@ -219,7 +215,10 @@ class ShardedCollector(GroupCollector):
         should_stop: Callable[[], bool],
     ) -> bool:
         if self._pool is None:
-            raise RuntimeError("a rollout of shards is collected inside learn(), which starts and ends its workers.")
+            raise RuntimeError(
+                f"rollouts are cut (n_rollout_shards={self.n_shards}); learn() starts and ends the workers that play them, "
+                "in copies of the environment, so replace it by set_env between two calls of learn, not in a callback."
+            )
         rollout.clear()
         self._scored, self._stepped_places = [], []
         shards, seed = self._cut(), int(rng.integers(2**63))

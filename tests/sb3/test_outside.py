@@ -1,9 +1,12 @@
 """What is set on an environment from outside stays set, as with SB3's algorithms."""
 
 import copy
+import gc
 import threading
+import weakref
 from collections import Counter, defaultdict, deque
 from typing import Any, ClassVar
+from unittest import mock
 
 import cloudpickle
 import gymnasium as gym
@@ -26,6 +29,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from grpo import GRPO, RestorableWrapper
 from grpo_core.groups.callback_view import leaves_environments_alone
+from grpo_core.simulators.making import make_bank
 from tests.suites import DEVICE
 
 
@@ -810,6 +814,33 @@ def test_a_branch_does_not_go_on_from_where_it_was_not_left() -> None:
     with pytest.raises(ValueError, match=r"opponent \(_thread.lock\) cannot be copied"):
         model.learn(256, visiting)
     assert visiting.has_reset
+
+
+def test_an_environment_that_a_callback_sets_is_proven_once_and_refused_at_once() -> None:
+    class Setting(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 5:
+                before, locked = self.model.env, Task()
+                locked.opponent = threading.Lock()
+                with pytest.raises(ValueError, match="opponent"):
+                    self.model.set_env(locked)
+                assert self.model.env is before
+                self.model.set_env(Task())
+            return True
+
+    model = GRPO("MlpPolicy", Task(), n_steps=64, horizon=8, n_epochs=1, group_mode="branch", device=DEVICE)
+    callback = Setting()
+    with mock.patch("grpo.make_bank", wraps=make_bank) as made:
+        model.learn(1, callback)
+        assert made.call_count == 2, "one is refused"
+        copy.deepcopy(model).learn(64)
+        made.reset_mock()
+        model.learn(64)
+    assert not made.called
+    lost = weakref.ref(callback)
+    del callback
+    gc.collect()
+    assert lost() is None, "a model keeps no callback that it is done with"
 
 
 @pytest.mark.parametrize("when", ["start", "step", "end"])

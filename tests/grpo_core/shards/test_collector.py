@@ -80,6 +80,19 @@ def test_they_are_the_same_with_three_and_four_workers_and_in_another_training(p
     assert learn(make_model(seed=4), 2, pool) != weights[1]
 
 
+class ReplaceEnvironment(BaseCallback):
+    def __init__(self, event: str) -> None:
+        super().__init__()
+        setattr(self, event, self._replace)
+
+    def _replace(self) -> bool:
+        self.model.set_env(gym.make("CartPole-v1"))
+        return True
+
+    def _on_step(self) -> bool:
+        return True
+
+
 def test_one_shard_is_todays_rollout_and_more_shards_are_others() -> None:
     whole, plain = make_model(n_shards=1), make_model(n_shards=None)
     assert to_bytes(whole.learn(TOTAL)) == to_bytes(plain.learn(TOTAL))
@@ -87,18 +100,16 @@ def test_one_shard_is_todays_rollout_and_more_shards_are_others() -> None:
 
 
 @pytest.mark.parametrize("event", ["_on_training_start", "_on_rollout_start", "_on_step", "_on_rollout_end"])
-def test_no_callback_replaces_the_environment_while_workers_play_in_copies_of_it(event: str) -> None:
-    class Replace(BaseCallback):
-        def _on_step(self) -> bool:
-            return True
-
-    replace, model = Replace(), make_model(n_shards=2)
-    setattr(replace, event, lambda: model.set_env(gym.make("CartPole-v1")))
-    before = model.env
-    with pytest.raises(ValueError, match=r"n_rollout_shards=2\); call set_env between two calls of learn"):
+def test_an_environment_that_a_callback_sets_cannot_be_played_by_workers_with_copies_of_another(event: str) -> None:
+    model = make_model(n_shards=2)
+    replace = ReplaceEnvironment(event)
+    with pytest.raises(RuntimeError, match=r"n_rollout_shards=2\); .* set_env between two calls of learn"):
         model.learn(TOTAL, replace)
-    assert model.env is before
-    model.set_env(gym.make("CartPole-v1"))
+    model.learn(TOTAL)
+
+
+def test_an_environment_that_a_callback_sets_in_the_end_is_for_the_next_learn() -> None:
+    model = make_model(n_shards=2).learn(TOTAL, ReplaceEnvironment("_on_training_end"))
     model.learn(TOTAL)
 
 
