@@ -14,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from grpo_core.environments.nested import Env
 
-#: Classes of random generators.
+#: Classes of random generators, which ``walk`` leaves alone; ``generators`` says what is in them.
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 # Values looked at, nearest first, to compare: a trial looks often, and environments may hold tables.
 _MAX_COMPARED = 10_000

@@ -216,8 +216,8 @@ class ShardedCollector(GroupCollector):
     ) -> bool:
         if self._pool is None:
             raise RuntimeError(
-                f"rollouts are cut (n_rollout_shards={self.n_shards}); learn() starts and ends the workers that play them, "
-                "in copies of the environment, so replace it by set_env between two calls of learn, not in a callback."
+                f"rollouts are cut (n_rollout_shards={self.n_shards}), and learn() starts the workers that play them "
+                "in copies of the environment; replace it by set_env between two calls of learn, not in a callback."
             )
         rollout.clear()
         self._scored, self._stepped_places = [], []

@@ -1,4 +1,4 @@
-"""Simulators in this process, each tried out before it is relied on."""
+"""Simulators in this process, tried out before a restore is relied on."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Refuse what a path does not take, instead of ignoring it: query parameters, odd integers, and bodies."""
+"""Refuse what a path does not take instead of ignoring it: query parameters, bodies, integers in odd forms."""
 
 import re
 from collections import Counter

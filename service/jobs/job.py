@@ -109,7 +109,7 @@ class Job:
 
     @property
     def state(self) -> JobState:
-        """All that changes, to read single fields of it; ``describe`` returns fields that fit together."""
+        """All that changes, for others to read single fields of; ``describe`` returns fields that fit together."""
         return self._state
 
     @property

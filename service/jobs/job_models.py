@@ -20,7 +20,7 @@ def find_init_model(store: ModelStore, job: Job) -> str | None:
 
 def find_its_model(store: ModelStore, job: Job) -> str | None:
     """Return a reference to the model a job has saved last, as ``find_init_model`` does; None if it is gone."""
-    return None if job.state.last_saved is None else store.folder.find_reference(*job.state.last_saved)
+    return None if (saved := job.state.last_saved) is None else store.folder.find_reference(*saved)
 
 
 def list_trained_on(table: JobTable, job: Job) -> list[Job]:
@@ -36,10 +36,10 @@ def list_trained_on(table: JobTable, job: Job) -> list[Job]:
 
 def read_checkpoint_model(checkpoints: CheckpointFolder | None, job: Job) -> tuple[bytes, int] | None:
     """Return the model file in a job's latest checkpoint, and the steps it was trained for; None without one."""
-    if checkpoints is None:
+    if checkpoints is None or (kept := checkpoints.describe(job.job_id, job.config)) is None:
         return None
-    kept, content = checkpoints.describe(job.job_id, job.config), checkpoints.read_model(job.job_id)
-    return None if kept is None or content is None else (content, kept.timesteps)
+    content = checkpoints.read_model(job.job_id)
+    return None if content is None else (content, kept.timesteps)
 
 
 def is_own_model(store: ModelStore, job: Job) -> bool:

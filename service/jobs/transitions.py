@@ -1,7 +1,7 @@
 """The statuses of a job, and the events that lead from one to the next.
 
-What follows on a killed server is no event of a job: ``JobJournal.interrupt_active`` notes that its jobs have failed,
-and ``Job.revive`` follows those that went on without it.
+What happens after a server was killed is no event of a job: ``JobJournal.interrupt_active`` notes that its jobs have
+failed, and ``Job.revive`` follows those that went on without it.
 """
 
 from enum import Enum

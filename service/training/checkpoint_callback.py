@@ -27,7 +27,8 @@ _LEAST_SECONDS = 1.0
 # How often one is published where the job does not say so.
 _PUBLISH_SECONDS = 60.0
 _BEST = "best"
-#: They evaluate policies on the way.
+_EVALUATIONS = "judge"  # its name in checkpoints
+#: The callbacks that evaluate policies during a training.
 EvaluationsOnTheWay = EvaluationCallback | BackgroundEvaluation
 #: Name of the attachment that holds the model file of a training that is over.
 FINISHED = "finished"
@@ -123,7 +124,7 @@ class CheckpointCallback(BaseCallback):
         facts |= {"lineage": self.lineage, "config": self._config.model_dump(mode="json")}
         best = {}
         if self._evaluations is not None:
-            facts["judge"], best_content = self._evaluations.to_state()
+            facts[_EVALUATIONS], best_content = self._evaluations.to_state()
             best = {} if best_content is None else {_BEST: best_content}
         content, caveat = checkpoint.take(self.model, facts, {**best, **(attachments or {})})
         described = {
@@ -156,8 +157,8 @@ def restore_training(
             f"training went on from step {taken.timesteps:,}, but not exactly as before: {caveat.reason}."
         )
     stop_rules.spent_seconds_before, stop_rules.ended_by = float(own["seconds"]), own["ended_by"]
-    if evaluations is not None and "judge" in own:
-        evaluations.put_state(own["judge"], taken.attachments.get(_BEST))
+    if evaluations is not None and _EVALUATIONS in own:
+        evaluations.put_state(own[_EVALUATIONS], taken.attachments.get(_BEST))
     return None if own["lineage"] is None else Lineage(*own["lineage"])
 
 

@@ -1,1 +1,1 @@
-"""The server under the application: uvicorn's, with other connections and sockets and another end."""
+"""The server under the application: uvicorn's, with connections, sockets and a shutdown of our own."""

@@ -109,7 +109,10 @@ class BackgroundEvaluation(BaseCallback):
         return WorkTime.now(self._trains_elsewhere)
 
     def _go_on(self, begun: WorkTime) -> None:
-        """Play on, as long as there is time for it, since a moment before."""
+        """Play on, as long as there is time for it.
+
+        :param begun: When this turn began.
+        """
         is_first = self._run is not None and self._run[1] == 0
         elapsed = begun.since(self._begun)
         earned_seconds = max(_TIME_SHARE * elapsed, min(_SHORT_TIME_SHARE * elapsed, _SHORT_SECONDS))

@@ -24,7 +24,7 @@ _MAX_CACHED = 256
 
 
 class _CachedPlan(NamedTuple):
-    """A filled request, and what its names meant at that time: they may be registered again later."""
+    """A filled-in request, and what its names meant at that time: they may be registered again later."""
 
     spec: EnvSpec
     functions: Reward | None
