@@ -103,7 +103,7 @@ def test_one_shard_is_todays_rollout_and_more_shards_are_others() -> None:
 def test_an_environment_that_a_callback_sets_cannot_be_played_by_workers_with_copies_of_another(event: str) -> None:
     model = make_model(n_shards=2)
     replace = ReplaceEnvironment(event)
-    with pytest.raises(RuntimeError, match=r"n_rollout_shards=2\); .* set_env between two calls of learn"):
+    with pytest.raises(RuntimeError, match=r"n_rollout_shards=2\), .* set_env between two calls of learn"):
         model.learn(TOTAL, replace)
     model.learn(TOTAL)
 
