@@ -109,8 +109,10 @@ def _name_upload(model: str, path: Path | None) -> tuple[str, Path]:
     """Return the name and the file of an upload; a file alone gives the model its name."""
     if path is not None:
         return model, path
-    if Path(model).suffix or Path(model).is_file():
-        return Path(model).stem, Path(model)
+    file = Path(model)
+    is_zip = file.suffix.lower() == ".zip"  # the name of a model may have a dot too
+    if is_zip or file.is_file():
+        return file.stem if is_zip else file.name, file
     return model, Path(f"{model}.zip")
 
 

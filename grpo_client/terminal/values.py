@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+# As people write numbers, and JSON does not. What merely begins like one, such as 007 or 1_0, is a word.
+_HALF_NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)\.)(e[-+]?[0-9]+)?", re.IGNORECASE)
+
 
 class UsageError(Exception):
     """A command line that cannot work; the message names the value, the rule and the remedy."""
@@ -46,11 +49,10 @@ def read_seconds(text: str) -> float:
 
 
 def _read_value(text: str) -> Any:
-    """Read JSON, or else take the text as a word."""
-    try:
-        return _decode(text)
-    except ValueError:
-        return text
+    """Read JSON or a number without digits on one side of its point, or else take the text as a word."""
+    with suppress(ValueError):
+        return _read_number(text) if _HALF_NUMBER.fullmatch(text) else _decode(text)
+    return text
 
 
 def read_json(option: str, text: str | None) -> Any:

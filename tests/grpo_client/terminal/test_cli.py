@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from grpo_client.answers.text import clean
 from grpo_client.terminal.cli import _make_parser, main
-from grpo_client.terminal.values import read_observation
+from grpo_client.terminal.values import read_dimension, read_observation, read_settings
 from tests.conftest import RegisterEnv
 from tests.grpo_client.scripted_server import Answer, make_status, serve_script
 from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
@@ -182,6 +182,16 @@ def test_an_observation_is_read_as_people_and_numpy_write_it(words: list[str], o
     assert json.dumps(read) == json.dumps(observation)  # whole numbers stay whole
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [(".99", 0.99), ("-.5", -0.5), ("1.", 1.0), ("+.5e-3", 0.0005), ("0.9", 0.9)]
+    + [(word, word) for word in (".", "1_0", "007", "nan", ".9e999", "1.2.3", "v1.")],
+)  # fmt: skip
+def test_settings_are_read_as_people_write_numbers(text: str, value: Any) -> None:
+    assert read_settings([f"gamma={text}"], {}) == {"gamma": value}
+    assert read_dimension(f"gamma={text},1") == ("gamma", [value, 1])
+
+
 def test_a_policy_is_evaluated_and_filmed(ask: Any, model: str, tmp_path: Path) -> None:
     exit_status, said, _ = ask("evaluate", model, "-n", "3")
     assert exit_status == 0
@@ -225,6 +235,17 @@ def test_an_upload_and_a_download_of_a_name_alone_meet_in_the_same_file(
     monkeypatch.chdir(tmp_path)
     assert ask("download", model)[1] == "saved m.zip\n"
     assert ask("upload", model, "--overwrite")[1].startswith("uploaded m: ")
+
+
+def test_a_name_with_a_dot_is_not_taken_for_a_file(
+    ask: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ask("download", model, "m.v2.zip")[0] == 0
+    assert ask("upload", "m.v2")[1].startswith("uploaded m.v2: ")
+    assert ask("upload", "m.v2.zip", "--overwrite")[1].startswith("uploaded m.v2: ")
+    Path("m.v2.zip").rename("m.v3")
+    assert ask("upload", "m.v3")[1].startswith("uploaded m.v3: ")
 
 
 def test_options_stand_before_the_command_or_after_it(server_url: str, capsys: pytest.CaptureFixture[str]) -> None:
