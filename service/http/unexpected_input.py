@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import Query
 from fastapi.routing import APIRoute
+from pydantic_core import PydanticKnownError
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -58,6 +59,16 @@ async def check_query_names(request: Request) -> None:
         integers = [name for name, alternatives in types.items() if int in alternatives]
         remedy = "; send the fields as JSON in the body" if _takes_body(route) else ""
         _check(request, list(types), integers, remedy)
+
+
+def check_plain_integer(text: str) -> str:
+    """Refuse a header that is no plain integer, before pydantic reads it as a number.
+
+    :raises PydanticKnownError: If it is none.
+    """
+    if not _INTEGER.fullmatch(text):
+        raise PydanticKnownError("int_parsing")
+    return text
 
 
 async def check_absent_body(request: Request) -> None:

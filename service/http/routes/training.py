@@ -9,6 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
 from service.app import Service
@@ -17,6 +18,7 @@ from service.http.limits.clients import find_client
 from service.http.routes.dependencies import CurrentService, errors, note_leaving
 from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
 from service.http.routes.unambiguous import UnambiguousRoute
+from service.http.unexpected_input import check_plain_integer
 from service.jobs.job import Job
 from service.jobs.views.learning_curve import Theme, draw_curve
 from service.jobs.views.listing import OLDEST_FIRST, JobQuery, choose_page
@@ -110,7 +112,9 @@ async def stream_training_events(
     service: CurrentService,
     after: Annotated[int, Query(ge=0, description="Id of an event; only later ones are sent.")] = 0,
     last_event_id: Annotated[
-        int | None, Header(alias="Last-Event-ID", ge=0, description="The same; browsers send it when they reconnect.")
+        int | None,
+        BeforeValidator(check_plain_integer),
+        Header(alias="Last-Event-ID", ge=0, description="The same; browsers send it when they reconnect."),
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Send a job's events as they happen, from the first one on, until it ends."""

@@ -135,9 +135,9 @@ class Connection(HttpToolsProtocol):
             try:
                 self.parser.feed_data(piece)
                 return
-            except httptools.HttpParserError:
+            except httptools.HttpParserError as error:
                 self.logger.warning("Invalid HTTP request received.")
-                self.send_400_response("")
+                self.send_400_response("" if isinstance(error, httptools.HttpParserCallbackError) else str(error))
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 if not self._is_rereading:
@@ -241,8 +241,12 @@ class Connection(HttpToolsProtocol):
             self._set_deadline()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP."""
-        self._refuse(400, _NOT_HTTP, "the request is not valid HTTP.")
+        """Refuse what is not HTTP.
+
+        :param msg: The parser's reason, which repeats nothing of the request; empty for an error of our own methods.
+        """
+        reason = f" ({msg})" if msg else ""
+        self._refuse(400, _NOT_HTTP, f"the request is not valid HTTP{reason}.")
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over to the socket's own protocol, unless that cannot read the head."""

@@ -209,12 +209,24 @@ class TestHeads:
             assert read_answer(connection)[0] == 415
 
     @pytest.mark.parametrize(
-        "sent", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", START + b"\x00"]
+        ("sent", "reason"),
+        [
+            (b"\x16\x03\x01\x02\x00", "Invalid method"),
+            (b"get / HTTP/1.1\r\n\r\n", "Invalid method"),
+            (b"GET\r\n\r\n", "Expected"),
+            (b"GET / HTTP/9.9\r\n\r\n", "Invalid HTTP version"),
+            (START + b"\x00", "Invalid header token"),
+            (START + b" folded\r\n\r\n", "whitespace"),
+            (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", "Duplicate Content-Length"),
+            (CHUNKED + b"zz\r\n", "chunk size"),
+        ],
     )
-    def test_what_is_not_http_is_refused_in_json(self, port: int, sent: bytes) -> None:
+    def test_what_is_not_http_is_refused_in_json_with_the_reason(self, port: int, sent: bytes, reason: str) -> None:
         with connect(port, sent) as connection:
             status, problem = read_answer(connection)
         assert (status, problem["type"]) == (400, "urn:grpo:problem:not-http")
+        assert problem["detail"].startswith("the request is not valid HTTP (")
+        assert reason in problem["detail"]
 
     @pytest.mark.parametrize(("n_sent", "n_answered"), [(17, 17), (100, 17)])
     def test_so_many_may_be_sent_ahead_of_the_answers(self, port: int, n_sent: int, n_answered: int) -> None:

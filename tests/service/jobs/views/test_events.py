@@ -213,6 +213,10 @@ class TestALiveStream:
         ("/training/latest/events?after=-1", {}, 422),
         ("/training/latest/events?after=x", {}, 422),
         ("/training/latest/events", {"Last-Event-ID": "x"}, 422),
+        ("/training/latest/events", {"Last-Event-ID": "1_0"}, 422),
+        ("/training/latest/events", {"Last-Event-ID": "+3"}, 422),
+        ("/training/latest/events", {"Last-Event-ID": "3.0"}, 422),
+        ("/training/latest/events", {"Last-Event-ID": "-1"}, 422),
         ("/training/latest/events", {"Last-Event-ID": "9" * 5000}, 422),
     ],
 )
