@@ -127,7 +127,7 @@ def list_env_kwargs(spec: EnvSpec) -> dict[str, Any] | None:
 
 
 def check_known_env_kwargs(env_name: str, spec: EnvSpec, env_kwargs: Mapping[str, Any]) -> None:
-    """Check that an environment's constructor takes the arguments, and that no word is given for a flag.
+    """Check that an environment's constructor takes the arguments, and that no word or list is given for a flag.
 
     :raises SetupError: If it does not; the message names those that it takes.
     """
@@ -135,8 +135,9 @@ def check_known_env_kwargs(env_name: str, spec: EnvSpec, env_kwargs: Mapping[str
     if known is None:
         return
     for name, value in env_kwargs.items():
-        if isinstance(known.get(name), bool) and isinstance(value, str):  # of which any would count as true
-            raise SetupError(f"env_kwargs: {name} of {env_name} is a flag, and {value!r} a text; send true or false.")
+        if isinstance(known.get(name), bool) and not isinstance(value, bool | int | float | None):
+            # Nearly any text or list would count as true.
+            raise SetupError(f"env_kwargs: {name} of {env_name} is a flag, and not {value!r:.80}; send true or false.")
         if name not in known and name != "max_episode_steps":
             takes = ", ".join(sorted(known)) or "none"
             raise SetupError(f"env_kwargs: {env_name} does not take {name!r}; {suggest(name, known)}It takes: {takes}.")

@@ -52,10 +52,12 @@ def _explain(error: BaseException, setup: EnvSetup) -> str:
         return (
             f"cannot be created as asked: it does not know {printable(repr(error.args[0]))}, only {', '.join(known)}."
         )
-    remedy = f"send other env_kwargs than {list(setup.env_kwargs)}, " if setup.env_kwargs else ""
+    remedy = "fix its constructor, or install the packages it needs."
+    if not setup.env_kwargs:
+        return f"cannot be created on this server ({describe_error(error)}); {remedy}"
     return (
-        f"cannot be created on this server ({describe_error(error)}); {remedy}fix its constructor, or install the "
-        "packages it needs."
+        f"cannot be created as asked ({describe_error(error)}), probably because of its env_kwargs "
+        f"({', '.join(setup.env_kwargs)}); send other values, or {remedy}"
     )
 
 

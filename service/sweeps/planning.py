@@ -125,7 +125,8 @@ def _check_settings(
         try:
             config = plan(make_train_request(base, setting))
         except InvalidRequestError as error:
-            raise InvalidRequestError(f"setting {number}, {_spell(setting)}, does not fit: {error.detail}") from error
+            what = f"setting {number}, {_spell(setting)}," if setting else "'base'"
+            raise InvalidRequestError(f"{what} does not fit: {error.detail}") from error
         first = first or config
     assert first is not None, "a space has at least one setting"
     return first

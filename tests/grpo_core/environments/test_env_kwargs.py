@@ -1,6 +1,7 @@
 """Arguments of environments are plain and small, and none names a file or code."""
 
 import math
+import re
 from typing import Any
 
 import gymnasium as gym
@@ -92,13 +93,15 @@ def test_an_argument_that_there_is_not_is_refused_with_those_that_there_are() ->
         check_known_env_kwargs("FrozenLake-v1", spec, {"map_nam": "8x8"})
 
 
-@pytest.mark.parametrize("word", ["false", "yes", ""])
-def test_a_word_is_no_flag(word: str) -> None:
-    """Python takes every word for true."""
+@pytest.mark.parametrize("value", ["false", "yes", "", [0], [], {}])
+def test_a_word_or_a_list_is_no_flag(value: Any) -> None:
+    """Python takes nearly all of them for true."""
     spec = gym.spec("FrozenLake-v1")
     check_known_env_kwargs("FrozenLake-v1", spec, {"is_slippery": False})
-    with pytest.raises(SetupError, match=f"is_slippery of FrozenLake-v1 is a flag, and '{word}' a text; send true or"):
-        check_known_env_kwargs("FrozenLake-v1", spec, {"is_slippery": word})
+    with pytest.raises(
+        SetupError, match=f"is_slippery of FrozenLake-v1 is a flag, and not {re.escape(repr(value))}; send true"
+    ):
+        check_known_env_kwargs("FrozenLake-v1", spec, {"is_slippery": value})
 
 
 def test_defaults_are_shown_as_far_as_they_are_plain() -> None:

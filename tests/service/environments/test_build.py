@@ -63,6 +63,13 @@ def test_a_name_that_a_constructor_does_not_know_is_refused_with_those_it_knows(
         build_env(EnvSetup("FrozenLake-v1", {"map_name": "9x9"}))
 
 
+@pytest.mark.parametrize("desc", [[], ["S"]])
+def test_arguments_that_a_constructor_fails_with_are_its_likely_cause(desc: list[str]) -> None:
+    said = r"created as asked \(ValueError: .*\), probably because of its env_kwargs \(desc, is_slippery\); send other"
+    with pytest.raises(InvalidRequestError, match=said):
+        build_env(EnvSetup("FrozenLake-v1", {"desc": desc, "is_slippery": False}))
+
+
 def test_an_environment_that_cannot_be_built_is_refused_with_the_reason(register_env: RegisterEnv) -> None:
     def fail() -> LineEnv:
         raise OSError(2, "no track", "/home/someone/track")

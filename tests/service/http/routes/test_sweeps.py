@@ -376,6 +376,12 @@ def test_a_setting_that_fits_no_job_is_refused_at_once(client: TestClient) -> No
     assert client.get("/sweeps").json() == {"sweeps": [], "n_total": 0}
 
 
+def test_a_base_that_fits_no_job_is_named_where_only_seeds_vary(client: TestClient) -> None:
+    response = client.post("/sweeps", json={"base": {**BASE, "n_steps": 33}, "seeds": [0, 1]})
+    assert response.status_code == 400
+    assert response.json()["detail"].startswith("'base' does not fit: n_steps")
+
+
 def test_a_wrong_value_is_named_with_its_place(client: TestClient) -> None:
     response = client.post("/sweeps", json={"base": BASE, "space": {"gamma": [0.9, 2], "n_step": [32]}})
     assert response.status_code == 422
