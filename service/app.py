@@ -150,13 +150,19 @@ class Service:
         try:
             return self.store.get(model_name)
         except NotFoundError as error:
-            job = self.registry.find_active(model_name)
-            if job is None or job.config.model_name != model_name:  # one that differs in case is active as well
+            job = self.find_trainer(model_name)
+            if job is None:
                 raise
             raise NotFoundError(
                 f"there is no model '{model_name}' yet: job {job.job_id} is {job.status} and saves it when it "
                 "completes."
             ) from error
+
+    def find_trainer(self, model_name: str) -> Job | None:
+        """Return the active job that will save a model; None if there is none."""
+        job = self.registry.find_active(model_name)
+        # One whose name differs in case is active as well.
+        return job if job is not None and job.config.model_name == model_name else None
 
     def roll_back_model(
         self, model_name: str, version: int | None, check: Callable[[], None] = lambda: None

@@ -34,8 +34,13 @@ async def show_model(name: str) -> None:
         model = await run_in_threadpool(service.store.get, name)
     except ServiceError as error:
         with show_frame("Model", "Models"):
-            is_missing = isinstance(error, NotFoundError)
-            make_note(f"There is no model {name}." if is_missing else error.detail, "bad", "error")
+            trainer = service.find_trainer(name) if isinstance(error, NotFoundError) else None
+            if trainer is not None:
+                make_note(f"There is no model {name} yet: a job trains it, and saves it when it completes.")
+                make_link("Its training", f"{DASHBOARD_PATH}/runs/{trainer.job_id}", "button primary", "show_chart")
+            else:
+                is_missing = isinstance(error, NotFoundError)
+                make_note(f"There is no model {name}." if is_missing else error.detail, "bad", "error")
             make_link("All models", f"{DASHBOARD_PATH}/models", "button", "arrow_back")
         ui.context.client.status_code = error.status_code
         return
