@@ -82,6 +82,13 @@ def test_the_settings_are_drawn_and_stand_in_a_table_by_what_they_earned(page: P
         [str(setting.number) for setting in sweep.settings],
     )
     page.photograph("sweep")
+    page.emulate(390, 844)
+    outside = (
+        "return [...document.querySelectorAll('.page *')].filter((e) => e.getBoundingClientRect().right > 391)"
+        ".map((e) => e.className)"
+    )
+    assert page.run(outside) == []
+    page.photograph("phone-sweep")
     app.state.service.registry.delete_model(sweep.best.model_name)
     page.find(".settings-table", f"{sweep.best.model_name}, deleted")
     assert list_addresses(page.driver) == {origin.removeprefix("http://")}

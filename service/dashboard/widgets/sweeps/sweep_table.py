@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -27,13 +27,13 @@ def write_sweep_table(sweep: SweepDescription, models: Container[str]) -> str:
     :param models: Names of the models that are there; the others have been deleted.
     """
     fields = list(sweep.settings[0].values) if sweep.settings else []
-    names = ["Setting", *fields, "Steps", "Evaluated reward", "Spread", "Jobs", "Model"]
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    body = "".join(_write_row(row, sweep, models) for row in sweep.settings)
+    names = [escape(name) for name in (*fields, "Steps", "Evaluated reward", "Spread", "Jobs", "Model")]
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Setting", *names))
+    body = "".join(_write_row(row, names, sweep, models) for row in sweep.settings)
     return f'<table class="settings-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _write_row(row: SettingRow, sweep: SweepDescription, models: Container[str]) -> str:
+def _write_row(row: SettingRow, names: Sequence[str], sweep: SweepDescription, models: Container[str]) -> str:
     is_best = sweep.best is not None and sweep.best.setting == row.number
     spread = describe_spread(row)
     cells = [
@@ -45,7 +45,8 @@ def _write_row(row: SettingRow, sweep: SweepDescription, models: Container[str])
         " ".join(_link_model(trial.model_name, models) for trial in row.trials if trial.model_name is not None)
         or _NONE,
     ]
-    columns = "".join(f"<td>{cell}</td>" for cell in cells)
+    # On a phone, a row's cells stand below each other, beside these names.
+    columns = "".join(f'<td data-name="{name}">{cell}</td>' for name, cell in zip(names, cells, strict=True))
     chip = ' <span class="chip good">best</span>' if is_best else ""
     return f'<tr class="{"best" if is_best else ""}"><th scope="row">{row.number}{chip}</th>{columns}</tr>'
 

@@ -46,6 +46,7 @@ def test_every_job_has_a_link_to_its_page() -> None:
     table = write_sweep_table(make_sweep(*trials, waiting), ())
     assert '<a href="/dashboard/runs/id0">seed 0</a> <a href="/dashboard/runs/id1">seed 1</a>' in table
     assert "seed 2" not in table
+    assert '<td data-name="gamma">0.9</td><td data-name="Steps">64</td>' in table  # as a phone shows them
 
 
 def test_the_spread_over_seeds_is_a_margin_and_a_range() -> None:
