@@ -1,6 +1,7 @@
 """The page of all models, as cards."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -35,6 +36,7 @@ from service.schemas.models import ModelCard, ModelStatus
 _CardParts = tuple[ModelCard, EpisodeFigures | None]
 _REFRESH_SECONDS = 2.0
 _PAGE_SIZE = 24
+_ORDERS = {"name": "By name", "newest": "Newest first"}
 # Sends the chosen file to the API, so that the same rules hold for all uploads.
 _UPLOAD = """
 async (event) => {
@@ -86,6 +88,8 @@ class _ModelCards:
                 self._search = ui.input(placeholder="Search by name").classes("search")
                 self._search.props('outlined dense type=search clearable aria-label="Search by name"')
                 self._search.on_value_change(self.refresh)
+                self._order = ui.select(_ORDERS, value="name", on_change=self.refresh)
+                self._order.props('outlined dense options-dense aria-label="Order of the models"')
                 chooser = make_box("visually-hidden", "input", type="file", accept=".zip", aria_label="Model file")
                 chooser.props["tabindex"] = -1
                 chooser.on("change", self._note_upload, js_handler=_UPLOAD)
@@ -102,7 +106,8 @@ class _ModelCards:
         """
         async with self._refreshing:
             search = (self._search.value or "").casefold()
-            entries = sort_by_name(await run_in_threadpool(self._service.store.list_models))
+            is_newest_first = self._order.value == "newest"
+            entries = await run_in_threadpool(self._list_entries, is_newest_first)
             fitting = [entry for entry in entries if search in entry.name.casefold()]
             listed = fitting[: self._n_listed]
             folder = self._service.store.folder
@@ -115,6 +120,11 @@ class _ModelCards:
             self._summary.set_text(f"{len(entries)} saved" if not search else f"{len(fitting)} of {len(entries)} saved")
             self._more.set_visibility(len(fitting) > len(listed))
             self._show_cards(cards, is_searched=bool(entries))
+
+    def _list_entries(self, is_newest_first: bool) -> list[ModelEntry]:
+        store = self._service.store
+        entries = sort_by_name(store.list_models())
+        return sort_newest_first(entries, store.folder.get_signature) if is_newest_first else entries
 
     def _show_cards(self, cards: list[_CardParts], is_searched: bool) -> None:
         self._cards.clear()
@@ -208,6 +218,18 @@ class _ModelCards:
 def sort_by_name(entries: list[ModelEntry]) -> list[ModelEntry]:
     """Sort models as people look for them: small letters beside capital ones."""
     return sorted(entries, key=lambda entry: (entry.name.casefold(), entry.name))
+
+
+def sort_newest_first(
+    entries: list[ModelEntry], get_signature: Callable[[str], FileSignature | None]
+) -> list[ModelEntry]:
+    """Sort models by when their files were saved."""
+
+    def find_age(entry: ModelEntry) -> int:
+        _, modified_ns, _ = get_signature(entry.name) or (0, 0, 0)  # it may be gone by now
+        return -modified_ns
+
+    return sorted(entries, key=find_age)
 
 
 def _show_empty(is_searched: bool) -> None:

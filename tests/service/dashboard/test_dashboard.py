@@ -1,5 +1,6 @@
 """The dashboard in a browser that can reach nothing but the service, which asks for a key."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +22,7 @@ from api import create_app
 from service.errors import ConflictError
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
+from service.schemas.training import TrainRequest
 from service.settings import Settings
 from tests.browser import ARTEFACTS, drive, list_addresses, needs_driver
 from tests.conftest import RegisterEnv
@@ -197,6 +199,28 @@ def test_sliders_show_at_once_what_the_policy_makes_of_an_observation(page: Page
     wait_until(lambda: field.get_attribute("value") == "0.41887903")
     place = page.run("return document.querySelectorAll('[role=slider]')[2].getAttribute('aria-valuenow')")
     assert float(place) == pytest.approx(0.41887903)
+
+
+def test_the_page_of_a_model_that_is_not_saved_yet_leads_to_its_training(page: Page, app: FastAPI) -> None:
+    job = app.state.service.admission.start_job(TrainRequest(model_name="unborn", total_timesteps=10_000_000), None)
+    page.open("models/unborn")
+    page.find(".note", "There is no model unborn yet: a job trains it")
+    page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 404
+    page.click(".page a", "Its training")
+    wait_until(lambda: page.driver.current_url.endswith(f"/runs/{job.job_id}"))
+    page.find("h1", "unborn")
+
+
+def test_the_newest_models_are_shown_first_on_demand(page: Page, app: FastAPI) -> None:
+    os.utime(app.state.service.settings.models_dir / "unwanted.zip", (2**31, 2**31))
+    first = "return document.querySelector('.model h2')?.textContent === 'unwanted'"
+    page.open("models")
+    page.find(".model h2", "ready")
+    assert not page.run(first)
+    page.click("[aria-label='Order of the models']")
+    page.click(".q-item", "Newest first")
+    page.wait(first)
+    page.photograph("models-newest")
 
 
 def test_two_models_play_the_same_seed_beside_each_other(page: Page) -> None:
