@@ -930,7 +930,8 @@ class GRPO(SavedAlgorithm):
         """Choose actions as ``BaseAlgorithm.predict`` does; drawn actions come from the model's own generator.
 
         :param observation: One observation, ``observation_shape``, or several, ``(batch_size, *observation_shape)``; a
-            dict of such where observations are. Normalised already where training had a ``VecNormalize``.
+            dict of such where observations are. Normalised already where training had a ``VecNormalize``; a warning
+            says so where there is no environment. ``make_actor`` takes them as the environment gives them.
         :param state: Returned as it is: no policy here is recurrent.
         :param episode_start: Not used, for the same reason.
         :param deterministic: Take the most likely actions instead of drawing them.
@@ -939,6 +940,7 @@ class GRPO(SavedAlgorithm):
         :return: Actions, ``action_shape`` or ``(batch_size, *action_shape)``, within a Box's bounds; and ``state``.
         :raises ValueError: If observations or masks are of another shape.
         """
+        self._warn_of_lost_normalization()
 
         def choose() -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
             if action_masks is None:

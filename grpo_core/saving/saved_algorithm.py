@@ -65,6 +65,8 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     _loaded: model_file.ModelContent | None = None
     #: Names of the reward functions that the model was trained with, which its file cannot hold.
     _lost_reward_function: str | list[str] | None = None
+    #: Whether ``predict`` has found out whether it lacks a ``VecNormalize``.
+    _is_normalization_checked = False
 
     def __init__(self, policy: Any, env: Any, *args: Any, **kwargs: Any) -> None:
         with _explain_missing(env):
@@ -230,6 +232,21 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         if self.env is None and self._loaded is not None:
             return self._loaded.get_observation_statistics()
         return Normalizer(self._vec_normalize_env).freeze()
+
+    def _warn_of_lost_normalization(self) -> None:
+        """Warn once where no environment applies the statistics that the model's file holds of observations."""
+        if self.env is not None or self._is_normalization_checked:
+            return
+        self._is_normalization_checked = True
+        if self._freeze_observation_statistics() is None:
+            return
+        warnings.warn(
+            "predict() takes normalised observations, for this model was trained in VecNormalize, but it was loaded "
+            "without an environment that normalises them. Unless you do, its actions are wrong: load it with "
+            "GRPO.load(path, env=env) and give predict() the observations of model.get_env(), or ask actor = "
+            "model.make_actor(), which normalises: actor.clip_actions(actor.best_actions(observations)).",
+            stacklevel=3,
+        )
 
     def _check_lost_reward_function(self) -> None:
         """Check that there is a reward function if the model was trained with one.

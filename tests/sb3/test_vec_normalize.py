@@ -9,6 +9,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
@@ -123,6 +124,32 @@ def test_the_file_holds_statistics_and_settings() -> None:
         np.testing.assert_array_equal(
             one.make_actor().best_actions(shown[None]), model.make_actor().best_actions(shown[None])
         )
+
+
+def test_predicting_without_the_environment_that_normalises_is_warned_of_once() -> None:
+    model = build(make_normalized())
+    shown, _ = make_env().reset(seed=1)
+    model.predict(shown)
+    loaded = GRPO.load(io.BytesIO(model.to_bytes()), device=DEVICE)
+    with pytest.warns(UserWarning, match=r"takes normalised observations.*env=env.*model\.make_actor\(\)") as warned:
+        loaded.predict(shown)
+    loaded.predict(shown)
+    assert [warning.filename for warning in warned] == [__file__]
+    loaded = GRPO.load(io.BytesIO(model.to_bytes()), device=DEVICE)
+    loaded.set_env(make_vec_env(make_env, 1))
+    loaded.predict(shown)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_predicting_without_statistics_of_observations_is_not_warned_of(wrapped: bool) -> None:
+    env = make_normalized(norm_obs=False) if wrapped else make_vec_env(make_env, 1)
+    loaded = GRPO.load(io.BytesIO(build(env).to_bytes()), device=DEVICE)
+    loaded.predict(make_env().reset(seed=1)[0])
+
+
+def test_sb3_evaluates_a_loaded_model_in_its_environment_without_a_warning() -> None:
+    loaded = GRPO.load(io.BytesIO(build(make_normalized()).to_bytes()), env=make_vec_env(make_env, 1), device=DEVICE)
+    evaluate_policy(loaded, loaded.get_env(), n_eval_episodes=1)  # type: ignore[arg-type]
 
 
 def test_an_environment_normalised_otherwise_is_refused_on_load() -> None:
