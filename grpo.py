@@ -342,6 +342,8 @@ class GRPO(SavedAlgorithm):
         self._ref_timesteps = 0
         self._group_correlation = GroupCorrelation()
         self._stop_requested = False
+        #: What a checkpoint was told of the last update, for the logger that ``learn`` makes.
+        self._logged = list[tuple[str, float, int, tuple[str, ...]]]()
         self._uses_fast_path = self.use_fast_path
         if _init_setup_model:
             if env is None:
@@ -505,6 +507,7 @@ class GRPO(SavedAlgorithm):
                 self._collector.anchors.forget()
                 self._ref_policy = None
                 self._group_correlation = GroupCorrelation()
+                self._logged = []
             super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         self._use_next_groups()
         return self
@@ -527,12 +530,17 @@ class GRPO(SavedAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """Begin a run as SB3 does, and say which method is at fault if a first reset returns what it must not."""
         try:
-            return super()._setup_learn(*args, **kwargs)
+            begun = super()._setup_learn(*args, **kwargs)
         except (TypeError, ValueError):
             assert self.env is not None, "learn has checked it"
             for env in getattr(read_vec_wrappers(self.env)[0], "envs", ()):
                 call_reset(env)
             raise
+        for name, value, count, excluded in self._logged:  # only now is there a logger
+            self.logger.record(name, value, excluded)
+            self.logger.name_to_count[name] = count
+        self._logged = []
+        return begun
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """Measure progress where the rollout began: what falls to 0 would else do so before the last update."""

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, unwrap_vec_normalize
 
 from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_FILE_BYTES, MODEL_MEMBER
@@ -118,6 +119,7 @@ def take(
         "total_timesteps": model._total_timesteps,
         "episode_num": model._episode_num,
         "episodes": [list(model.ep_info_buffer or ()), [bool(success) for success in model.ep_success_buffer or ()]],
+        "logged": _list_logged(model),
         "predict_rng_state": model._predict_rng.bit_generator.state,
         "group_correlation": model._group_correlation.to_json(),
         "reference": [model._ref_timesteps, list(reference)],
@@ -139,6 +141,18 @@ def take(
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
     return file.getvalue(), caveat
+
+
+def _list_logged(model: Any) -> list[tuple[str, Any, int, Sequence[str]]]:
+    """List what the logger holds of the last update until it writes it with the next rollout's row: numbers alone."""
+    logger = getattr(model, "_logger", None)  # none before training, nor in a copy
+    if not isinstance(logger, Logger):
+        return []
+    return [
+        (name, value, logger.name_to_count.get(name, 0), logger.name_to_excluded[name])
+        for name, value in logger.name_to_value.items()
+        if isinstance(value, int | float | np.number)
+    ]
 
 
 def _check_finite(model: Any) -> None:
@@ -259,6 +273,8 @@ def _restore_progress(model: Any, facts: Mapping[str, Any], meta: Mapping[str, A
     model.rng.bit_generator.state = meta["rng_state"]
     model._predict_rng.bit_generator.state = facts["predict_rng_state"]
     model._group_correlation = GroupCorrelation.from_json(facts["group_correlation"])
+    logged = facts.get("logged", ())  # checkpoints of earlier versions hold none
+    model._logged = [(str(name), value, int(count), tuple(excluded)) for name, value, count, excluded in logged]
     infos, successes = facts["episodes"]
     model.ep_info_buffer = deque(infos, maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(successes, maxlen=model._stats_window_size)

@@ -292,6 +292,36 @@ def test_a_description_runs_no_code_of_the_class_that_it_names(attribute: str) -
         Reader([["fields", ["", "AnchorState"], [1]]], [], set(), {}).make({"object": 0})
 
 
+class _FirstRow(BaseCallback):
+    """Keeps what the logger holds when the first rollout begins."""
+
+    held: dict[str, tuple[float, int, Any]] | None = None
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.held is None:
+            counts, excluded = self.logger.name_to_count, self.logger.name_to_excluded
+            self.held = {k: (v, counts.get(k, 0), excluded[k]) for k, v in self.logger.name_to_value.items()}
+
+
+def test_the_logger_goes_on_with_the_numbers_that_it_had_yet_to_write() -> None:
+    model = make_model(make_vec_env("CartPole-v1")).learn(_AT)
+    for value in (1.0, 4.0):
+        model.logger.record_mean("own/mean", value, exclude="tensorboard")
+    model.logger.record("own/text", "not a number")
+    content = checkpoint.to_bytes(model)
+    for is_anew in (False, True):
+        resumed, first = make_model(make_vec_env("CartPole-v1")), _FirstRow()
+        checkpoint.restore(resumed, checkpoint.from_bytes(content))
+        resumed.learn(1, first, reset_num_timesteps=is_anew)
+        assert first.held is not None
+        assert (first.held.keys() > {"train/loss", "train/n_updates"}) is not is_anew
+        assert first.held.get("own/mean") == (None if is_anew else (2.5, 2, ("tensorboard",)))
+        assert "own/text" not in first.held
+
+
 def test_a_checkpoint_holds_what_it_was_given() -> None:
     taken = checkpoint.from_bytes(train_and_take(lambda: make_vec_env("CartPole-v1"))[1])
     assert (taken.facts["own"], taken.attachments) == ({"mine": 1}, {"name": b"content"})

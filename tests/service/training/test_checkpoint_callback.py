@@ -62,6 +62,18 @@ def test_one_is_published_at_the_first_rollout_after_each_number_of_steps() -> N
     assert all(one["exact"] is True and one["note"] is None for one in described)
 
 
+def test_the_rows_after_a_checkpoint_are_those_that_would_have_been() -> None:
+    whole, resumed = Recorder(), Recorder()
+    run(whole)
+    run(resumed, whole.checkpoints[1][1])
+    rows, after = (
+        [{key: value for key, value in row.items() if not key.startswith("time/")} for row in recorder.metrics]
+        for recorder in (whole, resumed)
+    )
+    assert "train/loss" in after[0]
+    assert after == rows[-len(after) :]
+
+
 def test_a_stop_within_an_update_leaves_the_checkpoint_before_it() -> None:
     stopped = StopsInUpdate()
     run(stopped)
@@ -155,7 +167,7 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_from() -> None:
             member = archive.read(name)
             if name == FACTS_MEMBER:
                 facts = json.loads(member)
-                del facts["own"]["config"]["fill_rollouts"]
+                del facts["own"]["config"]["fill_rollouts"], facts["logged"]
                 member = json.dumps(facts).encode()
             written.writestr(name, member)
     assert run(Recorder(), earlier.getvalue()) == content
