@@ -83,6 +83,7 @@ from grpo_core.update.policies import (
     compute_values,
     copy_policy,
     evaluate_actions,
+    find_not_finite,
     predict_masked,
 )
 from grpo_core.update.seeding import borrow_torch_generator
@@ -910,18 +911,28 @@ class GRPO(SavedAlgorithm):
         """Log an update.
 
         :param means: Means over its minibatches; empty if it was stopped before the first.
-        :raises ValueError: If one is not finite.
+        :raises ValueError: If one is not finite, or a weight.
         """
         if not means:
             return
         if not all(map(math.isfinite, means.values())):
-            raise ValueError(f"the loss is not finite ({means}); lower learning_rate or the size of the rewards.")
+            raise ValueError(f"the loss is not finite ({means}); {self._suggest_for_not_finite()}")
+        if (name := find_not_finite(self.policy)) is not None:
+            raise ValueError(f"the update left NaN or infinite numbers in {name}; {self._suggest_for_not_finite()}")
+        self._is_just_loaded = False
         for name, mean in means.items():
             self.logger.record(f"train/{name}", mean)
         if isinstance(self.action_space, spaces.Box) and hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
+
+    def _suggest_for_not_finite(self) -> str:
+        remedy = "lower learning_rate or the size of the rewards."
+        if not self._is_just_loaded:
+            return remedy
+        began = "the model that training began from (init_model, or the file that was loaded) may be the cause"
+        return f"{began}: begin from another one, or {remedy}"
 
     def stop(self) -> None:
         """Ask a running ``learn`` to return at its next simulator step or minibatch; safe from any thread."""

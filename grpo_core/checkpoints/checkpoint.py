@@ -219,6 +219,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
     first_obs = model.env.reset()  # before all that a reset changes is put back
     try:
         model._load_arrays(checkpoint.model)
+        model._is_just_loaded = False  # it was being trained
         if (vec_normalize := unwrap_vec_normalize(model.env)) is not None:
             restore_normalization(vec_normalize, checkpoint.model)
         _restore_progress(model, facts, checkpoint.model.meta)

@@ -67,6 +67,8 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     _lost_reward_function: str | list[str] | None = None
     #: Whether ``predict`` has found out whether it lacks a ``VecNormalize``.
     _is_normalization_checked = False
+    #: Whether no update has yet shown that the numbers of the file are fit to be trained on.
+    _is_just_loaded = False
 
     def __init__(self, policy: Any, env: Any, *args: Any, **kwargs: Any) -> None:
         with _explain_missing(env):
@@ -306,6 +308,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
 
     def _load_arrays(self, content: model_file.ModelContent) -> None:
         put_weights(self.policy, content.weights)
+        self._is_just_loaded = True
         if self._parameter_groups.built(self.policy.optimizer):
             put_optimizer_state(self.policy.optimizer, content)
 

@@ -1,6 +1,7 @@
 """Train SB3's actor-critic policies with separate step sizes and action masks, and run them on large batches."""
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,16 @@ def split_parameters(policy: ActorCriticPolicy) -> tuple[list[torch.nn.Parameter
         value_parameters = _find_value_parameters(policy)
     in_value_network = {id(p) for p in value_parameters}
     return [p for p in policy.parameters() if id(p) not in in_value_network], value_parameters
+
+
+@torch.no_grad()
+def find_not_finite(policy: ActorCriticPolicy) -> str | None:
+    """Name a parameter that is trained and holds NaN or infinity; None if there is none."""
+    for name, parameter in unwrap_compiled(policy).named_parameters():
+        # A sum is quicker to ask, and finite only if all of it is.
+        if parameter.requires_grad and not math.isfinite(parameter.sum().item()) and not parameter.isfinite().all():
+            return str(name)
+    return None
 
 
 def _find_value_parameters(policy: ActorCriticPolicy) -> list[torch.nn.Parameter]:

@@ -522,3 +522,28 @@ def test_a_registered_environment_is_reloaded_by_its_spaces_alone() -> None:
 def test_policies_are_found_again_by_their_class(observation: str) -> None:
     loaded = reload(build_over(observation, "discrete"))
     assert loaded.policy_class is GRPO.policy_aliases[POLICY_OF[observation]]
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "reason"),
+    [
+        ("weights", "value_net.bias", "the loss is not finite"),
+        ("optimizer", "0/exp_avg", r"left NaN or infinite numbers in .*policy_net\.0\.weight"),
+    ],
+)
+def test_numbers_of_a_file_that_no_training_bears_are_told_from_a_training_that_diverges(
+    part: str, name: str, reason: str
+) -> None:
+    content = model_file.from_bytes(GRPO("MlpPolicy", "CartPole-v1", seed=0).learn(1).to_bytes(), with_optimizer=True)
+    getattr(content, part)[name].flat[0] = 3e38
+    file = model_file.to_bytes(content.meta, content.weights, content.optimizer)
+    model = GRPO.load(io.BytesIO(file), env="CartPole-v1")
+    with pytest.raises(ValueError, match=f"{reason}.*init_model.* may be the cause: begin from another one, or lower"):
+        model.learn(1)
+
+
+def test_an_update_that_leaves_weights_that_are_not_finite_is_refused_at_once() -> None:
+    plain = GRPO("MlpPolicy", "CartPole-v1", seed=0, learning_rate=1e38, max_grad_norm=1e38, n_epochs=1)
+    plain.batch_size = plain.n_steps * 100  # one step: no loss sees where it leads
+    with pytest.raises(ValueError, match=r"^the update left NaN or infinite numbers in \S+; lower learning_rate"):
+        plain.learn(1)

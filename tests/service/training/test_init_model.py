@@ -125,6 +125,18 @@ def test_what_does_not_fit_is_refused_at_once(
     assert detail in answer.json()["detail"]
 
 
+def test_a_model_that_no_training_bears_is_named_as_the_cause(
+    client: TestClient, app: FastAPI, base: dict[str, Any]
+) -> None:
+    content = read(app, "base")
+    moments = {**content.optimizer, "0/exp_avg": np.full_like(content.optimizer["0/exp_avg"], 3e38)}
+    forged = model_file.to_bytes(content.meta, content.weights, moments, content.normalization)
+    assert upload(client, forged, "forged").status_code == 200
+    message = train_on(client, init_model="forged")["error_message"]
+    assert message.startswith(("ValueError: the loss is not finite", "ValueError: the update left NaN")), message
+    assert "(init_model, or the file that was loaded) may be the cause: begin from another one" in message
+
+
 def test_moments_that_no_optimizer_has_are_refused_at_once(
     client: TestClient, app: FastAPI, base: dict[str, Any]
 ) -> None:
