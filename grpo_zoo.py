@@ -6,6 +6,7 @@ come from ``presets.yml``. Your own script only needs ``register()``.
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.resources import files
@@ -64,6 +65,8 @@ def _run() -> int:
         sys.stderr.write(f"grpo_zoo: {error}\n")
         return 1 if isinstance(error, ImportError) else 2
     sys.argv[1:] = options
+    # The zoo's enjoy normalises, in an environment that it does not tell the model of.
+    warnings.filterwarnings("ignore", r"predict\(\) takes normalised observations")
     # rl_zoo3.cli would import packages that only the zoo's plots need.
     getattr(import_module(f"rl_zoo3.{script}"), script)()
     return 0

@@ -1,13 +1,20 @@
 """GRPO in RL Baselines3 Zoo, with the presets as its configuration file."""
 
 import importlib.util
+import io
 import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
+import grpo_zoo
 from grpo import GRPO
 from grpo_zoo import complete_arguments
 from tests.suites import DEVICE
@@ -44,6 +51,19 @@ def test_without_the_zoo_it_says_what_to_install(python: str) -> None:
     assert answer.returncode == 1
     assert "pip install rl_zoo3" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_the_zoo_normalises_itself_and_is_not_warned_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = VecNormalize(make_vec_env("CartPole-v1"))
+    content = GRPO("MlpPolicy", env, device=DEVICE).to_bytes()
+
+    def enjoy() -> None:
+        GRPO.load(io.BytesIO(content), device=DEVICE).predict(np.zeros(4, np.float32))
+
+    monkeypatch.setitem(sys.modules, "rl_zoo3", SimpleNamespace(ALGOS={}))
+    monkeypatch.setitem(sys.modules, "rl_zoo3.enjoy", SimpleNamespace(enjoy=enjoy))
+    monkeypatch.setattr(sys, "argv", ["grpo_zoo", "enjoy"])
+    assert grpo_zoo.main() == 0
 
 
 @needs_zoo
