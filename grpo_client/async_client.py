@@ -328,7 +328,7 @@ class AsyncClient:
         :param timeout_seconds: How long to wait; None without a limit.
         :param on_event: Called with every event; an ordinary function.
         :param progress: Whether to show a bar with the reward, the entropy and the time left, which needs rich.
-        :raises JobFailed: If the job fails.
+        :raises JobFailed: If the job fails, or the server's shutdown stops it.
         :raises JobTimeout: If the job is not over in time; it goes on.
         """
         async with aclosing(self.events(job_id, timeout_seconds=timeout_seconds)) as events:
@@ -336,7 +336,7 @@ class AsyncClient:
                 async for event in events:
                     listen(event)
         status = event.final_status
-        if status.status == "failed":
+        if status.status == "failed" or status.is_interrupted:
             raise JobFailed(status)
         return status
 

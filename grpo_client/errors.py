@@ -70,13 +70,13 @@ class Busy(ApiError):
 
 
 class JobFailed(GRPOError):
-    """The job failed.
+    """The job failed, or the server's shutdown stopped it.
 
     :param status: Its final status.
     """
 
     def __init__(self, status: "TrainingStatus") -> None:
-        super().__init__(f"job {status.job_id} failed: {status.error_message}")
+        super().__init__(f"job {status.job_id} {status.status}: {status.error_message}")
         self.status = status
 
 

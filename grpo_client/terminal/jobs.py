@@ -20,8 +20,8 @@ from grpo_client.terminal.command import (
 from grpo_client.terminal.values import UsageError, read_seconds, read_settings
 from grpo_terminal import INTERRUPTED
 
-# In the place of a job's id, and how the errors of such jobs begin.
-_INTERRUPTED_JOBS, _INTERRUPTION = "interrupted", "interrupted by restart"
+# In the place of a job's id.
+_INTERRUPTED_JOBS = "interrupted"
 _JOB = f"its id, or {LATEST_JOB}: the one submitted last"
 
 
@@ -110,13 +110,12 @@ def _train(client: Client, options: argparse.Namespace) -> Reply:
 def _follow(client: Client, job_id: str, timeout_seconds: float | None, progress: bool) -> Reply:
     """Wait for a job to end, and report its final status."""
     try:
-        status = client.wait(job_id, timeout_seconds, progress=progress)
+        status, exit_status = client.wait(job_id, timeout_seconds, progress=progress), 0
     except JobFailed as failure:
-        status = failure.status
+        status, exit_status = failure.status, REFUSED
     except KeyboardInterrupt:
         complain(f"the job goes on; {PROGRAM} watch {job_id} watches it again, {PROGRAM} stop {job_id} stops it.", 0)
         return Reply({"job_id": job_id}, "", INTERRUPTED)
-    exit_status = REFUSED if status.status == "failed" else 0
     return Reply(status.to_json(), str(status), exit_status)
 
 
@@ -182,10 +181,11 @@ def _describe_resumed(resumed: Resumed) -> str:
 def _resume_interrupted(client: Client) -> Reply:
     """Resume every job that the server's end interrupted, in the order they were made; name sweeps with such jobs."""
     answers, lines, sweep_ids, exit_status = list[Any](), list[str](), dict[str, None](), 0
-    for job in client.jobs("failed"):
+    ended = [job for status in ("failed", "stopped") for job in client.jobs(status)]
+    for job in sorted(ended, key=lambda job: job.created_at):
         try:
             status = client.status(job.job_id)
-            if status.status != "failed" or not (status.error_message or "").startswith(_INTERRUPTION):
+            if not (status.is_final and status.is_interrupted):
                 continue
             if status.sweep_id is not None:
                 sweep_ids[status.sweep_id] = None

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from grpo_core.options.rewards import Reward
 from service.errors import ConflictError
@@ -167,11 +167,12 @@ class Job:
             self.history.append("job.status", {"status": status})
             return True
 
-    def stop(self) -> None:
+    def stop(self, stopped_by: Literal["stop", "shutdown"] = "stop") -> None:
         """Stop the job: at once if it is queued, at the next simulator step or minibatch if it is running.
 
         A second stop skips the evaluation of the policy so far.
 
+        :param stopped_by: Whether somebody stops it, or the server ends; only the first stop counts.
         :raises ConflictError: If it has already finished training.
         """
         with self._lock:
@@ -179,7 +180,7 @@ class Job:
                 past = f"has {self._outcome}" if self.status.is_final else "has finished training and is being saved"
                 raise ConflictError(f"job {self.job_id} {past} already; only training jobs can be stopped.")
             if self._outcome is None:
-                self._outcome = JobStatus.STOPPED
+                self._outcome, self._state.stopped_by = JobStatus.STOPPED, stopped_by
                 self._clock.wake()
             self._state.n_stops += 1
             is_waiting = self._state.status is JobStatus.QUEUED
@@ -240,6 +241,7 @@ class Job:
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
             self._rewind()
             state.status, self._outcome, state.n_stops, self._end = following, None, 0, None
+            state.stopped_by = "stop"
             state.ended_by = state.error_message = state.end_time = state.model_name = state.sha256 = None
             warning = f"resumed from step {state.current_timesteps:,}, after it had {ended}"
             self.history.append("job.warning", {"warning": warning})
@@ -271,7 +273,9 @@ class Job:
             if find_next(self._state.status, _ENDS[status]) is None:
                 raise ValueError(f"a job that is {self._state.status} does not become {status}")
             self._outcome = status
-            ended_by = _choose_ended_by(status, self._state.ended_by)
+            ended_by = _choose_ended_by(status, self._state)
+            if ended_by == "shutdown" and error_message is None:
+                error_message = self._state.describe_interruption(self.job_id)
             age_seconds = self.receipts.end_age_seconds
             self._clock.end(age_seconds)
             end_time = datetime.now(UTC) - timedelta(seconds=age_seconds)
@@ -477,14 +481,14 @@ class Job:
 def _describe_end(state: JobState) -> str:
     """Say how and where a job has ended, for its history to keep: a resume takes the end out of it."""
     message, step = state.error_message or "", f"step {state.current_timesteps:,}"
-    if message.startswith(INTERRUPTED):
+    if message.startswith(INTERRUPTED) or state.ended_by == "shutdown":
         return f"been interrupted at {step}."
     if state.status is JobStatus.STOPPED:
         return f"been stopped at {step}."
     return f"failed at {step}: {message}"
 
 
-def _choose_ended_by(status: JobStatus, reported: EndedBy | None) -> EndedBy | None:
+def _choose_ended_by(status: JobStatus, state: JobState) -> EndedBy | None:
     if status is JobStatus.FAILED:
         return None
-    return "stop" if status is JobStatus.STOPPED else reported or "total_timesteps"
+    return state.stopped_by if status is JobStatus.STOPPED else state.ended_by or "total_timesteps"

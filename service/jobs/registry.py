@@ -306,8 +306,8 @@ class JobRegistry(JobTable):
             active = self._list_followed()
         for job in active:
             try:
-                job.stop()
-                job.stop()  # skips its evaluation
+                job.stop("shutdown")
+                job.stop("shutdown")  # skips its evaluation
             except ConflictError:  # it ended between the two lines
                 continue
 

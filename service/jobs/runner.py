@@ -154,6 +154,8 @@ class JobRunner:
             name = self._choose_name(job, outcome, content)
             job.record_saved_model(name, self._store.publish(name, content, job.job_id))
         except TaskDrainedError as error:
+            with suppress(ConflictError):  # it may know of the shutdown before the registry does
+                job.stop("shutdown")
             learned = "Nothing was learned, and nothing is saved."
             if job.describe().checkpoint is not None:
                 learned = "A resume goes on from the job's checkpoint."

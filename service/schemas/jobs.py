@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from service.schemas.fields import TAG_PATTERN, Request
 from service.schemas.training import ConfigOrigins, TrainConfig
 
-EndedBy = Literal["total_timesteps", "stop_reward", "patience", "max_seconds", "stop"]
+EndedBy = Literal["total_timesteps", "stop_reward", "patience", "max_seconds", "stop", "shutdown"]
 VerdictState = Literal["waiting", "starting", "learning", "solved", "steady", "flat", "worse", "no_signal", "failed"]
 
 

@@ -334,6 +334,7 @@ def _say_longer(evidence: Evidence) -> str:
     remedies: Mapping[EndedBy | None, str] = {
         "max_seconds": "with more max_seconds",
         "stop": "if it is not stopped",
+        "shutdown": "if it is resumed",
         "stop_reward": "with a higher stop_reward",
         "patience": "with more patience",
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -94,6 +94,7 @@ class JobState(BaseModel):
     repeated_timesteps: int = 0
     n_reports: int = 0
     n_stops: int = 0
+    stopped_by: Literal["stop", "shutdown"] = "stop"
     last_saved: tuple[str, str] | None = None
     n_silent_rollouts: int = 0
     last_signal_timesteps: int = 0
@@ -108,15 +109,15 @@ class JobState(BaseModel):
         return min(1.0, self.current_timesteps / total_timesteps)
 
     def describe_interruption(self, job_id: str) -> str:
-        """Say that the job has ended with its server, and from where a resume goes on."""
+        """Say that the job, which is active, ends with its server, and from where a resume goes on."""
         if self.checkpoint is not None:
             resumed = f"goes on from step {self.checkpoint.timesteps:,}"
         elif self.current_timesteps > 0:
             resumed = "starts again from step 0: it has no checkpoint yet"
         else:
             resumed = "lets it begin"
-        what = f"the server ended while the job was {self.status}"
-        return f"{INTERRUPTED}: {what}; POST /training/{job_id}/resume {resumed}."
+        cause = "the server was shut down" if self.stopped_by == "shutdown" else f"{INTERRUPTED}: the server ended"
+        return f"{cause} while the job was {self.status}; POST /training/{job_id}/resume {resumed}."
 
 
 class JobRecord(NamedTuple):

@@ -359,11 +359,13 @@ INTERRUPTION = "interrupted by restart: the server ended while the job was runni
 def test_all_jobs_that_the_end_of_the_server_interrupted_are_resumed(capsys: pytest.CaptureFixture[str]) -> None:
     line = {"status": "failed", "progress": 0.5, "env_name": "e", "model_name": "m", "current_timesteps": 4}
     line |= {"total_timesteps": 9, "created_at": "2026-11-25T10:00:00Z"}
-    listed = Answer(200, json.dumps({"jobs": [{**line, "job_id": name} for name in "abcd"]}))
+    failed = Answer(200, json.dumps({"jobs": [{**line, "job_id": name} for name in "abcd"]}))
+    line |= {"status": "stopped", "created_at": "2026-11-25T11:00:00Z"}
+    stopped = Answer(200, json.dumps({"jobs": [{**line, "job_id": name} for name in "ef"]}))
 
-    def show(name: str, error: str, **changes: Any) -> Answer:
-        status = make_status(job_id=name, status="failed", error_message=error.format(name), **changes)
-        return Answer(200, json.dumps(status))
+    def show(name: str, error: str, status: str = "failed", **changes: Any) -> Answer:
+        shown = make_status(job_id=name, status=status, error_message=error.format(name), **changes)
+        return Answer(200, json.dumps(shown))
 
     def resume(name: str, timesteps: int) -> Answer:
         resumed = {"job_id": name, "message": "Training resumed", "timesteps": timesteps, "config": {}}
@@ -374,20 +376,35 @@ def test_all_jobs_that_the_end_of_the_server_interrupted_are_resumed(capsys: pyt
         show("b", "the cable is loose"),
         show("c", INTERRUPTION, sweep_id="s"),
         *(show("d", INTERRUPTION), Answer(409, '{"detail": "the name is taken"}')),
+        show("e", "", "stopped", ended_by="stop"),
+        *(show("f", "", "stopped", ended_by="shutdown"), resume("f", 0)),
     ]
-    with serve_script(listed, *answers) as server:
+    with serve_script(failed, stopped, *answers) as server:
         assert main(["resume", "interrupted", "--url", server.url]) == 1
         asked = [f"{request.method} {request.path}" for request in server.received]
-    assert asked[1:] == [
+    assert asked[2:] == [
         *("GET /training/a/status", "POST /training/a/resume"),
         *("GET /training/b/status", "GET /training/c/status"),
         *("GET /training/d/status", "POST /training/d/resume"),
+        *("GET /training/e/status", "GET /training/f/status", "POST /training/f/resume"),
     ]
     assert capsys.readouterr().out.splitlines() == [
         "Training resumed from step 1,234: a",
         "job d is not resumed: the name is taken (HTTP 409)",
+        "Training resumed from step 0: f",
         "jobs of a sweep go on with: grpo-client sweep resume s",
     ]
+
+
+def test_a_job_that_a_shutdown_of_the_server_ended_is_not_done(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "the server was shut down while the job was queued; POST /training/j/resume lets it begin."
+    status = make_status(status="stopped", ended_by="shutdown", error_message=said)
+    event = f"id: 1\nevent: job.stopped\ndata: {json.dumps(status)}\n\n"
+    with serve_script(
+        Answer(200, json.dumps(status)), Answer(200, event, (("Content-Type", "text/event-stream"),))
+    ) as server:
+        assert main(["wait", "j", "--url", server.url]) == 1
+    assert "error: the server was shut down while the job was queued; grpo-client resume j" in capsys.readouterr().out
 
 
 def test_people_read_commands_in_the_place_of_requests(capsys: pytest.CaptureFixture[str]) -> None:

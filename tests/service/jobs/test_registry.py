@@ -16,7 +16,7 @@ import pytest
 
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError, StorageError
 from service.jobs import table
-from service.jobs.job import Job
+from service.jobs.job import Job, JobHome
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import JournalError
 from service.jobs.records.history import HistoryEvent
@@ -592,6 +592,33 @@ class TestStopping:
             submit(registry)
         with pytest.raises(DrainingError):
             registry.check_room()
+
+    def test_jobs_that_a_shutdown_ends_say_so_and_can_be_resumed(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        registry = open_registry(max_running=1)
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        running = submit(registry, env_name=env_name, total_timesteps=10_000_000)
+        queued, stopped = submit(registry), submit(registry)
+        wait_until(lambda: gate.n_arrived == 1)
+        stopped.stop()
+        gate.admit()
+        registry.shutdown(grace_seconds=PATIENCE_SECONDS)
+        assert [job.describe().ended_by for job in (running, queued, stopped)] == ["shutdown", "shutdown", "stop"]
+        for job, was in ((running, "running"), (queued, "queued")):
+            said = f"the server was shut down while the job was {was}; POST /training/{job.job_id}/resume "
+            assert (job.describe().error_message or "").startswith(said)
+        assert stopped.describe().error_message is None
+
+        resumed = Job.restore(queued.make_record(0, 1))
+        resumed.resume(queued.plan.reward, JobHome(registry.totals), None)
+        assert (resumed.status, resumed.describe().error_message) == (JobStatus.QUEUED, None)
+        events = resumed.history.list_events()
+        assert [event.payload["warning"] for event in events if event.name == "job.warning"] == [
+            "resumed from step 0, after it had been interrupted at step 0."
+        ]
+        resumed.stop()
+        assert resumed.describe().ended_by == "stop", "whoever ended it before"
 
     def test_shutdown_does_not_wait_forever(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
