@@ -250,7 +250,7 @@ class ModelFolder:
         try:
             with self._open(name) as (descriptor, status):
                 if _sign(status) != signature:
-                    raise ConflictError(f"model '{name}' has just been replaced; try again.")
+                    raise ConflictError(f"model '{name}' has just been replaced; try again.", is_passing=True)
                 return open(os.dup(descriptor), "rb")
         except model_file.ModelFileError as error:
             raise ConflictError(f"model '{name}' cannot be read: {error}") from error

@@ -72,10 +72,12 @@ class ModelPromotion:
             raise InvalidRequestError(
                 f"'{LATEST_ALIAS}' always means the newest version; choose another alias, such as prod."
             )
-        self._check_exists(name)
-        number = self._store.folder.versions.find_newest(name) if version is None else version
-        self._store.get(f"{name}@{number}")  # says why a damaged one cannot be used, before its file is copied
-        before = self._store.set_alias(name, alias, number)
+        versions = self._store.folder.versions
+        with versions.lock(name):  # or what is the newest could be replaced, and make room, before it has its alias
+            self._check_exists(name)
+            number = versions.find_newest(name) if version is None else version
+            self._store.get(f"{name}@{number}")  # says why a damaged one cannot be used, before its file is copied
+            before = self._store.set_alias(name, alias, number)
         return AliasResponse(model_name=name, alias=alias, version=number, previous_version=before)
 
     def delete_alias(self, name: str, alias: str) -> AliasResponse:
@@ -97,9 +99,10 @@ class ModelPromotion:
         :raises StorageError: If the disk refuses.
         """
         folder = self._store.folder
-        self._check_exists(name)
-        newest = folder.versions.find_newest(name)
-        earlier = [number for number in folder.versions.list_kept(name) if number != newest]
+        with folder.versions.lock(name):  # or a save could come between two of these looks
+            self._check_exists(name)
+            newest = folder.versions.find_newest(name)
+            earlier = [number for number in folder.versions.list_kept(name) if number != newest]
         if version is None and not earlier:
             raise ConflictError(f"model '{name}' has no earlier version to go back to.")
         restored = earlier[-1] if version is None else version

@@ -70,8 +70,11 @@ class VersionFolder:
         for name in [] if is_read_only else self._list_folders():
             remove_leftovers(self._dir / name)
             try:
-                if not Path(self.get_newest_path(name)).exists():
-                    self._forget_unless_pinned(name)
+                if not Path(self.get_newest_path(name)).exists() and not self._forget_unless_pinned(name):
+                    logger.warning(
+                        "model %s has versions with aliases and no file; put %s%s back, or delete %s/%s",
+                        *(name, name, SUFFIX, VERSIONS_FOLDER, name),
+                    )
                 self._trim(name)
             except OSError:  # which concerns this model alone
                 logger.warning("the versions of model %s cannot be trimmed", name, exc_info=True)
@@ -223,12 +226,14 @@ class VersionFolder:
         """
         with self.lock(name):
             path = Path(self.get_newest_path(name))
-            if not os.path.lexists(path):
+            is_gone = not os.path.lexists(path)
+            if is_gone:
                 self._remove_aside(name)
-                if self.list_kept(name):
+                if self.list_kept(name) and self._forget_unless_pinned(name):
                     logger.warning("model %s was deleted by hand: the next one of that name begins anew", name)
-                    self._forget(name)
             version = self.find_newest(name)
+            if is_gone and (before := self.read_notes(name)).aliases:  # the file that is gone had a number too
+                version = max(version, before.newest + 1)
             is_file = path.exists() and not path.is_symlink()
             is_new = False
             if is_file and not _has_content(path, content):
@@ -310,15 +315,12 @@ class VersionFolder:
         with self.lock(name), suppress(OSError):
             shutil.rmtree(self._find_folder(name), ignore_errors=True)
 
-    def _forget_unless_pinned(self, name: str) -> None:
-        """Remove the versions of a model whose file is gone, but not those that an alias keeps: it may come back."""
+    def _forget_unless_pinned(self, name: str) -> bool:
+        """Remove the versions of a model whose file is gone, unless an alias keeps one; return whether they are."""
         if self._list_pinned(name):
-            logger.warning(
-                "model %s has versions with aliases and no file; put %s%s back, or delete %s/%s",
-                *(name, name, SUFFIX, VERSIONS_FOLDER, name),
-            )
-        else:
-            self._forget(name)
+            return False
+        self._forget(name)
+        return True
 
     def count_pinned_bytes(self) -> int:
         """Return the size of the versions that aliases keep, as far as the disk says which."""

@@ -22,6 +22,8 @@ _FILE_TYPE = "application/zip"
 # Neither format has a type of its own.
 _EXPORT_TYPE = "application/octet-stream"
 _CHUNK_BYTES = 2**18
+# How often a file may be replaced while its download begins.
+_MAX_REPLACED = 16
 _FILE_SCHEMA = {"schema": {"type": "string", "format": "binary"}}
 _EXPORT_CONTENT = {_EXPORT_TYPE: _FILE_SCHEMA}
 _UPLOAD_BODY = {"required": True, "content": {_FILE_TYPE: _FILE_SCHEMA, "application/octet-stream": _FILE_SCHEMA}}
@@ -41,6 +43,20 @@ router = APIRouter(tags=["models"])
 )
 def download_model(model_name: ModelNameInPath, service: CurrentService, request: Request) -> Response:
     """Download a model's file; its SHA-256 is the `ETag`, so `If-None-Match` avoids a second download."""
+    for _ in range(_MAX_REPLACED):
+        try:
+            return _download(model_name, service, request)
+        except ConflictError as error:
+            if not error.is_passing:
+                raise
+    return _download(model_name, service, request)
+
+
+def _download(model_name: str, service: CurrentService, request: Request) -> Response:
+    """Answer with a model's file.
+
+    :raises ConflictError: If it cannot be used, or was replaced between the look at it and its opening.
+    """
     inspected = service.store.inspect_file(model_name)
     if inspected.model is None:
         raise ConflictError(f"model '{model_name}' is {inspected.status}; only usable files can be downloaded.")

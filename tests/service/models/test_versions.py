@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from unittest.mock import Mock
 
 import pytest
@@ -17,10 +17,11 @@ from fastapi.testclient import TestClient
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.models.folder import ModelFolder
 from service.models.folder_lock import lock_folder
+from service.models.promotion import ModelPromotion
 from service.models.versions import MAX_ALIASES, VersionFolder
 from service.settings import Settings
 from tests.service.models.test_uploads import upload
-from tests.support import make_model, train_to_end
+from tests.support import make_model, open_model_store, train_to_end
 
 N_VERSIONS = 4
 
@@ -193,17 +194,25 @@ class TestKeeping:
             folder.versions.set_alias("m", "prod", 1)
         assert not list(tmp_path.glob(".versions/*"))
 
+    @pytest.mark.parametrize("pinned", [1, 2])
+    def test_what_an_alias_keeps_stays_when_the_model_is_deleted_by_hand(
+        self, client: TestClient, contents: list[bytes], settings: Settings, pinned: int
+    ) -> None:
+        publish(client, contents[:2])
+        client.put("/models/m/aliases/prod", json={"version": pinned})
+        (settings.models_dir / "m.zip").unlink()
+        publish(client, contents[2:3])
+        assert get_file(client, "m@prod") == get_file(client, f"m@{pinned}") == contents[pinned - 1]
+        assert get_file(client, "m") == get_file(client, "m@3") == contents[2], "2 was the number of the one deleted"
+
     def test_a_model_that_is_deleted_by_hand_leaves_nothing_to_the_next_one(
         self, client: TestClient, contents: list[bytes], settings: Settings
     ) -> None:
         request = {"total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0, "model_name": "m"}
         train_to_end(client, **request)
         publish(client, contents[:2])
-        client.put("/models/m/aliases/prod", json={"version": 1})
-        assert client.get("/models/m@prod").status_code == 200  # in memory from now on
         (settings.models_dir / "m.zip").unlink()
         publish(client, contents[2:3])
-        assert client.get("/models/m@prod").status_code == 404
         answer = client.get("/models/m/versions").json()
         assert answer["aliases"] == {}
         assert [(version["version"], version["job_id"]) for version in answer["versions"]] == [(1, None)]
@@ -265,6 +274,44 @@ class TestAliases:
         assert get_file(client, "m@prod") == get_file(client, "m@1") == contents[0]
         assert get_file(client, "m@2") == contents[1]
         (settings.models_dir / "m.zip").write_bytes(contents[1][:1000])
+        assert get_file(client, "m@prod") == contents[0]
+
+    def test_the_newest_gets_one_before_another_takes_its_place(
+        self, tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = open_model_store(tmp_path)
+        versions = store.folder.versions
+        store.publish("m", contents[0])
+        find_newest = versions.find_newest
+
+        def replace_if_free(name: str) -> None:
+            if versions.lock(name).acquire(blocking=False):
+                store.publish(name, contents[1])
+                versions.lock(name).release()
+
+        def find_and_let_others_in(name: str) -> int:
+            monkeypatch.undo()
+            number = find_newest(name)
+            with ThreadPoolExecutor() as others:
+                others.submit(replace_if_free, name).result()
+            return number
+
+        monkeypatch.setattr(versions, "find_newest", find_and_let_others_in)
+        assert ModelPromotion(store, Mock()).set_alias("m", "prod", None).version == 1
+
+    def test_one_is_downloaded_while_the_newest_which_it_points_at_is_replaced(
+        self, client: TestClient, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish(client, contents[:1])
+        client.put("/models/m/aliases/prod")
+        open_file = ModelFolder.open_file
+
+        def replace_and_open(*arguments: Any) -> BinaryIO:
+            monkeypatch.undo()
+            publish(client, contents[1:2])
+            return open_file(*arguments)
+
+        monkeypatch.setattr(ModelFolder, "open_file", replace_and_open)
         assert get_file(client, "m@prod") == contents[0]
 
     def test_one_whose_file_was_deleted_by_hand_points_at_nothing(
