@@ -101,6 +101,8 @@ class Job:
         # Once it is set, nothing changes but the status, which follows as soon as the end is written down.
         self._end: _End | None = None
         self._stop_training: Callable[[], None] | None = None
+        #: The model file of a training that is over, which could not be saved then.
+        self.unsaved_model: bytes | None = None
         # Whether all is there that another worker would need.
         self._may_restart = True
         self.history.append("job.status", {"status": JobStatus.QUEUED})
@@ -205,6 +207,7 @@ class Job:
             if not may or not self._may_restart or self._state.n_lost_workers >= self.config.max_restarts:
                 return False
             self._state.n_lost_workers += 1
+            self._begin_again()
             self._rewind()
             self._clock.start()
             self._stop_training = None
@@ -216,13 +219,20 @@ class Job:
         with self._lock:
             self._clock.wake()
 
-    def resume(self, reward: Reward | None, home: JobHome, checkpoint: JobCheckpoint | None) -> None:
+    def resume(
+        self,
+        reward: Reward | None,
+        home: JobHome,
+        checkpoint: JobCheckpoint | None,
+        unsaved_model: bytes | None = None,
+    ) -> None:
         """Queue an ended job again, perhaps one of an earlier server, to go on from its checkpoint.
 
         :param reward: The reward functions that its configuration names.
         :param home: As for a new job.
         :param checkpoint: What is in its file now: that may be newer than what was written of the job before its server
             was killed, or be gone.
+        :param unsaved_model: What it has learned if it only has to be saved: then it goes on from its end.
         :raises ConflictError: If it has not ended, or has completed.
         """
         with self._lock:
@@ -236,10 +246,13 @@ class Job:
             self.set_reward(reward)
             self._home, state = home, self._state
             ended = _describe_end(state)
-            if checkpoint is None and state.checkpoint is not None:
+            if checkpoint is None and state.checkpoint is not None and unsaved_model is None:
                 self._reports.warn("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
-            self._rewind()
+            self.unsaved_model = unsaved_model
+            self._begin_again()
+            if unsaved_model is None:
+                self._rewind()
             state.status, self._outcome, state.n_stops, self._end = following, None, 0, None
             state.stopped_by = "stop"
             state.ended_by = state.error_message = state.end_time = state.model_name = state.sha256 = None
@@ -248,13 +261,15 @@ class Job:
             self.history.append("job.status", {"status": following})
             self.finished.clear()
 
+    def _begin_again(self) -> None:
+        self._state.n_restarts += 1
+        self.receipts = Receipts(self._state.n_restarts)
+        self._clock.reset()
+
     def _rewind(self) -> None:
         """Go back to where the checkpoint was taken, or to the start."""
-        state = self._state
-        state.n_restarts += 1
-        self.receipts = Receipts(state.n_restarts)
-        self._clock.reset()
-        self._reports.rewind(0 if state.checkpoint is None else state.checkpoint.timesteps)
+        checkpoint = self._state.checkpoint
+        self._reports.rewind(0 if checkpoint is None else checkpoint.timesteps)
 
     def settle_outcome(self) -> JobStatus:
         """Decide after training whether the job completed or was stopped; later stops are refused."""

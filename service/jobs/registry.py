@@ -167,7 +167,7 @@ class JobRegistry(JobTable):
                     if job.job_id not in self._jobs:
                         raise make_not_found(job.job_id)
                     self._check_room()
-                    job.resume(reward, self._home, checkpoint)
+                    job.resume(reward, self._home, checkpoint, self._runner.get_unsaved(job.job_id))
                     if warning is not None:
                         job.publish_warning(warning)
                     self._drop_ended(job.job_id)

@@ -10,16 +10,18 @@ from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 
+from cachetools import LRUCache
+
 from grpo_core.process import count_cores
 from service.context import JOB_ID
-from service.errors import ConflictError, NotFoundError, ServiceError, describe_error
+from service.errors import ConflictError, NotFoundError, ServiceError, StorageError, describe_error
 from service.jobs.job import Job
 from service.jobs.job_models import holds_content, is_own_model
 from service.jobs.records.record import INTERRUPTED
 from service.jobs.records.recorder import JobRecorder
 from service.models.store import ModelStore
 from service.pauses import RestartPause
-from service.schemas.jobs import JobStatus
+from service.schemas.jobs import EndedBy, JobStatus
 from service.training.order import TrainingOrder
 from service.workers.executor import Executor
 from service.workers.task import Keeper, LastingRun, Run, TaskDrainedError, TaskFailedError, WorkerLostError
@@ -32,6 +34,8 @@ _WATCH_SECONDS = 0.25
 _POLL_SECONDS = 0.05
 # A stopped training ends at its next step or minibatch; without either for this long, it hangs.
 _STOP_PATIENCE_SECONDS = 5.0
+# What finished models may take in memory that no disk would take; the oldest give way.
+_MAX_UNSAVED_BYTES = 2**26
 
 
 class JobRunner:
@@ -64,6 +68,11 @@ class JobRunner:
         self._stall_seconds, self._max_running = stall_seconds, max_running
         self._tensorboard_dir = tensorboard_dir.absolute()
         self._n_threads_per_job = n_threads_per_job or max(1, count_cores() // max_running)
+        # By job: the finished model, and the rule that ended its training.
+        self._unsaved: LRUCache[str, tuple[bytes, EndedBy | None]] = LRUCache(
+            _MAX_UNSAVED_BYTES, lambda kept: len(kept[0])
+        )
+        self._keeping = threading.Lock()
         # Each starts a training and watches it.
         self._threads = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
 
@@ -151,8 +160,7 @@ class JobRunner:
             if content is None or job.finished.is_set():  # a shutdown may have given up on it in the meantime
                 return
             outcome = job.settle_outcome()
-            name = self._choose_name(job, outcome, content)
-            job.record_saved_model(name, self._store.publish(name, content, job.job_id))
+            self._publish(job, outcome, content)
         except TaskDrainedError as error:
             with suppress(ConflictError):  # it may know of the shutdown before the registry does
                 job.stop("shutdown")
@@ -169,6 +177,42 @@ class JobRunner:
         else:
             job.finish(outcome)
 
+    def _publish(self, job: Job, outcome: JobStatus, content: bytes) -> None:
+        name = self._choose_name(job, outcome, content)
+        try:
+            sha256 = self._store.publish(name, content, job.job_id)
+        except StorageError as error:
+            # What a stopped job has learned so far is no end that a resume could go on from.
+            if outcome is not JobStatus.COMPLETED or not self._keep(job, content):
+                raise
+            raise StorageError(
+                f"{error} The finished policy is in memory: until this server ends, "
+                f"POST /training/{job.job_id}/resume saves it without training again."
+            ) from error
+        job.record_saved_model(name, sha256)
+
+    def get_unsaved(self, job_id: str) -> bytes | None:
+        """Return the model file of a failed job that only has to be saved; None if it is not known any more."""
+        with self._keeping:
+            content, _ = self._unsaved.get(job_id, (None, None))
+        return content
+
+    def _keep(self, job: Job, content: bytes) -> bool:
+        """Keep a finished model that the disk does not take; return whether there is room for it."""
+        with suppress(ValueError), self._keeping:  # too large
+            self._unsaved[job.job_id] = content, job.state.ended_by
+            return True
+        return False
+
+    def _take_unsaved(self, job: Job) -> bytes | None:
+        """Return the model that a resumed job only has to save; None if it has to train."""
+        with self._keeping:
+            _, ended_by = self._unsaved.pop(job.job_id, (None, None))
+        content, job.unsaved_model = job.unsaved_model, None
+        if content is not None and ended_by is not None:
+            job.publish_ended_by(ended_by)
+        return content
+
     def _train(self, job: Job, held: ExitStack, run: Run | None = None) -> bytes | None:
         """Train a job's policy, and go on from its checkpoint if the worker dies.
 
@@ -177,6 +221,8 @@ class JobRunner:
         :return: The model file; None if the job has ended in the meantime.
         :raises Exception: Whatever the task raises.
         """
+        if (finished := self._take_unsaved(job)) is not None:
+            return finished
         pause = RestartPause(is_first_at_once=True)
         while True:
             began = time.monotonic()

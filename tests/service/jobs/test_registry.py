@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -747,9 +748,51 @@ class TestFailing:
         assert "cannot be saved (" in status.error_message
         assert tmp_path.name not in status.error_message
         assert status.model_name is None
+        assert f"POST /training/{job.job_id}/resume saves it without training again" in status.error_message
         (tmp_path / "models").unlink()
         (tmp_path / "models").mkdir()
         assert run(registry).status is JobStatus.COMPLETED
+
+    def test_a_policy_that_could_not_be_saved_is_saved_by_a_resume(
+        self, open_registry: Callable[..., JobRegistry], store: ModelStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = open_registry()
+        with monkeypatch.context() as full:
+            full.setattr(store, "publish", publish := Mock(side_effect=StorageError("the disk is full.")))
+            job = run(registry, model_name="m", total_timesteps=512, eval_freq=32, stop_reward=0.0)
+            for n_tries in (2, 3):  # it is still full
+                registry.resume(job, job.plan.reward)
+                assert job.finished.wait(PATIENCE_SECONDS)
+                assert (job.status, publish.call_count) == (JobStatus.FAILED, n_tries)
+        failed = job.describe()
+        registry.resume(job, None)  # nothing is trained, so that nothing is needed for that
+        assert job.finished.wait(PATIENCE_SECONDS)
+        status = job.describe()
+        assert (status.status, status.model_name, status.ended_by) == (JobStatus.COMPLETED, "m", "stop_reward")
+        assert store.find_sha256("m") == status.sha256
+        assert (status.final_evaluation, status.metrics) == (failed.final_evaluation, failed.metrics)
+        assert status.current_timesteps == failed.current_timesteps > 0
+        with pytest.raises(ConflictError, match="completed"):
+            registry.resume(job, None)
+
+    def test_the_oldest_policy_that_could_not_be_saved_makes_room(
+        self,
+        open_registry: Callable[..., JobRegistry],
+        store: ModelStore,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        run(open_registry(), model_name="m")
+        n_bytes = (tmp_path / "models" / "m.zip").stat().st_size
+        monkeypatch.setattr("service.jobs.runner._MAX_UNSAVED_BYTES", n_bytes * 3 // 2)
+        registry = open_registry()
+        with monkeypatch.context() as full:
+            full.setattr(store, "publish", Mock(side_effect=StorageError("the disk is full.")))
+            first, second = run(registry), run(registry)
+        assert [registry._runner.get_unsaved(job.job_id) is None for job in (first, second)] == [True, False]
+        registry.resume(first, first.plan.reward)
+        assert first.finished.wait(PATIENCE_SECONDS)
+        assert (first.status, first.describe().n_restarts) == (JobStatus.COMPLETED, 1)
 
     def test_one_that_the_disk_does_not_take_says_so(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, tmp_path: Path
