@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, NonNegativeInt
 from starlette.concurrency import run_in_threadpool
 
 from service.app import Service
@@ -112,9 +112,9 @@ async def stream_training_events(
     service: CurrentService,
     after: Annotated[int, Query(ge=0, description="Id of an event; only later ones are sent.")] = 0,
     last_event_id: Annotated[
-        int | None,
+        NonNegativeInt | None,
         BeforeValidator(check_plain_integer),
-        Header(alias="Last-Event-ID", ge=0, description="The same; browsers send it when they reconnect."),
+        Header(alias="Last-Event-ID", description="The same; browsers send it when they reconnect."),
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Send a job's events as they happen, from the first one on, until it ends."""
