@@ -37,11 +37,14 @@ async def show_model(name: str) -> None:
             trainer = service.find_trainer(name) if isinstance(error, NotFoundError) else None
             if trainer is not None:
                 make_note(f"There is no model {name} yet: a job trains it, and saves it when it completes.")
-                make_link("Its training", f"{DASHBOARD_PATH}/runs/{trainer.job_id}", "button primary", "show_chart")
             else:
                 is_missing = isinstance(error, NotFoundError)
                 make_note(f"There is no model {name}." if is_missing else error.detail, "bad", "error")
-            make_link("All models", f"{DASHBOARD_PATH}/models", "button", "arrow_back")
+            with make_box("row-flex wrap"):
+                if trainer is not None:
+                    run = f"{DASHBOARD_PATH}/runs/{trainer.job_id}"
+                    make_link("Watch its training", run, "button primary", "show_chart")
+                make_link("All models", f"{DASHBOARD_PATH}/models", "button", "arrow_back")
         ui.context.client.status_code = error.status_code
         return
     with show_frame(name, "Models"):

@@ -206,7 +206,7 @@ def test_the_page_of_a_model_that_is_not_saved_yet_leads_to_its_training(page: P
     page.open("models/unborn")
     page.find(".note", "There is no model unborn yet: a job trains it")
     page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 404
-    page.click(".page a", "Its training")
+    page.click(".page a", "Watch its training")
     wait_until(lambda: page.driver.current_url.endswith(f"/runs/{job.job_id}"))
     page.find("h1", "unborn")
 
