@@ -306,7 +306,6 @@ def from_bytes(
             weights = (_read_own_weights if own_parts else _read_weights)(archive, members, meta)
             optimizer = _read_optimizer(archive, members, meta) if with_optimizer else {}
             normalization = _read_normalization(archive, members, meta)
-            _check_none_is_foreign(members, {"weights": weights, "normalization": normalization})
     except ModelFileError:
         raise
     except Exception as error:  # the content is foreign, and may be wrong in every way that its readers can fail
@@ -350,14 +349,6 @@ def _check_members(archive: zipfile.ZipFile, limits: Limits) -> dict[str, zipfil
     if sum(info.file_size for info in infos) > limits.file_bytes:
         raise ModelFileError("the members claim to be larger than the file may be.")
     return members
-
-
-def _check_none_is_foreign(members: Mapping[str, zipfile.ZipInfo], read: Mapping[str, Arrays]) -> None:
-    """Refuse arrays that no such model has; which ones an optimizer has, only ``moments`` knows."""
-    known = {META_MEMBER, *(f"{group}/{name}.npy" for group, arrays in read.items() for name in arrays)}
-    for member in members:
-        if member not in known and not member.startswith("optimizer/"):
-            raise ModelFileError(f"{member} is no array of such a model.")
 
 
 def _read_meta(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], limits: Limits) -> dict[str, Any]:
