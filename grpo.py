@@ -237,6 +237,8 @@ class GRPO(SavedAlgorithm):
     _grouped_env: VecEnv | None = None
     # Those of an environment that was set in the middle of a rollout.
     _next_groups: _Groups | None = None
+    # What a checkpoint was told of the last update, for the logger that ``learn`` makes.
+    _logged: Sequence[tuple[str, float, int, tuple[str, ...]]] = ()
     # Whether the groups have to stay what they are, whatever environment a callback may set.
     _is_collecting: bool = False
     # ``num_timesteps`` when the latest rollout began.
@@ -343,8 +345,6 @@ class GRPO(SavedAlgorithm):
         self._ref_timesteps = 0
         self._group_correlation = GroupCorrelation()
         self._stop_requested = False
-        #: What a checkpoint was told of the last update, for the logger that ``learn`` makes.
-        self._logged = list[tuple[str, float, int, tuple[str, ...]]]()
         self._uses_fast_path = self.use_fast_path
         if _init_setup_model:
             if env is None:
@@ -479,9 +479,10 @@ class GRPO(SavedAlgorithm):
         :param progress_bar: Show progress with tqdm and rich. SB3's bar counts one step per environment and vectorised
             step, also where the branch has ended.
         :return: The trained model itself.
-        :raises ValueError: If there is no environment, if a reward, an observation or the loss is not finite, if the
-            model was loaded without the reward function that it was trained with, or if something cannot be sent to
-            rollout workers.
+        :raises ValueError: If there is no environment, if a reward, an observation, the loss or a weight is not finite,
+            if the model was loaded without the reward function that it was trained with, or if something cannot be
+            sent to rollout workers.
+        :raises RuntimeError: If a callback replaces the environment that rollout workers have copies of.
         :raises grpo_core.shards.pool.RolloutWorkersError: If rollout workers keep dying.
         """
         if self.env is None:
@@ -508,10 +509,13 @@ class GRPO(SavedAlgorithm):
                 self._collector.anchors.forget()
                 self._ref_policy = None
                 self._group_correlation = GroupCorrelation()
-                self._logged = []
-            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        self._use_next_groups()
-        return self
+                self._logged = ()
+            try:
+                return super().learn(
+                    total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+                )
+            finally:  # an interrupted training may go on from a checkpoint, which has other groups
+                self._use_next_groups()
 
     def _are_groups_outdated(self) -> bool:
         """Tell whether a user has set attributes: another environment, maybe of another number, or other groups.
@@ -540,7 +544,7 @@ class GRPO(SavedAlgorithm):
         for name, value, count, excluded in self._logged:  # only now is there a logger
             self.logger.record(name, value, excluded)
             self.logger.name_to_count[name] = count
-        self._logged = []
+        self._logged = ()
         return begun
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 # As people write numbers, and JSON does not. What merely begins like one, such as 007 or 1_0, is a word.
-_HALF_NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)\.)(e[-+]?[0-9]+)?", re.IGNORECASE)
+_HALF_NUMBER = re.compile(r"-?(\.[0-9]+|(0|[1-9][0-9]*)\.)(e[-+]?[0-9]+)?", re.IGNORECASE)
 
 
 class UsageError(Exception):

@@ -145,6 +145,8 @@ def take(
 
 def _list_logged(model: Any) -> list[tuple[str, Any, int, Sequence[str]]]:
     """List what the logger holds of the last update until it writes it with the next rollout's row: numbers alone."""
+    if model._logged:  # no training has begun since it was restored
+        return list(model._logged)
     logger = getattr(model, "_logger", None)  # none before training, nor in a copy
     if not isinstance(logger, Logger):
         return []

@@ -1,7 +1,6 @@
 """Train SB3's actor-critic policies with separate step sizes and action masks, and run them on large batches."""
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ def find_not_finite(policy: ActorCriticPolicy) -> str | None:
     """Name a parameter that is trained and holds NaN or infinity; None if there is none."""
     for name, parameter in unwrap_compiled(policy).named_parameters():
         # A sum is quicker to ask, and finite only if all of it is.
-        if parameter.requires_grad and not math.isfinite(parameter.sum().item()) and not parameter.isfinite().all():
+        if parameter.requires_grad and not parameter.sum().isfinite() and not parameter.isfinite().all():
             return str(name)
     return None
 

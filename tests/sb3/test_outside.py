@@ -843,6 +843,20 @@ def test_an_environment_that_a_callback_sets_is_proven_once_and_refused_at_once(
     assert lost() is None, "a model keeps no callback that it is done with"
 
 
+def test_the_groups_of_an_environment_that_was_set_do_not_wait_beyond_an_interrupted_training() -> None:
+    class Interrupting(BaseCallback):
+        def _on_step(self) -> bool:
+            self.model.set_env(self.training_env)
+            raise KeyboardInterrupt
+
+    model = build(GRPO, Task())
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64, Interrupting())
+    waited = model._collector
+    model.learn(64, reset_num_timesteps=False)
+    assert model._collector is waited
+
+
 @pytest.mark.parametrize("when", ["start", "step", "end"])
 @pytest.mark.parametrize("settings", [{"horizon": 8}, {"anchor_selection": "archive"}, {"group_mode": "episode"}])
 def test_a_callback_sets_an_environment(settings: Any, when: str) -> None:

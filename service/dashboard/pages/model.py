@@ -36,7 +36,7 @@ async def show_model(name: str) -> None:
         with show_frame("Model", "Models"):
             trainer = service.find_trainer(name) if isinstance(error, NotFoundError) else None
             if trainer is not None:
-                make_note(f"There is no model {name} yet: a job trains it, and saves it when it completes.")
+                make_note(f"There is no model {name} yet: its job is {trainer.status}, and saves it when it completes.")
             else:
                 is_missing = isinstance(error, NotFoundError)
                 make_note(f"There is no model {name}." if is_missing else error.detail, "bad", "error")

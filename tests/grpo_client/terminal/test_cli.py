@@ -184,7 +184,7 @@ def test_an_observation_is_read_as_people_and_numpy_write_it(words: list[str], o
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [(".99", 0.99), ("-.5", -0.5), ("1.", 1.0), ("+.5e-3", 0.0005), ("0.9", 0.9)]
+    [(".99", 0.99), ("-.5", -0.5), ("1.", 1.0), ("-.5e-3", -0.0005), ("0.9", 0.9)]
     + [(word, word) for word in (".", "1_0", "007", "nan", ".9e999", "1.2.3", "v1.")],
 )  # fmt: skip
 def test_settings_are_read_as_people_write_numbers(text: str, value: Any) -> None:

@@ -315,6 +315,8 @@ def test_the_logger_goes_on_with_the_numbers_that_it_had_yet_to_write() -> None:
     for is_anew in (False, True):
         resumed, first = make_model(make_vec_env("CartPole-v1")), _FirstRow()
         checkpoint.restore(resumed, checkpoint.from_bytes(content))
+        again = checkpoint.from_bytes(checkpoint.to_bytes(resumed))
+        assert [name for name, *_ in again.facts["logged"]] == [name for name, *_ in resumed._logged] != []
         resumed.learn(1, first, reset_num_timesteps=is_anew)
         assert first.held is not None
         assert (first.held.keys() > {"train/loss", "train/n_updates"}) is not is_anew
