@@ -15,7 +15,7 @@ from service.jobs.clock import JobClock
 from service.jobs.description import describe_job, name_tensorboard_run, summarize_job
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
-from service.jobs.records.record import INTERRUPTED, JobRecord, JobState, PlanRecord, compute_recipe
+from service.jobs.records.record import INTERRUPTED, UNSAVED, JobRecord, JobState, PlanRecord, compute_recipe
 from service.jobs.reports import JobReports
 from service.jobs.totals import JobTotals
 from service.jobs.transitions import JobEvent, find_next
@@ -194,7 +194,7 @@ class Job:
     def describe_interruption(self) -> str:
         """Say that the job, which was to go on without its server, has ended with it."""
         with self._lock:
-            return self._state.describe_interruption(self.job_id)
+            return self._state.describe_interruption(self.job_id, was_killed=True)
 
     def restart(self, reason: str) -> bool:
         """Let a job whose worker has died go on from its checkpoint; return whether it may.
@@ -246,6 +246,8 @@ class Job:
             self.set_reward(reward)
             self._home, state = home, self._state
             ended = _describe_end(state)
+            if unsaved_model is None and UNSAVED in (state.error_message or ""):
+                self._reports.warn("its finished policy is not in memory any more, so the job trains again.")
             if checkpoint is None and state.checkpoint is not None and unsaved_model is None:
                 self._reports.warn("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
@@ -277,9 +279,10 @@ class Job:
             self._outcome = self._outcome or JobStatus.COMPLETED
             return self._outcome
 
-    def finish(self, status: JobStatus, error_message: str | None = None) -> None:
+    def finish(self, status: JobStatus, error_message: str | None = None, was_shut_down: bool = False) -> None:
         """Enter a final status, unless the job already has one, once the end is written down.
 
+        :param was_shut_down: Whether the server ends it; that counts where the job was not told to stop before.
         :raises ValueError: If it cannot end so yet: one that waits does not complete.
         """
         with self._lock:
@@ -287,10 +290,12 @@ class Job:
                 return
             if find_next(self._state.status, _ENDS[status]) is None:
                 raise ValueError(f"a job that is {self._state.status} does not become {status}")
+            if was_shut_down and self._outcome is not JobStatus.STOPPED:
+                self._state.stopped_by = "shutdown"
             self._outcome = status
             ended_by = _choose_ended_by(status, self._state)
             if ended_by == "shutdown" and error_message is None:
-                error_message = self._state.describe_interruption(self.job_id)
+                error_message = self._state.describe_interruption(self.job_id, was_killed=False)
             age_seconds = self.receipts.end_age_seconds
             self._clock.end(age_seconds)
             end_time = datetime.now(UTC) - timedelta(seconds=age_seconds)

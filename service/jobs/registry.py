@@ -297,6 +297,10 @@ class JobRegistry(JobTable):
         if self._jobs_outlive_server:
             self.recorder.write(job)
 
+    def _forget(self, job_id: str) -> None:
+        super()._forget(job_id)
+        self._runner.forget_unsaved(job_id)
+
     def stop_all(self) -> None:
         """Refuse new jobs, and stop the active ones, which save what they have learned."""
         with self._lock:
@@ -322,7 +326,8 @@ class JobRegistry(JobTable):
         deadline = time.monotonic() + grace_seconds
         for job in active:
             if not job.finished.wait(max(0.0, deadline - time.monotonic())):
-                job.finish(JobStatus.STOPPED, f"it did not end within {grace_seconds:g} s of the server's shutdown.")
+                late = f"it did not end within {grace_seconds:g} s of the server's shutdown."
+                job.finish(JobStatus.STOPPED, late, was_shut_down=True)
         self._runner.close()
         self.recorder.close()
 

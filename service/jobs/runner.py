@@ -17,7 +17,7 @@ from service.context import JOB_ID
 from service.errors import ConflictError, NotFoundError, ServiceError, StorageError, describe_error
 from service.jobs.job import Job
 from service.jobs.job_models import holds_content, is_own_model
-from service.jobs.records.record import INTERRUPTED
+from service.jobs.records.record import INTERRUPTED, UNSAVED
 from service.jobs.records.recorder import JobRecorder
 from service.models.store import ModelStore
 from service.pauses import RestartPause
@@ -149,8 +149,8 @@ class JobRunner:
         held.callback(run.release)
         job.log("found again")
         with suppress(ConflictError):  # it has ended
-            while job.state.n_stops < run.n_earlier_stops:
-                job.stop()
+            while job.state.n_stops < run.n_earlier_stops:  # a stop by hand would have been written down
+                job.stop("shutdown")
         return run
 
     def _see_through(self, job: Job, train: Callable[[], bytes | None]) -> None:
@@ -186,7 +186,7 @@ class JobRunner:
             if outcome is not JobStatus.COMPLETED or not self._keep(job, content):
                 raise
             raise StorageError(
-                f"{error} The finished policy is in memory: until this server ends, "
+                f"{error} {UNSAVED}: until this server ends, "
                 f"POST /training/{job.job_id}/resume saves it without training again."
             ) from error
         job.record_saved_model(name, sha256)
@@ -196,6 +196,11 @@ class JobRunner:
         with self._keeping:
             content, _ = self._unsaved.get(job_id, (None, None))
         return content
+
+    def forget_unsaved(self, job_id: str) -> None:
+        """Drop the model of a job that is forgotten."""
+        with self._keeping:
+            self._unsaved.pop(job_id, None)
 
     def _keep(self, job: Job, content: bytes) -> bool:
         """Keep a finished model that the disk does not take; return whether there is room for it."""

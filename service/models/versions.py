@@ -361,6 +361,8 @@ class VersionFolder:
                 os.unlink(self.get_path(name, last))
             if notes == Notes({}, {}):
                 (self._dir / name / NOTES_FILE).unlink(missing_ok=True)
+            else:
+                self._write_notes(name, notes)
             # Where nothing else is left in them.
             (self._dir / name).rmdir()
             self._dir.rmdir()

@@ -338,7 +338,7 @@ def _fail(state: JobState, job_id: str, written_at: float) -> JobState:
     """Return the state of a job that has failed with its server."""
     ended = {
         "status": JobStatus.FAILED,
-        "error_message": state.describe_interruption(job_id),
+        "error_message": state.describe_interruption(job_id, was_killed=True),
         "end_time": datetime.fromtimestamp(written_at, UTC),
         "ended_by": None,
     }

@@ -31,6 +31,8 @@ _NOT_OF_RECIPE = frozenset(
 
 #: How the ``error_message`` of a job begins that has ended with its server.
 INTERRUPTED = "interrupted by restart"
+#: Says of a failed job that its policy waits to be saved.
+UNSAVED = "The finished policy is in memory"
 
 
 class PlanRecord(BaseModel):
@@ -108,15 +110,18 @@ class JobState(BaseModel):
             return 1.0
         return min(1.0, self.current_timesteps / total_timesteps)
 
-    def describe_interruption(self, job_id: str) -> str:
-        """Say that the job, which is active, ends with its server, and from where a resume goes on."""
+    def describe_interruption(self, job_id: str, was_killed: bool) -> str:
+        """Say that the job, which is active, ends with its server, and from where a resume goes on.
+
+        :param was_killed: Whether the server did not stop the job before it ended.
+        """
         if self.checkpoint is not None:
             resumed = f"goes on from step {self.checkpoint.timesteps:,}"
         elif self.current_timesteps > 0:
             resumed = "starts again from step 0: it has no checkpoint yet"
         else:
             resumed = "lets it begin"
-        cause = "the server was shut down" if self.stopped_by == "shutdown" else f"{INTERRUPTED}: the server ended"
+        cause = f"{INTERRUPTED}: the server ended" if was_killed else "the server was shut down"
         return f"{cause} while the job was {self.status}; POST /training/{job_id}/resume {resumed}."
 
 

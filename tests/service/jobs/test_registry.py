@@ -630,6 +630,18 @@ class TestStopping:
         registry.shutdown(grace_seconds=0.05)
         assert job.status is JobStatus.STOPPED
         assert "within 0.05 s of the server's shutdown" in (job.describe().error_message or "")
+        assert job.describe().ended_by == "shutdown"
+
+    def test_one_that_is_being_saved_when_the_shutdown_gives_it_up_was_not_stopped_by_hand(
+        self, open_registry: Callable[..., JobRegistry], store: ModelStore, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store, "publish", lambda *_: gate.pass_through())
+        registry = open_registry()
+        job = submit(registry)
+        wait_until(lambda: gate.n_arrived == 1)
+        registry.shutdown(grace_seconds=0.05)
+        assert job.describe().ended_by == "shutdown"
+        gate.admit()
 
 
 class UnspeakableError(Exception):
@@ -793,6 +805,9 @@ class TestFailing:
         registry.resume(first, first.plan.reward)
         assert first.finished.wait(PATIENCE_SECONDS)
         assert (first.status, first.describe().n_restarts) == (JobStatus.COMPLETED, 1)
+        assert any("is not in memory any more" in warning for warning in first.warnings)
+        registry.delete(second.job_id)
+        assert registry._runner.get_unsaved(second.job_id) is None
 
     def test_one_that_the_disk_does_not_take_says_so(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, tmp_path: Path

@@ -711,6 +711,8 @@ def test_a_version_that_was_not_replaced_after_all_leaves_nothing(
             folder.write("m", contents[2])
     assert folder.versions.list_all("m") == [1, 2]
     assert folder.read("m@prod")[1] == contents[1]
+    folder.write("m", contents[2])
+    assert folder.versions.list_all("m") == [1, 2, 3], "no number was used up"
 
 
 def test_without_links_a_version_is_copied(

@@ -113,9 +113,12 @@ def test_an_ended_job_is_read_as_it_was(path: Path, status: JobStatus) -> None:
     journal.close()
 
 
-def test_jobs_that_had_not_ended_were_interrupted(path: Path) -> None:
+@pytest.mark.parametrize("stopped_by", [None, "stop", "shutdown"])
+def test_jobs_that_had_not_ended_were_interrupted(path: Path, stopped_by: Any) -> None:
     queued, running = make_job(), make_job()
     run_for_a_while(running)
+    if stopped_by is not None:  # and its server was killed before it had saved its policy
+        running.stop(stopped_by)
     write(path, queued, running)
     for _ in range(2):  # and stay so
         journal, _obstacle = open_journal(path.parent)
