@@ -697,22 +697,22 @@ def test_a_version_that_was_not_replaced_after_all_leaves_nothing(
     def refuse(path: Path, content: bytes) -> None:
         raise OSError("no space left")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("grpo_core.saving.atomic_write.write_atomic", refuse)
-        with pytest.raises(OSError, match="no space"):
-            folder.write("m", contents[1], "a job")
+    def write_in_vain(content: bytes, job_id: str | None = None) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("grpo_core.saving.atomic_write.write_atomic", refuse)
+            with pytest.raises(OSError, match="no space"):
+                folder.write("m", content, job_id)
+
+    write_in_vain(contents[1], "a job")
     assert list(tmp_path.rglob("*")) == [tmp_path / "m.zip"]
     folder.write("m", contents[1])
-    assert folder.versions.list_all("m") == [1, 2]
+    write_in_vain(contents[2], "a job")
+    write_in_vain(contents[2])
+    assert folder.versions.list_all("m") == [1, 2], "no number is used up"
     folder.versions.set_alias("m", "prod", 2)
-    with monkeypatch.context() as patch:
-        patch.setattr("grpo_core.saving.atomic_write.write_atomic", refuse)
-        with pytest.raises(OSError, match="no space"):
-            folder.write("m", contents[2])
+    write_in_vain(contents[2])
     assert folder.versions.list_all("m") == [1, 2]
     assert folder.read("m@prod")[1] == contents[1]
-    folder.write("m", contents[2])
-    assert folder.versions.list_all("m") == [1, 2, 3], "no number was used up"
 
 
 def test_without_links_a_version_is_copied(
