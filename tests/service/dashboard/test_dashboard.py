@@ -204,7 +204,7 @@ def test_sliders_show_at_once_what_the_policy_makes_of_an_observation(page: Page
 def test_the_page_of_a_model_that_is_not_saved_yet_leads_to_its_training(page: Page, app: FastAPI) -> None:
     job = app.state.service.admission.start_job(TrainRequest(model_name="unborn", total_timesteps=10_000_000), None)
     page.open("models/unborn")
-    page.find(".note", "There is no model unborn yet: a job trains it")
+    page.find(".note", "There is no model unborn yet: its job is ")
     page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 404
     page.click(".page a", "Watch its training")
     wait_until(lambda: page.driver.current_url.endswith(f"/runs/{job.job_id}"))
