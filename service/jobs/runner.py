@@ -189,6 +189,7 @@ class JobRunner:
                 f"{error} {UNSAVED}: until this server ends, "
                 f"POST /training/{job.job_id}/resume saves it without training again."
             ) from error
+        self.forget_unsaved(job.job_id)
         job.record_saved_model(name, sha256)
 
     def get_unsaved(self, job_id: str) -> bytes | None:
@@ -198,7 +199,7 @@ class JobRunner:
         return content
 
     def forget_unsaved(self, job_id: str) -> None:
-        """Drop the model of a job that is forgotten."""
+        """Drop the model of a job that is saved or forgotten."""
         with self._keeping:
             self._unsaved.pop(job_id, None)
 
@@ -212,7 +213,7 @@ class JobRunner:
     def _take_unsaved(self, job: Job) -> bytes | None:
         """Return the model that a resumed job only has to save; None if it has to train."""
         with self._keeping:
-            _, ended_by = self._unsaved.pop(job.job_id, (None, None))
+            _, ended_by = self._unsaved.get(job.job_id, (None, None))  # it stays until it is saved
         content, job.unsaved_model = job.unsaved_model, None
         if content is not None and ended_by is not None:
             job.publish_ended_by(ended_by)

@@ -222,7 +222,10 @@ async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
 
 @router.post("/training/{job_id}/resume", responses=errors(403, 404, 409))
 async def resume_training(job_id: JobId, service: CurrentService, http_request: Request) -> ResumeResponse:
-    """Let a stopped or failed job go on from its checkpoint; without one it begins again."""
+    """Let a stopped or failed job go on from its checkpoint; without one it begins again.
+
+    One that has finished and could not be saved, as on a full disk, is only saved.
+    """
     job = await run_in_threadpool(service.admission.resume_job, job_id, find_client(http_request.scope))
     timesteps = job.describe().current_timesteps
     return ResumeResponse(message="Training resumed", job_id=job.job_id, timesteps=timesteps, config=job.config)

@@ -776,6 +776,9 @@ class TestFailing:
                 registry.resume(job, job.plan.reward)
                 assert job.finished.wait(PATIENCE_SECONDS)
                 assert (job.status, publish.call_count) == (JobStatus.FAILED, n_tries)
+            full.setattr(job, "settle_outcome", lambda: JobStatus.STOPPED)  # a stop that comes just before the save
+            registry.resume(job, job.plan.reward)
+            assert job.finished.wait(PATIENCE_SECONDS)
         failed = job.describe()
         registry.resume(job, None)  # nothing is trained, so that nothing is needed for that
         assert job.finished.wait(PATIENCE_SECONDS)
