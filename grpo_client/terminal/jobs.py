@@ -57,7 +57,7 @@ def add_job_commands(commands: Any) -> None:
     _add_for_job(commands, "stop", _stop, "stop a job and keep its policy")
     forget = add_command(commands, "forget", _forget, "delete a job that has ended; its model stays")
     forget.add_argument("job", help=_JOB)
-    also = f"; {_INTERRUPTED_JOBS}: all whose server ended, but those of sweeps"
+    also = f"; {_INTERRUPTED_JOBS}: all jobs that the end of their server interrupted, except those of sweeps"
     _add_for_job(commands, "resume", _resume, "let a stopped or failed job go on from its checkpoint", also)
     _add_for_job(commands, "metrics", _show_metrics, "print the metrics of a job as CSV")
     curve = add_command(commands, "curve", _save_curve, "save a learning curve as PNG")

@@ -15,7 +15,9 @@ from grpo_client.answers import (
 from grpo_client.answers.evaluations import describe_evaluation
 from grpo_client.answers.text import describe_facts, format_counts, tabulate
 
-_NO_VALUE = "not known: its values were not checked, or do not follow its episodes (value_check of its card says more)"
+_NO_VALUE = (
+    "not known: only a server's job checks them, and they may not follow its episodes (see value_check in its card)"
+)
 
 
 def list_jobs(jobs: Sequence[JobSummary]) -> str:

@@ -326,7 +326,7 @@ def _check_directory(content: bytes, limits: Limits) -> None:
     """
     end = content.rfind(_DIRECTORY_END, -N_TAIL_BYTES - _MAX_COMMENT_BYTES)
     if end < 0 or len(content) - end < N_TAIL_BYTES:
-        raise ModelFileError("the file is damaged: it does not end as a zip does.")
+        raise ModelFileError("the file is damaged, or no model file: it does not end as a zip does.")
     n_members, n_directory_bytes = struct.unpack_from("<HI", content, end + 10)
     if n_members > limits.n_members or n_directory_bytes > limits.n_members * _MEMBER_OVERHEAD_BYTES:
         raise ModelFileError(f"the file has too many members: {n_members}; at most {limits.n_members} are read.")

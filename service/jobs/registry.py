@@ -328,6 +328,13 @@ class JobRegistry(JobTable):
             if not job.finished.wait(max(0.0, deadline - time.monotonic())):
                 late = f"it did not end within {grace_seconds:g} s of the server's shutdown."
                 job.finish(JobStatus.STOPPED, late, was_shut_down=True)
+        n_interrupted = sum(job.state.ended_by == "shutdown" for job in active)
+        if n_interrupted:
+            logger.warning(
+                "the shutdown stopped %d job(s); with the next server, python -m grpo_client resume interrupted lets "
+                "them go on",
+                n_interrupted,
+            )
         self._runner.close()
         self.recorder.close()
 

@@ -155,7 +155,7 @@ def test_a_policy_is_asked(ask: Any, model: str) -> None:
     ]
     assert answers[0]["action"] in (0, 1)
     assert answers[1] == answers[0]  # however it is written
-    assert "not known: its values were not checked" in said
+    assert "not known: only a server's job checks them" in said
 
 
 @pytest.mark.parametrize(
