@@ -13,7 +13,7 @@ _TITLES = {
     **{name: row.title for name, row in HYPERPARAMETERS.items()},
     "env_name": "Environment",
     "reward_function_type": "Reward function",
-    "total_timesteps": "Step budget",
+    "total_timesteps": "Simulator steps",
     "net_arch": "Hidden layers",
     "lr_schedule": "Learning rate schedule",
     "eval_freq": "Evaluate every",

@@ -29,7 +29,7 @@ def test_settings_are_written_as_people_type_them(value: Any, text: str) -> None
 
 def test_a_setting_has_the_label_of_the_form() -> None:
     assert [name_setting(name) for name in ("total_timesteps", "bootstrap_value")] == [
-        "Step budget",
+        "Simulator steps",
         "Bootstrap value",
     ]
 
