@@ -209,6 +209,8 @@ def test_the_page_of_a_model_that_is_not_saved_yet_leads_to_its_training(page: P
     page.click(".page a", "Watch its training")
     wait_until(lambda: page.driver.current_url.endswith(f"/runs/{job.job_id}"))
     page.find("h1", "unborn")
+    job.stop()  # or it would take the other tests' time
+    assert job.finished.wait(PATIENCE_SECONDS)
 
 
 def test_the_newest_models_are_shown_first_on_demand(page: Page, app: FastAPI) -> None:
