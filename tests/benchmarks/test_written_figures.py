@@ -54,7 +54,7 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "from-ppo",
-        r"HalfCheetah, at (\S+) beside (\S+) \(the zoo's (\S+)\), and on Ant, at (\S+) beside (\S+) ",
+        r"HalfCheetah, at (\S+) beside (\S+) \(the zoo's (\S+)\), and better on Ant, at (\S+) beside (\S+) ",
         [
             *(Figure(*CHEETAH, method) for method in ("ppo_shared", "grpo", "ppo_zoo")),
             *(Figure(*ANT, method) for method in ("ppo_shared", "grpo")),
