@@ -18,6 +18,7 @@ from gymnasium import spaces
 from grpo_core.actor.distributions import (
     ActionDistribution,
     Categorical,
+    Gaussian,
     Probabilities,
     check_action_masks,
     make_distribution,
@@ -257,6 +258,8 @@ class Actor:
         """Number of weights held."""
         arrays = [array for layer in self.policy_layers + self.value_layers for array in layer]
         arrays += self.policy_extractor.arrays
+        if isinstance(self.distribution, Gaussian):
+            arrays.append(self.distribution.log_std)
         if self.value_extractor is not self.policy_extractor:
             arrays += self.value_extractor.arrays
         return sum(array.size for array in arrays)

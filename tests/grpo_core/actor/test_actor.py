@@ -238,6 +238,11 @@ def test_parameters_are_counted() -> None:
     assert actor.n_parameters == (8 + 2) + (4 + 2) + (8 + 2) + (2 + 1)
 
 
+def test_the_deviations_of_continuous_actions_count_as_parameters() -> None:
+    policy = build_policy(spaces.Box(-1.0, 1.0, (4,)), spaces.Box(-1.0, 1.0, (3,)), [2])
+    assert to_actor(policy).n_parameters == sum(parameter.numel() for parameter in policy.parameters())
+
+
 def test_every_array_is_read_only_and_every_attribute_fixed() -> None:
     actor = to_actor(build_policy(IMAGE, TORQUE, policy="CnnPolicy"))
     assert isinstance(actor.distribution, Gaussian)
