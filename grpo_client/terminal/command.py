@@ -18,8 +18,21 @@ REFUSED, USAGE = 1, 2
 PROGRAM = "python -m grpo_client" if Path(sys.argv[0]).parts[-2:] == ("grpo_client", "__main__.py") else "grpo-client"
 #: Of every file that is saved.
 ITS_FOLDER = "; its folder is made if it is missing"
-# Requests that the server tells people of, who have a command for each.
-_REQUEST = re.compile(r"POST /training/([\w-]+)/(resume|stop)\b")
+# What the server tells people to send, and what they type for it.
+_TYPED = {
+    re.compile(request): typed
+    for request, typed in {
+        r"POST /training/([\w-]+)/(resume|stop)\b": rf"{PROGRAM} \2 \1",
+        r"GET /training/jobs\b": f"{PROGRAM} jobs",
+        r"GET /models/([\w.-]+)/versions\b": rf"{PROGRAM} versions \1",
+        r"GET /(models|environments)\b(?!/)": rf"{PROGRAM} \1",
+        r"GET /sweeps\b(?!/)": f"{PROGRAM} sweep list",
+        r"POST /sweeps\b(?!/)": f"{PROGRAM} sweep start",
+        r"POST /train\b": f"{PROGRAM} train",
+        r"\bsend replace=true": "add --set replace=true",
+        r"\bsend overwrite=true": "add --overwrite",
+    }.items()
+}
 
 
 class Reply(NamedTuple):
@@ -59,8 +72,10 @@ def complain(text: str, exit_status: int) -> int:
 
 
 def name_commands(text: str) -> str:
-    """Put commands in the place of the requests that do the same."""
-    return _REQUEST.sub(rf"{PROGRAM} \2 \1", text)
+    """Put commands and options in the place of the requests and fields that do the same."""
+    for request, typed in _TYPED.items():
+        text = request.sub(typed, text)
+    return text
 
 
 def report_saved(path: Path) -> Reply:

@@ -73,8 +73,8 @@ def resolve_names(
             hint
             or suggest(request.env_name, gym.registry)
             or (
-                "GET /environments, or the client's command `environments`, lists those that are. If a module of yours "
-                "registers it, start the server with --env-module and the module's name."
+                "GET /environments lists those that are. If a module of yours registers it, start the server with "
+                "--env-module and the module's name."
             )
         )
         raise InvalidRequestError(f"env_name '{request.env_name}' is not a registered Gymnasium environment; {hint}")

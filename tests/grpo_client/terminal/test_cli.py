@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from grpo_client.answers.text import clean
 from grpo_client.terminal.cli import _make_parser, main
+from grpo_client.terminal.command import name_commands
 from grpo_client.terminal.values import read_dimension, read_observation, read_settings
 from tests.conftest import RegisterEnv
 from tests.grpo_client.scripted_server import Answer, make_status, serve_script
@@ -414,6 +415,27 @@ def test_people_read_commands_in_the_place_of_requests(capsys: pytest.CaptureFix
         assert "; grpo-client resume j-1 goes on." in capsys.readouterr().out
         main(["status", "--json", "--url", server.url])
         assert json.loads(capsys.readouterr().out)["error_message"] == INTERRUPTION.format("j-1")
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("GET /training/jobs lists them.", "grpo-client jobs lists them."),
+        ("GET /models/m.v-2/versions lists those", "grpo-client versions m.v-2 lists those"),
+        ("GET /models lists them.", "grpo-client models lists them."),
+        ("GET /environments lists those that are.", "grpo-client environments lists those that are."),
+        (
+            "GET /sweeps lists them, and POST /sweeps starts",
+            "grpo-client sweep list lists them, and grpo-client sweep start starts",
+        ),
+        ("POST /train starts one.", "grpo-client train starts one."),
+        ("pick another model_name, or send replace=true.", "pick another model_name, or add --set replace=true."),
+        ("choose another name or send overwrite=true.", "choose another name or add --overwrite."),
+        ("GET /models/m/card, GET /sweeps/s", "GET /models/m/card, GET /sweeps/s"),
+    ],
+)
+def test_what_the_server_asks_for_is_said_as_it_is_typed(said: str, shown: str) -> None:
+    assert name_commands(said) == shown
 
 
 def test_a_refusal_is_reported_in_the_words_of_the_server(ask: Any) -> None:

@@ -265,7 +265,7 @@ class TestRefusals:
             resolve(env_name="CartPole-v9")
 
     def test_an_environment_with_no_similar_name_is_refused_with_a_place_to_look(self) -> None:
-        with pytest.raises(InvalidRequestError, match=r"GET /environments, .* --env-module"):
+        with pytest.raises(InvalidRequestError, match=r"GET /environments lists .* --env-module"):
             resolve(env_name="zzzzzzzzzzzz")
 
     def test_an_environment_without_its_dependencies_is_refused(self, register_env: RegisterEnv) -> None:
