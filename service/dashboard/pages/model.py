@@ -130,7 +130,7 @@ def _show_facts(card: ModelCard) -> None:
     spaces = {"Observations": card.observation_space, "Actions": card.action_space}
     facts = {
         "Environment": card.env_name,
-        "Trained on": _name_reward(card),
+        "Reward function": _name_reward(card),
         **{name: None if space is None else space.text for name, space in spaces.items()},
         "Weights": None if card.n_parameters is None else format_count(card.n_parameters),
         "Epochs": None if card.n_updates is None else format_count(card.n_updates),

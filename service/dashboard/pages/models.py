@@ -255,7 +255,7 @@ def _list_facts(card: ModelCard, evaluation: EpisodeFigures | None) -> dict[str,
     facts = {
         "Evaluated here": describe_figures(evaluation) if evaluation is not None and has_other else None,
         "Environment": card.env_name,
-        "Trained on": " + ".join(reward) if isinstance(reward, list) else reward or unknown,
+        "Reward function": " + ".join(reward) if isinstance(reward, list) else reward or unknown,
         "Steps": None if card.num_timesteps is None else format_count(card.num_timesteps),
         "File": f"{format_size(card.n_bytes)}, {format_age(card.modified_at)}",
         "SHA-256": None if card.sha256 is None else f"{card.sha256[:12]}…",

@@ -61,7 +61,7 @@ def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
                 Text(f"{status.model_name} is gone: {describe_loss(status.model_name, store)}")
         for other, model in family.runs:
             with make_box("onward", "li"):
-                Text("Trained on by ", "muted")
+                Text("Continued by ", "muted")
                 name = other.labels.display_name or other.config.model_name
                 make_link(name, f"{DASHBOARD_PATH}/runs/{other.job_id}", "")
                 if model is not None:

@@ -135,8 +135,8 @@ class RunHead:
                 make_button("Resume", lambda: self._on_act("resume"), "tiny quiet", "play_circle", f"Resume {name}")
             if status.model_name is not None:
                 self._gone = Text("", "muted small")
-                label = f"Train {status.model_name} on"
-                onward = make_link("Train on", "", "button tiny quiet", "trending_up", aria_label=label)
+                label = f"Train {status.model_name} further"
+                onward = make_link("Train further", "", "button tiny quiet", "trending_up", aria_label=label)
                 play = make_link("Play", "", "button tiny", "play_arrow", aria_label=f"Play {status.model_name}")
                 self._links = onward, play
                 for link in (self._gone, *self._links):  # until it is known where it is

@@ -20,7 +20,7 @@ _TITLES = {
     "n_eval_episodes": "Episodes per evaluation",
     "n_envs": "Environments",
     "max_seconds": "Time limit",
-    "init_model": "Train on",
+    "init_model": "Start from",
     "replace": "Replace a model",
     "checkpoint_every": "Checkpoint every",
     "max_restarts": "Restarts",
