@@ -27,7 +27,7 @@ from service.http.request_guard import RequestGuard, RequestRules
 from service.http.routes import catalogue, files, inference, login, models, server, sweeps, training, versions
 from service.http.serving.shutdown import announce_shutdown
 from service.http.unexpected_input import check_absent_body, check_query_names, refuse_queries
-from service.models.folder_lock import FolderLock
+from service.models.files.lock import FolderLock
 from service.models.store import ModelStore
 from service.settings import Settings
 

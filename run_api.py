@@ -32,7 +32,7 @@ from service.http.serving.connections import Connection
 from service.http.serving.shutdown import Server
 from service.http.serving.sockets import Socket
 from service.logs import configure_logs
-from service.models.folder_lock import lock_folder
+from service.models.files.lock import lock_folder
 from service.replicas.shared_port import join_port
 from service.replicas.supervisor import Supervisor
 from service.schemas.violations import summarize_violations

@@ -22,10 +22,10 @@ from service.jobs.registry import JobRegistry
 from service.jobs.views.events import EventStreams
 from service.models.card import make_card
 from service.models.exporter import ModelExporter
-from service.models.folder import ModelFolder
-from service.models.folder_id import read_folder_id
-from service.models.folder_lock import FolderLock
-from service.models.player import Film, ModelPlayer
+from service.models.files.folder import ModelFolder
+from service.models.files.identity import read_folder_id
+from service.models.files.lock import FolderLock
+from service.models.playing.player import Film, ModelPlayer
 from service.models.promotion import ModelPromotion
 from service.models.served import ServedModel
 from service.models.store import ModelStore
@@ -247,7 +247,7 @@ class Service:
                     self.store.publish(model_name, content)
             except ModelFileError as error:
                 raise InvalidRequestError(f"this model file cannot be used: {error}") from error
-            return make_card(self.store, model_name)  # before anybody else can delete it
+            return make_card(model_name, self.store.inspect_file(model_name))  # before anybody else can delete it
 
 
 def _count_waiting_plans(settings: Settings) -> int:

@@ -35,7 +35,7 @@ from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
 from service.http.serving.connections import Connection
 from service.http.serving.sockets import Socket
-from service.models.folder import ModelFolder
+from service.models.files.folder import ModelFolder
 from service.models.store import ModelStore
 from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation
 from service.schemas.training import TrainRequest

@@ -20,7 +20,7 @@ import numpy as np
 
 from grpo import GRPO
 from service.inference.batch import answer_array, answer_json
-from service.models.folder import ModelFolder
+from service.models.files.folder import ModelFolder
 from service.models.store import ModelStore
 
 _N_OBSERVATIONS = 10_000

@@ -16,9 +16,8 @@ from grpo_core.environments.env_kwargs import check_env_kwargs
 from grpo_core.environments.making import EnvSetup
 from grpo_core.environments.wrappers import parse_wrappers
 from grpo_core.saving.model_file import MAX_INTEGER, read_count
-from service.models.folder import FileSignature
+from service.models.files.folder import FileSignature
 from service.models.served import InspectedFile
-from service.models.store import ModelStore
 from service.schemas.fields import ENV_NAME_PATTERN, MAX_ENV_NAME_CHARS
 from service.schemas.jobs import EpisodeFigures, FinalEvaluation
 from service.schemas.models import ModelCard, ModelLineage, ValueFigures
@@ -38,25 +37,15 @@ _PRIVATE = frozenset({"tensorboard_log"})
 
 
 def make_card(
-    store: ModelStore,
-    name: str,
-    find_evaluation: Callable[[FileSignature], EpisodeFigures | None] = lambda signature: None,
-) -> ModelCard:
-    """Describe a model by its file, which is read in full; an unusable file's card holds little but its status.
-
-    :param find_evaluation: Looks up this file's latest evaluation; without one, the card shows the file's own.
-    :raises NotFoundError: If there is no such model.
-    :raises ConflictError: If the disk refuses.
-    """
-    return describe_file(name, store.inspect_file(name), find_evaluation)
-
-
-def describe_file(
     name: str,
     file: InspectedFile,
     find_evaluation: Callable[[FileSignature], EpisodeFigures | None] = lambda signature: None,
 ) -> ModelCard:
-    """Make the card of a file that was read already."""
+    """Describe a model by its file; an unusable file's card holds little but its status.
+
+    :param file: What ``ModelStore.inspect_file`` found in it.
+    :param find_evaluation: Looks up this file's latest evaluation; without one, the card shows the file's own.
+    """
     _, modified_ns, n_bytes = file.signature
     card = ModelCard(
         name=name,

@@ -11,8 +11,8 @@ from grpo_core.export.forward import make_masks_input
 from grpo_core.export.policy_file import MissingPackageError, check_installed, export_policy
 from grpo_core.spaces import UnsupportedSpaceError
 from service.errors import ConflictError, InvalidRequestError, NotInstalledError
-from service.models.card import describe_file
-from service.models.folder import FileSignature
+from service.models.card import make_card
+from service.models.files.folder import FileSignature
 from service.models.store import ModelStore
 from service.schemas.models import ExportFormatName
 from service.workers.short_tasks import ShortTasks
@@ -79,7 +79,7 @@ class ModelExporter:
                 make_masks_input(actor)
             except UnsupportedSpaceError as error:
                 raise InvalidRequestError(f"action_masks does not fit model '{model_name}': {error}") from error
-        card = describe_file(model_name.partition("@")[0], file)  # whichever of its names was asked for
+        card = make_card(model_name.partition("@")[0], file)  # whichever of its names was asked for
         facts = card.model_dump(mode="json", exclude=_PASSING_FACTS, exclude_none=True)
         arguments = actor, facts, export_format, with_masks
         task = Task("service.models.exporter:write_policy", arguments, env_name=None)

@@ -8,9 +8,9 @@ from cachetools import LRUCache
 
 from grpo_core.saving.model_file import ModelFileError
 from service.errors import ConflictError, InvalidRequestError, NotFoundError, printable
-from service.models.card import describe_file
-from service.models.folder import FileSignature
-from service.models.player import ModelPlayer
+from service.models.card import make_card
+from service.models.files.folder import FileSignature
+from service.models.playing.player import ModelPlayer
 from service.models.store import ModelStore
 from service.schemas.fields import LATEST_ALIAS
 from service.schemas.models import AliasResponse, ModelCard, ModelStatus, ModelVersion, ModelVersions, RollbackResponse
@@ -144,7 +144,7 @@ class ModelPromotion:
             card = self._cards.get(signature)
         if card is None:
             file = self._store.inspect_file(reference)
-            signature, card = file.signature, describe_file(reference, file)
+            signature, card = file.signature, make_card(reference, file)
             with self._lock:
                 self._cards[signature] = card
         # What changes while the file stays the same.

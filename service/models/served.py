@@ -7,7 +7,7 @@ import numpy as np
 
 from grpo_core.actor.actor import Actor
 from grpo_core.actor.single import SingleActor, can_act_singly
-from service.models.folder import FileSignature
+from service.models.files.folder import FileSignature
 from service.schemas.models import ModelStatus
 
 _MAX_VALUE_SCALE = 1e12

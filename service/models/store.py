@@ -12,7 +12,7 @@ from cachetools import Cache, LRUCache
 
 from grpo_core.saving import atomic_write, model_file
 from service.errors import ConflictError, NotFoundError, StorageError
-from service.models.folder import FileSignature, ModelFolder, describe_refusal, describe_remedy
+from service.models.files.folder import FileSignature, ModelFolder, describe_refusal, describe_remedy
 from service.models.served import InspectedFile, ServedModel
 from service.schemas.fields import is_model_name
 from service.schemas.models import ModelStatus

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from grpo_core.saving import model_file
 from service.errors import describe_error, printable
-from service.models.folder_lock import TEMPORARY_PREFIX, VERSIONS_FOLDER, FolderInUseError, FolderLock
+from service.models.files.lock import TEMPORARY_PREFIX, FolderInUseError, FolderLock
+from service.models.files.paths import VERSIONS_FOLDER
 from service.schemas.fields import is_model_name
 
 logger = logging.getLogger("grpo.service")
@@ -34,7 +35,7 @@ _LOOK_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0
 # Versions and aliases of one model take some hundred bytes each.
 _MAX_NOTES_BYTES = 2**20
-# A model's newest version, an earlier one, or what is known of them; see service.models.versions.
+# A model's newest version, an earlier one, or what is known of them; see service.models.files.versions.
 _PATH = re.compile(r"(?P<newest>[^/]+)\.zip|\.versions/(?P<name>[^/]+)/(?P<file>[1-9]\d{0,8}\.zip|notes\.json)")
 # What changes with a file, as the file systems of fsspec call it.
 _MARKS = ("size", "ETag", "etag", "md5Hash", "LastModified", "updated", "last_modified", "mtime", "ino", "created")

@@ -28,7 +28,7 @@ _MODULES = (
     "service.training.planning.fill_in",
     "service.training.train",
     "service.environments.inspection",
-    "service.models.episodes",
+    "service.models.playing.episodes",
     "service.workers.worker",
 )
 

@@ -28,7 +28,7 @@ from service.jobs.job import Job
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.registry import JobRegistry
 from service.logs import LogStyle
-from service.models.folder_id import read_folder_id
+from service.models.files.identity import read_folder_id
 from service.schemas.jobs import JobStatus
 from service.workers.cluster.ray_connection import RayOptions
 from service.workers.cluster.ray_executor import RayExecutor

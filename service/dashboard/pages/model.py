@@ -30,7 +30,9 @@ async def show_model(name: str) -> None:
     """Show the page of a model."""
     service = get_service()
     try:
-        card = await run_in_threadpool(make_card, service.store, name, service.player.find_evaluation)
+        card = await run_in_threadpool(
+            lambda: make_card(name, service.store.inspect_file(name), service.player.find_evaluation)
+        )
         model = await run_in_threadpool(service.store.get, name)
     except ServiceError as error:
         with show_frame("Model", "Models"):

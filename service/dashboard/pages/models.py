@@ -27,7 +27,7 @@ from service.dashboard.widgets.toasts import show_error, show_success
 from service.errors import NotFoundError, ServiceError
 from service.http.browser_rules import DASHBOARD_PATH
 from service.models.card import make_card
-from service.models.folder import FileSignature
+from service.models.files.folder import FileSignature
 from service.models.store import ModelEntry
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import ModelCard, ModelStatus
@@ -152,7 +152,7 @@ class _ModelCards:
             found.append(self._service.player.find_evaluation(signature))
             return found[-1]
 
-        return make_card(self._service.store, name, find), found[-1]
+        return make_card(name, self._service.store.inspect_file(name), find), found[-1]
 
     def _show_card(self, card: ModelCard, evaluation: EpisodeFigures | None) -> None:
         with make_box("card model", "li", aria_label=f"Model {card.name}"):

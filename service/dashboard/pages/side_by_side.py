@@ -7,7 +7,7 @@ from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link, make_note
 from service.dashboard.widgets.models.episode_player import EpisodePlayer
 from service.http.browser_rules import DASHBOARD_PATH
-from service.models.player import ModelPlayer
+from service.models.playing.player import ModelPlayer
 
 _MAX_SEED = 10_000
 

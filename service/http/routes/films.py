@@ -6,7 +6,7 @@ from fastapi import Query, Request, Response
 
 from service.http.file_headers import check_match, choose_part, is_known
 from service.http.problems import Refusal, error_response
-from service.models.player import MEDIA_TYPES, Film
+from service.models.playing.player import MEDIA_TYPES, Film
 from service.schemas.fields import MAX_FILM_STEPS, MAX_PLAY_SEED
 from service.schemas.models import VideoFormat
 

@@ -32,7 +32,8 @@ def list_models(service: CurrentService) -> ModelList:
 @router.get("/models/{model_name}", responses=errors(404, 409))
 def describe_model(model_name: ModelNameInPath, service: CurrentService) -> ModelCard:
     """Describe a model: spaces, environment, reward, hyperparameters, steps, evaluation, versions."""
-    return make_card(service.store, model_name, service.player.find_evaluation)
+    file = service.store.inspect_file(model_name)
+    return make_card(model_name, file, service.player.find_evaluation)
 
 
 @router.post(

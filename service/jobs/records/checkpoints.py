@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_JOB_BYTES, MODEL_MEMBER
 from grpo_core.saving.atomic_write import write_atomic
-from service.models.folder_lock import OPEN_FLAGS, TEMPORARY_PREFIX
+from service.models.files.lock import OPEN_FLAGS, TEMPORARY_PREFIX
 from service.schemas.jobs import JobCheckpoint
 from service.schemas.training import TrainConfig
 

@@ -385,10 +385,10 @@ class TestTheRegistry:
         assert len(registry.list_jobs()) == 1
 
     def test_a_name_whose_place_a_folder_takes_is_refused_before_training(
-        self, open_registry: Callable[..., JobRegistry], store: ModelStore
+        self, open_registry: Callable[..., JobRegistry], tmp_path: Path
     ) -> None:
         registry = open_registry()
-        Path(store.folder.versions.get_newest_path("policy")).mkdir()
+        (tmp_path / "models" / "policy.zip").mkdir()
         with pytest.raises(ConflictError, match=r"policy\.zip in the models folder is a folder; move that"):
             submit(registry, model_name="policy")
         with pytest.raises(ConflictError, match="is a folder"), registry.reserve_name("policy"):

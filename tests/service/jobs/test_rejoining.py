@@ -17,7 +17,7 @@ from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.jobs.totals import JobTotals
-from service.models.folder import ModelFolder
+from service.models.files.folder import ModelFolder
 from service.schemas.jobs import JobStatus
 from service.workers.receipts import Receipts
 from service.workers.task import (

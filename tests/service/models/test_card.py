@@ -135,20 +135,20 @@ def test_a_name_of_no_model_is_not_found(client: TestClient, name: str) -> None:
 
 def test_a_card_reads_a_file_without_keeping_it_in_memory(store: ModelStore, folder: Path, content: bytes) -> None:
     (folder / "m.zip").write_bytes(content)
-    assert make_card(store, "m").status == ModelStatus.SAVED
+    assert make_card("m", store.inspect_file("m")).status == ModelStatus.SAVED
     assert store.n_loaded == 0
     store.get("m")
-    assert make_card(store, "m").status == ModelStatus.LOADED
+    assert make_card("m", store.inspect_file("m")).status == ModelStatus.LOADED
 
 
 def test_a_later_evaluation_goes_before_the_one_in_the_file(store: ModelStore, folder: Path, content: bytes) -> None:
     (folder / "m.zip").write_bytes(forge(content, evaluation=FIGURES))
-    own = make_card(store, "m").evaluation
+    own = make_card("m", store.inspect_file("m")).evaluation
     assert own is not None
     assert (own.mean_reward, own.mean_reward_ci95) == (3.0, (2.0, 4.0))
     later = EpisodeFigures.model_validate({**FIGURES, "mean_reward": 5.0})
     signature = store.inspect_file("m").signature
-    assert make_card(store, "m", {signature: later}.get).evaluation == later
+    assert make_card("m", store.inspect_file("m"), {signature: later}.get).evaluation == later
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from stable_baselines3 import PPO
 
 from grpo_core.saving import atomic_write, model_file
 from service.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, StorageError
-from service.models.folder import ModelFolder
+from service.models.files.folder import ModelFolder
 from service.models.served import ServedModel
 from service.models.store import ModelStore
 from service.schemas.fields import is_model_name

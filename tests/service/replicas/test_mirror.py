@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 import service.replicas.mirror
-from service.models.versions import VersionFolder
+from service.models.files.versions import VersionFolder
 from service.replicas.mirror import Mirror, MirrorError
 from service.settings import Settings
 from tests.service.models.test_uploads import upload

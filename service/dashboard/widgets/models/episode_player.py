@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, set_attributes
 from service.dashboard.widgets.number_format import format_count, format_number
 from service.errors import ServiceError
-from service.models.player import ModelPlayer
+from service.models.playing.player import ModelPlayer
 
 _MAX_STEPS = 500
 _FIRST_SEED = 0

@@ -6,7 +6,7 @@ from starlette.concurrency import run_in_threadpool
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_note, set_attributes
 from service.dashboard.widgets.number_format import format_interval, format_number
 from service.errors import ServiceError
-from service.models.player import ModelPlayer
+from service.models.playing.player import ModelPlayer
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import EvaluateResponse
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from grpo_core.saving.atomic_write import UnconfirmedWriteError, write_atomic
-from service.models.folder_lock import OPEN_FLAGS
+from service.models.files.lock import OPEN_FLAGS
 from service.schemas.fields import ALIAS_PATTERN
 
 logger = logging.getLogger("grpo.service")

@@ -22,7 +22,7 @@ from grpo_core.film import FilmRecorder
 from service.environments.build import build_env
 from service.environments.inspection import list_render_modes
 from service.errors import ConflictError, InvalidRequestError
-from service.models.play import Play
+from service.models.playing.play import Play
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import ModelFigures, VideoFormat
 from service.workers.task import Progress

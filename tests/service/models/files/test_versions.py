@@ -15,10 +15,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
-from service.models.folder import ModelFolder
-from service.models.folder_lock import lock_folder
+from service.models.files.folder import ModelFolder
+from service.models.files.lock import lock_folder
+from service.models.files.versions import MAX_ALIASES, VersionFolder
 from service.models.promotion import ModelPromotion
-from service.models.versions import MAX_ALIASES, VersionFolder
 from service.settings import Settings
 from tests.service.models.test_uploads import upload
 from tests.support import make_model, open_model_store, train_to_end
@@ -345,7 +345,7 @@ class TestAliases:
     ) -> None:
         folder = ModelFolder(tmp_path, max_versions=3)
         folder.write("m", contents[0])
-        monkeypatch.setattr("service.models.version_notes.write_atomic", Mock(side_effect=OSError("no space left")))
+        monkeypatch.setattr("service.models.files.notes.write_atomic", Mock(side_effect=OSError("no space left")))
         with pytest.raises(OSError, match="no space"):
             folder.versions.set_alias("m", "prod", 1)
         assert list(tmp_path.rglob("*")) == [tmp_path / "m.zip"]

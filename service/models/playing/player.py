@@ -17,8 +17,8 @@ from grpo_core.saving import model_file
 from service.environments.catalogue import find_spec
 from service.errors import ConflictError
 from service.models.card import find_env_name, find_env_setup
-from service.models.folder import FileSignature
-from service.models.play import Play
+from service.models.files.folder import FileSignature
+from service.models.playing.play import Play
 from service.models.served import ServedModel
 from service.models.store import ModelStore
 from service.schemas.jobs import EpisodeFigures
@@ -88,7 +88,7 @@ class ModelPlayer:
             answer = self._answers.get(key)
         if answer is None:
             started = time.monotonic()
-            task = Task("service.models.episodes:evaluate_policy", (play, n_episodes), play.env_name)
+            task = Task("service.models.playing.episodes:evaluate_policy", (play, n_episodes), play.env_name)
             figures = ModelFigures.model_validate_json(self._short_tasks.run(task, "ask for fewer episodes."))
             answer = EvaluateResponse(
                 model_name=model_name,
@@ -146,7 +146,9 @@ class ModelPlayer:
             return film
         # Created here, since a killed task could not remove it.
         with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX, ignore_cleanup_errors=True) as folder:
-            task = Task("service.models.episodes:film_policy", (play, video_format, max_steps, folder), play.env_name)
+            task = Task(
+                "service.models.playing.episodes:film_policy", (play, video_format, max_steps, folder), play.env_name
+            )
             header, _, content = self._short_tasks.run(task, "ask for a lower max_steps.").partition(b"\n")
         digest = hashlib.sha256(content).hexdigest()
         film = Film(content, MEDIA_TYPES[video_format], **json.loads(header), digest=digest)

@@ -1,4 +1,4 @@
-"""The request to play a policy, sent to ``service.models.episodes`` in a worker."""
+"""The request to play a policy, sent to ``service.models.playing.episodes`` in a worker."""
 
 from typing import Any, NamedTuple
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from service.models.files.paths import VERSIONS_FOLDER
+
 if sys.platform != "win32":
     import fcntl
 
 _LOCK_FILE = ".lock"
 # Files begin with it until they are complete.
 TEMPORARY_PREFIX = ".tmp-"
-# Holds a folder for each model that has earlier versions.
-VERSIONS_FOLDER = ".versions"
 # Do not follow symbolic links, and do not block on a FIFO named like a file that is read.
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 

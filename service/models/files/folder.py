@@ -21,8 +21,9 @@ from service.errors import (
     StorageLowError,
     printable,
 )
-from service.models.folder_lock import OPEN_FLAGS, TEMPORARY_PREFIX, FolderInUseError, FolderLock
-from service.models.versions import SUFFIX, VersionFolder
+from service.models.files.lock import OPEN_FLAGS, TEMPORARY_PREFIX, FolderInUseError, FolderLock
+from service.models.files.paths import SUFFIX, get_newest_path, get_version_path
+from service.models.files.versions import VersionFolder
 from service.schemas.fields import is_model_name
 from service.suggestions import suggest
 
@@ -329,8 +330,8 @@ class ModelFolder:
             if found is None:
                 raise self.versions.make_not_found(reference)
             if found[1] is not None:
-                return self.versions.get_path(found[0], found[1])
-        return self.versions.get_newest_path(name)
+                return get_version_path(self._dir, found[0], found[1])
+        return get_newest_path(self._dir, name)
 
     def _open_descriptor(self, name: str) -> int:
         """Open the file that a reference means, and no newer one that has just taken its place.

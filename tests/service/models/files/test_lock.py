@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from service.errors import ConflictError
-from service.models.folder import ModelFolder
-from service.models.folder_lock import FolderInUseError, FolderLock, lock_folder
+from service.models.files.folder import ModelFolder
+from service.models.files.lock import FolderInUseError, FolderLock, lock_folder
 
 HOLDER = """
 import sys
 from pathlib import Path
-from service.models.folder_lock import lock_folder
+from service.models.files.lock import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
@@ -125,7 +125,7 @@ def test_a_folder_that_another_server_was_quicker_to_take_is_left_alone(tmp_path
 
 def _lock_elsewhere(folder: Path) -> None:
     """Try to lock a folder in another process, since a process does not lock itself out."""
-    script = "import sys\nfrom pathlib import Path\nfrom service.models.folder_lock import lock_folder\n"
+    script = "import sys\nfrom pathlib import Path\nfrom service.models.files.lock import lock_folder\n"
     script += "with lock_folder(Path(sys.argv[1])):\n    pass\n"
     process = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True)
     if process.returncode != 0:

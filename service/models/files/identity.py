@@ -1,4 +1,4 @@
-"""What tells one models folder from all others: a name that is drawn once, and kept in the folder."""
+"""The name that tells one models folder from all others: drawn once, and kept in the folder."""
 
 import logging
 import re

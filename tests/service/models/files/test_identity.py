@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.models.folder_id import read_folder_id
+from service.models.files.identity import read_folder_id
 
 
 def test_it_is_drawn_once_and_kept(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ are earlier ones: what a newer one replaces is linked there first, under its num
 crash leaves the old state or the new. The newest version has the number after the last of those, or the same if it is
 the same file, because a crash came in between, or a copy of it, because an alias points at it: then a file that
 somebody else puts in its place, or writes into it, is told apart. ``notes.json`` says what no file does (see
-``version_notes``). Before a model is deleted, its folder becomes ``models/.versions/.deleted-<name>``: from its file,
+``notes``). Before a model is deleted, its folder becomes ``models/.versions/.deleted-<name>``: from its file,
 which goes next, the start after a crash can tell whether to put the folder back or to remove it.
 """
 
@@ -25,14 +25,13 @@ from cachetools import LRUCache
 
 from grpo_core.saving.atomic_write import UnconfirmedWriteError, sync_folder
 from service.errors import ConflictError, NotFoundError, printable
-from service.models.folder_lock import TEMPORARY_PREFIX, VERSIONS_FOLDER, remove_leftovers
-from service.models.version_notes import NOTES_FILE, DamagedNotesError, Notes, has_damaged_notes, load_notes, save_notes
+from service.models.files.lock import TEMPORARY_PREFIX, remove_leftovers
+from service.models.files.notes import NOTES_FILE, DamagedNotesError, Notes, has_damaged_notes, load_notes, save_notes
+from service.models.files.paths import SUFFIX, VERSIONS_FOLDER, get_newest_path, get_version_path
 from service.schemas.fields import LATEST_ALIAS, is_model_name
 
 logger = logging.getLogger("grpo.service")
 
-#: What a model's file ends in.
-SUFFIX = ".zip"
 # No model's name begins with a dot.
 _DELETED_PREFIX = ".deleted-"
 _VERSION_FILE = re.compile(r"([1-9]\d{0,8})\.zip")
@@ -70,7 +69,7 @@ class VersionFolder:
         for name in [] if is_read_only else self._list_folders():
             remove_leftovers(self._dir / name)
             try:
-                if not Path(self.get_newest_path(name)).exists() and not self._forget_unless_pinned(name):
+                if not Path(get_newest_path(self._models_dir, name)).exists() and not self._forget_unless_pinned(name):
                     logger.warning(
                         "model %s has versions with aliases and no file; put %s%s back, or delete %s/%s",
                         *(name, name, SUFFIX, VERSIONS_FOLDER, name),
@@ -112,15 +111,6 @@ class VersionFolder:
     def list_all(self, name: str) -> list[int]:
         """List the numbers of all versions, in order."""
         return sorted({*self.list_kept(name), self.find_newest(name)})
-
-    def get_newest_path(self, name: str) -> str:
-        """Return where a model's newest version is, whether there is one or not."""
-        # Listings build a thousand; a Path takes ten times as long.
-        return f"{self._models_dir}{os.sep}{name}{SUFFIX}"
-
-    def get_path(self, name: str, version: int) -> str:
-        """Return where an earlier version is kept."""
-        return f"{self._dir}{os.sep}{name}{os.sep}{version}.zip"
 
     def is_in_use(self, name: str) -> bool:
         """Return whether somebody has pointed an alias at a model, or it has earlier versions."""
@@ -196,7 +186,7 @@ class VersionFolder:
             if version is None:
                 if before is None:
                     raise self.make_not_found(f"{name}@{alias}")
-            elif version not in self.list_all(name) or not Path(self.get_newest_path(name)).exists():
+            elif version not in self.list_all(name) or not Path(get_newest_path(self._models_dir, name)).exists():
                 raise self.make_not_found(f"{name}@{version}")  # a model that is gone has none
             elif len(aliases) >= MAX_ALIASES:
                 raise ConflictError(
@@ -225,7 +215,7 @@ class VersionFolder:
         :raises OSError: If the disk refuses; all stays as it was.
         """
         with self.lock(name):
-            path = Path(self.get_newest_path(name))
+            path = Path(get_newest_path(self._models_dir, name))
             is_gone = not os.path.lexists(path)
             if is_gone:
                 self._remove_aside(name)
@@ -304,7 +294,7 @@ class VersionFolder:
         """Finish the deletions whose file a crash left deleted, and undo the others."""
         names = [name.removeprefix(_DELETED_PREFIX) for name in self._scan() if name.startswith(_DELETED_PREFIX)]
         for name in filter(is_model_name, names):
-            if os.path.lexists(self.get_newest_path(name)) and not os.path.lexists(self._dir / name):
+            if os.path.lexists(get_newest_path(self._models_dir, name)) and not os.path.lexists(self._dir / name):
                 with suppress(OSError):  # then the next start tries again
                     self._find_aside(name).rename(self._dir / name)
             else:
@@ -330,7 +320,7 @@ class VersionFolder:
 
     def _is_newest(self, name: str, version: int) -> bool:
         """Tell whether a version's file is the newest one itself: a link to it, or a copy where there are no links."""
-        newest, kept = Path(self.get_newest_path(name)), self.get_path(name, version)
+        newest, kept = Path(get_newest_path(self._models_dir, name)), get_version_path(self._models_dir, name, version)
         try:
             one, other = os.lstat(newest), os.lstat(kept)
             if os.path.samestat(one, other):
@@ -358,7 +348,7 @@ class VersionFolder:
         last = max(self.list_kept(name), default=0)
         with suppress(OSError):
             if is_new and last and self._is_newest(name, last):
-                os.unlink(self.get_path(name, last))
+                os.unlink(get_version_path(self._models_dir, name, last))
             if notes == Notes({}, {}):
                 (self._dir / name / NOTES_FILE).unlink(missing_ok=True)
             else:
@@ -405,14 +395,14 @@ class VersionFolder:
 
     def _renew(self, name: str, version: int) -> None:
         """Keep a version's new file if the same bytes were saved once more while it was kept."""
-        kept = Path(self.get_path(name, version))
+        kept = Path(get_version_path(self._models_dir, name, version))
         with suppress(OSError):
             if version in self.list_kept(name) and not self._is_newest(name, version):
                 self._link(name, kept, copies=True)
 
     def _link(self, name: str, kept: Path, copies: bool) -> None:
         """Put a model's newest version where an earlier one belongs, at once: a link, or a copy."""
-        path = self.get_newest_path(name)
+        path = get_newest_path(self._models_dir, name)
         temporary = kept.with_name(f"{TEMPORARY_PREFIX}{kept.stem}")
         temporary.unlink(missing_ok=True)  # which a crash has left; it may be a link
         try:
@@ -452,7 +442,7 @@ class VersionFolder:
         with suppress(OSError):
             if notes.newest != newest:
                 self._write_notes(name, notes._replace(newest=newest))
-            os.unlink(self.get_path(name, version))
+            os.unlink(get_version_path(self._models_dir, name, version))
 
     def _list_pinned(self, name: str) -> set[int]:
         """List the versions that aliases keep; all, if the notes are damaged or such notes were put aside.
@@ -482,7 +472,7 @@ class VersionFolder:
         for name in self._list_folders():
             for version in self.list_kept(name):
                 with suppress(OSError):
-                    status = os.lstat(self.get_path(name, version))
+                    status = os.lstat(get_version_path(self._models_dir, name, version))
                     if stat.S_ISREG(status.st_mode) and not self._is_newest(name, version):
                         files.append((status.st_mtime_ns, status.st_size, name, version))
         return files

@@ -1,0 +1,1 @@
+"""The folder of models: its files, their versions, and who may write to it."""
