@@ -140,8 +140,8 @@ def _brief_proofs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     And let no clock say that restoring costs too much, which changes how a group is trained.
     """
     if not request.node.nodeid.startswith(FULL_PROOFS):
-        monkeypatch.setattr("grpo_core.restoring.proof._MAX_ROUNDS", 0)
-        monkeypatch.setattr("grpo_core.restoring.report._MAX_RATIO", 1_000.0)
+        monkeypatch.setattr("grpo_core.restoring.proving.proof._MAX_ROUNDS", 0)
+        monkeypatch.setattr("grpo_core.restoring.proving.report._MAX_RATIO", 1_000.0)
 
 
 @pytest.fixture(autouse=True)

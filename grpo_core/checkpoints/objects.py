@@ -21,10 +21,10 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from grpo_core.groups.archive import AnchorState
-from grpo_core.restoring.copying import CopyError, describe_kind, is_plain, list_slots
+from grpo_core.restoring.copying.copier import CopyError, describe_kind, is_plain, list_slots
+from grpo_core.restoring.copying.layers import LayerMethod, LayerReference
+from grpo_core.restoring.copying.originals import Noted
 from grpo_core.restoring.generators import get_generator_state, is_restorable_generator, set_generator_state
-from grpo_core.restoring.layers import LayerMethod, LayerReference
-from grpo_core.restoring.originals import Noted
 from grpo_core.saving.space_json import space_from_json, space_to_json
 from grpo_core.simulators.single_env import Observed
 

@@ -19,7 +19,7 @@ import numpy as np
 from stable_baselines3.common.monitor import Monitor
 
 from grpo_core.environments.nested import Env, list_nested_envs
-from grpo_core.restoring.layers import IMMUTABLE
+from grpo_core.restoring.copying.layers import IMMUTABLE
 from grpo_core.restoring.native.mujoco_state import MujocoModel, is_model
 from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.restoring.state import BOOKKEEPING, CONSTANTS, DRAWING_NAMES, access_own_methods, is_known

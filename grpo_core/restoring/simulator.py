@@ -14,11 +14,11 @@ from typing import Any
 import gymnasium as gym
 
 from grpo_core.environments.nested import list_nested_envs
+from grpo_core.restoring.copying.layers import Layers
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.generators import access_generators
-from grpo_core.restoring.layers import Layers
-from grpo_core.restoring.proof import Shipment, prove
-from grpo_core.restoring.report import LayerAccess, RestoringReport
+from grpo_core.restoring.proving.proof import Shipment, prove
+from grpo_core.restoring.proving.report import LayerAccess, RestoringReport
 from grpo_core.restoring.state import (
     StateAccess,
     access_innermost_env,

@@ -36,10 +36,10 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
 from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.contents import GENERATORS
-from grpo_core.restoring.copying import CONSTANTS_OF_ENVS, CopyError, is_tool
+from grpo_core.restoring.copying.copier import CONSTANTS_OF_ENVS, CopyError, is_tool
+from grpo_core.restoring.copying.growth import Growth
+from grpo_core.restoring.copying.layers import IMMUTABLE, Layers
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.restoring.growth import Growth
-from grpo_core.restoring.layers import IMMUTABLE, Layers
 from grpo_core.restoring.native.mujoco_state import MujocoModel
 
 # Attributes that a step changes, from the sources of Gymnasium 1.4 and SB3 2.9; the tests check each entry with

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from grpo_core.restoring.outside import OutsideChanges
-from grpo_core.restoring.report import RestoringReport
+from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv
 from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform

@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.errors import FailedTrialError, NotBranchableError
-from grpo_core.restoring.report import RestoringReport
+from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.simulators.bank import Findings, SimulatorBank
 from grpo_core.simulators.local_bank import LocalBank
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers

@@ -13,8 +13,8 @@ from grpo_core.environments.first_calls import check_methods
 from grpo_core.environments.flags import InvalidEnvironmentError
 from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.outside import OutsideChanges
-from grpo_core.restoring.proof import Shipment
-from grpo_core.restoring.report import RestoringReport
+from grpo_core.restoring.proving.proof import Shipment
+from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.simulators.single_env import Order, SingleEnv
 

@@ -27,7 +27,7 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.checkpoints.objects import Reader, UnknownObjectError, Writer
 from grpo_core.restoring import simulator
-from grpo_core.restoring.proof import prove
+from grpo_core.restoring.proving.proof import prove
 from tests.suites import DEVICE
 
 _TOTAL, _AT = 600, 250

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from grpo import GRPO
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.restoring.report import LayerAccess, RestoringReport
+from grpo_core.restoring.proving.report import LayerAccess, RestoringReport
 from grpo_core.restoring.simulator import Simulator, check_branchable
 from grpo_core.simulators.making import find_obstacle
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
@@ -510,7 +510,9 @@ def test_slow_environments_are_tried_out_for_a_limited_time(monkeypatch: pytest.
             Slow.seconds += 0.125
             return 0.0
 
-    monkeypatch.setattr("grpo_core.restoring.proof.time", types.SimpleNamespace(perf_counter=lambda: Slow.seconds))
+    monkeypatch.setattr(
+        "grpo_core.restoring.proving.proof.time", types.SimpleNamespace(perf_counter=lambda: Slow.seconds)
+    )
     report = check_branchable(Slow(), max_seconds=30.0)
     assert report.is_shortened
     assert report.step_us == 125_000.0

@@ -6,8 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from grpo_core.restoring.copying.tables import Tables
 from grpo_core.restoring.simulator import Simulator, check_branchable
-from grpo_core.restoring.tables import Tables
 
 N = 1 << 14
 

@@ -22,8 +22,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from grpo_core.restoring.copying.tables import Tables, is_frame
 from grpo_core.restoring.native.parts import Memo, NativeParts, Way, shows_foreign_memory
-from grpo_core.restoring.tables import Tables, is_frame
 
 # Copied by sharing, as ``copy.deepcopy`` does, or because a copy would be the same: modules and loggers.
 _ATOMIC = (

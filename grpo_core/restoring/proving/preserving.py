@@ -15,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.contents import GENERATORS, MAX_ARRAY_BYTES, SCALARS, walk
 from grpo_core.restoring.generators import Noise
-from grpo_core.restoring.report import LayerAccess
+from grpo_core.restoring.proving.report import LayerAccess
 from grpo_core.restoring.state import is_known
 
 # Objects that are looked at, nearest first: environments may hold tables of them.

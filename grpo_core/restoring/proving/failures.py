@@ -8,7 +8,7 @@ import numpy as np
 
 from grpo_core.environments.nested import Env
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.restoring.preserving import Restorable
+from grpo_core.restoring.proving.preserving import Restorable
 from grpo_core.restoring.state import OWN_METHODS
 
 REMEDY = (

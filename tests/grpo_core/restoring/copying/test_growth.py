@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from grpo_core.restoring.growth import Growth, count_items
+from grpo_core.restoring.copying.growth import Growth, count_items
 
 
 def follow(sizes: list[int]) -> Growth:

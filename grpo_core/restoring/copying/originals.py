@@ -16,7 +16,7 @@ import numpy as np
 
 from grpo_core.environments.nested import Env
 from grpo_core.restoring.contents import list_children, walk
-from grpo_core.restoring.copying import Copier, is_constant_of_env, list_slots
+from grpo_core.restoring.copying.copier import Copier, is_constant_of_env, list_slots
 from grpo_core.restoring.native.parts import Memo
 
 # Objects looked at, nearest first: environments may hold tables of them.

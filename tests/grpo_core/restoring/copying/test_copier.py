@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from grpo_core.restoring.copying import Copier, CopyError
+from grpo_core.restoring.copying.copier import Copier, CopyError
 
 
 class Slotted:

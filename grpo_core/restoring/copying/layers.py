@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from grpo_core.environments.nested import Env
-from grpo_core.restoring.copying import Copier, CopyError
+from grpo_core.restoring.copying.copier import Copier, CopyError
+from grpo_core.restoring.copying.originals import Noted, Originals
 from grpo_core.restoring.native.parts import Memo, NativeParts
-from grpo_core.restoring.originals import Noted, Originals
 
 # Whether an attribute, by name and value, is part of a captured state.
 IsState = Callable[[str, Any], bool]
