@@ -25,11 +25,6 @@ class Stay(NamedTuple):
     waited: float
     ended_at: float
 
-    @property
-    def is_refused(self) -> bool:
-        """Whether the queue was full."""
-        return bool(np.isnan(self.waited))
-
 
 def simulate_queue(
     arrivals: Sequence[float], durations: Sequence[float], n_slots: int, max_waiting: int | None = None

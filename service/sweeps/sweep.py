@@ -20,12 +20,24 @@ from service.schemas.sweeps import (
     TrialStatus,
 )
 from service.schemas.training import TrainConfig, TrainRequest
-from service.sweeps.budget import TrialSteps, count_expected, count_taken
 from service.sweeps.halving import Rung, choose_promoted
 from service.sweeps.ranking import choose_best, find_best_trial, rank_settings
 from service.sweeps.space import make_train_request
 
 EndedBy = Literal["all", "budget", "no_evaluation", "stop", "restart"]
+
+
+class TrialSteps(BaseModel):
+    """Simulator steps of a trial that its job does not show, but that count against the sweep's budget.
+
+    :param planned: What its job takes in whole rollouts; None before it was planned.
+    :param repeated: Those that its job has taken again, since a worker or the server had died.
+    :param earlier: Those of its earlier jobs, which could not go on.
+    """
+
+    planned: int | None = None
+    repeated: int = 0
+    earlier: int = 0
 
 
 class SweepRecord(BaseModel):
@@ -316,6 +328,16 @@ def name_model(sweep_name: str, number: int, n_jobs: int) -> str:
     :param n_jobs: How many the sweep has.
     """
     return f"{sweep_name}-{number:0{max(2, len(str(n_jobs)))}}"
+
+
+def count_taken(trial: Trial, steps: TrialSteps) -> int:
+    """Return the simulator steps that a trial has taken so far."""
+    return trial.current_timesteps + steps.repeated + steps.earlier
+
+
+def count_expected(trial: Trial, steps: TrialSteps) -> int:
+    """Return the simulator steps that a trial will have taken when it is done, if nothing interrupts it."""
+    return max(steps.planned or trial.total_timesteps, trial.current_timesteps) + steps.repeated + steps.earlier
 
 
 def _is_whole(row: SettingRow, trial: Trial) -> bool:

@@ -43,13 +43,11 @@ class RunsTable(NamedTuple):
 
     :param rows: Runs, or groups of them with the runs of those that are open, as the browser draws them.
     :param settings: Names of the settings with a column of their own.
-    :param n_runs: Number of runs on all pages.
     :param n_pages: Number of pages.
     """
 
     rows: list[dict[str, Any]]
     settings: list[str]
-    n_runs: int
     n_pages: int
 
 
@@ -66,7 +64,7 @@ def make_table(lines: Sequence[PastJob], view: RunsView, list_configs: Callable[
         configs = list_configs([job.job_id for job in shown])
         settings = find_differences(shown, configs)
         rows = [_describe(job, configs, settings) for job in shown]
-        return RunsTable(rows, settings, len(jobs), n_pages)
+        return RunsTable(rows, settings, n_pages)
     groups: dict[str, list[PastJob]] = {}
     for job in jobs:
         groups.setdefault(str(getattr(job.summary, view.grouping)), []).append(job)
@@ -85,7 +83,7 @@ def make_table(lines: Sequence[PastJob], view: RunsView, list_configs: Callable[
             rows += [{**_describe(job, configs, settings), "member": True} for job in members[:_MAX_MEMBERS]]
             if len(members) > _MAX_MEMBERS:
                 rows.append({"rest": f"{_MAX_MEMBERS} of {len(members):,} runs are listed; a search finds the others."})
-    return RunsTable(rows, settings, len(jobs), n_pages)
+    return RunsTable(rows, settings, n_pages)
 
 
 def _sort_groups(groups: Mapping[str, list[PastJob]], sort: str) -> list[tuple[str, list[PastJob]]]:

@@ -19,7 +19,7 @@ def test_jobs_wait_for_the_slot_that_comes_free_first() -> None:
 
 def test_whoever_finds_the_queue_full_is_refused_at_once() -> None:
     stays = simulate_queue([0.0, 1.0, 2.0, 5.5], [5.0, 5.0, 5.0, 1.0], n_slots=1, max_waiting=1)
-    assert [stay.is_refused for stay in stays] == [False, False, True, False]
+    assert [math.isnan(stay.waited) for stay in stays] == [False, False, True, False]
     assert [stay.ended_at for stay in stays] == [5.0, 10.0, 2.0, 11.0]
 
 

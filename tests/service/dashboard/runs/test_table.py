@@ -44,7 +44,7 @@ class Source:
 def test_only_the_page_is_described_and_asked_for() -> None:
     runs, source = [make_run(i) for i in range(2 * PAGE_SIZE + 1)], Source()
     table = make_table(runs, read_view({"page": "3"}), source.list_configs)
-    assert (table.n_runs, table.n_pages) == (2 * PAGE_SIZE + 1, 3)
+    assert table.n_pages == 3
     assert [row["name"] for row in table.rows] == ["m0"]
     assert source.asked == [runs[0].job_id]
     # A page that is gone, such as that of runs which were deleted: the last one is there instead.
