@@ -59,11 +59,11 @@ from grpo_core.restoring.simulator import check_branchable
 from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.model_state import warn_if_too_large, wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
-from grpo_core.shards.collector import choose_collector, count_shards
 from grpo_core.shards.pool import RolloutPool, choose_pool
+from grpo_core.shards.sharded_collector import choose_collector, count_shards
 from grpo_core.simulators.bank import Findings, SimulatorBank
+from grpo_core.simulators.choose_bank import make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
-from grpo_core.simulators.making import make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers, warn_of_options
 from grpo_core.spaces import Observations, check_action_space, check_observation_space, check_spaces

@@ -55,7 +55,7 @@ SLOW_TESTS = (
     "tests/test_grpo.py::test_it_learns",
     "tests/test_grpo.py::test_the_same_seed_gives_the_same_weights_while",
     "tests/docs/test_documents.py::test_the_metrics_page",
-    "tests/grpo_core/fast/test_collector.py",
+    "tests/grpo_core/fast/test_batched_collector.py",
     "tests/service/inference/test_batch.py",
     "tests/service/models/test_card.py",
     "tests/service/training/planning/test_memory_limits.py",

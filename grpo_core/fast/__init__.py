@@ -11,7 +11,7 @@ Only ``grpo.py`` and the service's evaluator use them.
 ``GRPO.use_fast_path = False`` switches them all off.
 """
 
-from grpo_core.fast.collector import make_batched_collector
+from grpo_core.fast.batched_collector import make_batched_collector
 from grpo_core.fast.episodes import step_episodes
 from grpo_core.fast.learner import MlpLearner, UpdateRule, compute_values, is_plain_mlp
 from grpo_core.fast.physics import BatchedSimulator, find_batched_simulator

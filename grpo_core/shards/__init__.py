@@ -7,6 +7,6 @@ played again.
 
 - ``messages``: what goes to workers and comes back.
 - ``player``: plays shards, in a worker or in this process.
-- ``collector``: cuts rollouts, and puts them together again.
+- ``sharded_collector``: cuts rollouts, and puts them together again.
 - ``pool``: hands shards to workers, whatever these are; ``processes`` has them on this machine, ``ray_pool`` on Ray's.
 """

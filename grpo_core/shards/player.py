@@ -17,7 +17,7 @@ from grpo_core.groups.rollout import GroupRollout
 from grpo_core.restoring.generators import find_noise
 from grpo_core.shards.messages import ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, pack_infos, unpack
 from grpo_core.simulators.bank import SimulatorBank
-from grpo_core.simulators.making import make_bank
+from grpo_core.simulators.choose_bank import make_bank
 from grpo_core.simulators.rewrapping import wrap_env
 from grpo_core.update.seeding import borrow_torch_generator
 

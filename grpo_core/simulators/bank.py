@@ -2,7 +2,7 @@
 
 A ``SimulatorBank`` resets and steps single environments, and restores captured states before a step on request. It does
 not use ``VecEnv.step``, which would reset environments that are done. It does to observations what the vectorised
-environment's wrappers do, except for normalisation, which the rollout does. ``making`` makes one.
+environment's wrappers do, except for normalisation, which the rollout does. ``choose_bank`` makes one.
 """
 
 from abc import ABC, abstractmethod

@@ -18,7 +18,7 @@ from service.http.access_log import RequestLog
 from service.http.browser_rules import list_headers
 from service.http.limits.bodies import has_body, replay
 from service.http.request_guard import RequestRules
-from service.inference.single import LARGE_MODEL_BYTES, encode, infer
+from service.inference.infer import LARGE_MODEL_BYTES, encode, infer
 from service.models.store import ModelStore
 from service.monitoring.prometheus import Metrics
 from service.schemas.fields import check_action_masks, check_observation

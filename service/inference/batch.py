@@ -17,7 +17,7 @@ from grpo_core.actor.actor import Actor, Decision
 from grpo_core.npy import read_head
 from grpo_core.spaces import Observations
 from service.errors import InvalidFieldsError, InvalidRequestError, ServiceError, TooLargeError
-from service.inference.single import TOO_LARGE_NUMBERS, infer_many, read_observation, to_rows
+from service.inference.infer import TOO_LARGE_NUMBERS, infer_many, read_observation, to_rows
 from service.models.served import ServedModel
 from service.schemas.fields import FLOAT32_MAX, MAX_BATCH_ITEMS, MAX_OBSERVATION_NUMBERS, NOT_FINITE
 from service.schemas.inference import BatchRequest, InferenceRequest

@@ -20,7 +20,7 @@ from service.jobs.job_models import holds_content, is_own_model
 from service.jobs.records.record import INTERRUPTED, UNSAVED
 from service.jobs.records.recorder import JobRecorder
 from service.models.store import ModelStore
-from service.pauses import RestartPause
+from service.restart_pause import RestartPause
 from service.schemas.jobs import EndedBy, JobStatus
 from service.training.order import TrainingOrder
 from service.workers.executor import Executor

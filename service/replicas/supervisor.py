@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from grpo_core.process import end_with_parent
-from service.pauses import RestartPause
+from service.restart_pause import RestartPause
 from service.workers.processes import list_end_signals
 
 logger = logging.getLogger("grpo.service")

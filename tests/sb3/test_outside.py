@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from grpo import GRPO, RestorableWrapper
 from grpo_core.groups.callback_view import leaves_environments_alone
-from grpo_core.simulators.making import make_bank
+from grpo_core.simulators.choose_bank import make_bank
 from tests.suites import DEVICE
 
 

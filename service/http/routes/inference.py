@@ -12,7 +12,7 @@ from service.errors import InvalidFieldsError
 from service.http import examples
 from service.http.routes.dependencies import CurrentService, errors
 from service.inference.batch import ARRAY_TYPE, answer_array, answer_json
-from service.inference.single import LARGE_MODEL_BYTES, encode, infer
+from service.inference.infer import LARGE_MODEL_BYTES, encode, infer
 from service.schemas.fields import ModelReference
 from service.schemas.inference import BatchRequest, BatchResponse, InferenceRequest, InferenceResponse
 

@@ -17,8 +17,8 @@ from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policies import choose_policy
 from grpo_core.options.presets import GENERAL_PRESET, choose_general_preset, get_preset, list_general_presets
 from grpo_core.options.rewards import Reward
-from grpo_core.shards.collector import count_shards
-from grpo_core.simulators.making import find_obstacle
+from grpo_core.shards.sharded_collector import count_shards
+from grpo_core.simulators.choose_bank import find_obstacle
 from service.environments.build import build_vec_env, try_methods
 from service.errors import InvalidRequestError, describe_error, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS

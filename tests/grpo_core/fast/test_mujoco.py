@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from grpo import GRPO
 from grpo_core import fast
 from grpo_core.evaluation import make_policy, play_episodes
-from grpo_core.fast.collector import BatchedCollector
+from grpo_core.fast.batched_collector import BatchedCollector
 from grpo_core.fast.physics import BatchedSimulator, BatchStep, find_batched_simulator
 from grpo_core.fast.step_threads import StepThreads, count_threads
 from grpo_core.groups.collector import GroupCollector

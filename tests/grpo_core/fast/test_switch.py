@@ -9,7 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 import grpo
 from grpo import GRPO
-from grpo_core.fast.collector import BatchedCollector
+from grpo_core.fast.batched_collector import BatchedCollector
 from grpo_core.groups.collector import GroupCollector
 from tests.support import PlainGRPO
 from tests.walk import collect

@@ -22,7 +22,7 @@ from grpo_core.groups.group import MAX_FILLED, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.options.network_json import network_to_json
-from grpo_core.simulators.making import make_bank
+from grpo_core.simulators.choose_bank import make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.update.policies import evaluate_actions
 from tests.sb3.environments import MatchEnv

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import (
 
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.simulator import Simulator, check_branchable
-from grpo_core.simulators.making import make_bank
+from grpo_core.simulators.choose_bank import make_bank
 
 CLASSIC_CONTROL = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]
 TOY_TEXT = [

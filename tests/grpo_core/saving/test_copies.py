@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from grpo import GRPO, RestorableWrapper
 from grpo_core.restoring.proving.report import RestoringReport
-from grpo_core.simulators.making import make_bank
+from grpo_core.simulators.choose_bank import make_bank
 from tests.sb3.environments import OBSERVATION_SPACES, MatchEnv
 from tests.sb3.small_models import MODES, build, copy_weights, is_same
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.simulator import check_branchable
-from grpo_core.simulators.making import make_bank
+from grpo_core.simulators.choose_bank import make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.single_env import Order
 from tests.grpo_core.simulators.support import Camera, Env, Fragile, follow, make_cart_pole, make_slippery, start

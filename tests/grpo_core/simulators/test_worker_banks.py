@@ -9,7 +9,7 @@ import pytest
 from gymnasium import wrappers
 
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.simulators.making import find_obstacle, make_bank
+from grpo_core.simulators.choose_bank import find_obstacle, make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.single_env import Order
 from tests.grpo_core.simulators.support import Camera, Env, Fragile, MakeWorkers, make_cart_pole, start

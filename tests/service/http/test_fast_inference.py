@@ -12,7 +12,7 @@ import service.http.fast_inference
 import service.models.store
 from service.errors import NotFoundError
 from service.http.routes import inference
-from service.inference.single import infer
+from service.inference.infer import infer
 from service.settings import Settings
 from tests.support import PROBLEM_FIELDS, make_client, make_model
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from msgspec import to_builtins
 
 from service.errors import InvalidFieldsError, InvalidRequestError, TooLargeError
-from service.inference import single as inference
+from service.inference import infer as inference
 from service.inference.batch import answer_array, answer_json, read_array
-from service.inference.single import TOO_LARGE_NUMBERS, infer
+from service.inference.infer import TOO_LARGE_NUMBERS, infer
 from service.models.served import ServedModel
 from service.schemas.fields import MAX_BATCH_ITEMS
 from service.settings import Settings
-from tests.service.inference.test_single import CAR, make_opinionated_model, serve_model, serve_policy, to_plain
+from tests.service.inference.test_infer import CAR, make_opinionated_model, serve_model, serve_policy, to_plain
 from tests.support import PROBLEM_FIELDS, make_model
 
 CARTPOLE = np.random.default_rng(0).uniform(-2.0, 2.0, (40, 4)).astype(np.float32)

@@ -141,8 +141,8 @@ class TestAWorkerThatDies:
     def test_one_that_dies_again_and_again_is_replaced_after_a_pause_that_a_stop_ends(
         self, register_env: RegisterEnv, processes: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr("service.pauses._FIRST_SECONDS", 3600.0)
-        monkeypatch.setattr("service.pauses._LONGEST_SECONDS", 3600.0)
+        monkeypatch.setattr("service.restart_pause._FIRST_SECONDS", 3600.0)
+        monkeypatch.setattr("service.restart_pause._LONGEST_SECONDS", 3600.0)
         env_name = register_env(partial(LineEnv, on_step=partial(die_at, tmp_path / "steps", tuple(range(1000)))))
         job_id = train(processes, **JOB, env_name=env_name, max_restarts=10)
         wait_until(lambda: get_status(processes, job_id)["n_restarts"] == 2)

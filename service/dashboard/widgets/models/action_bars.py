@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from service.dashboard.widgets.number_format import format_number
-from service.inference.single import Answer
+from service.inference.infer import Answer
 
 
 class Bar(NamedTuple):

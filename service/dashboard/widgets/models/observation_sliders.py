@@ -23,7 +23,7 @@ from service.dashboard.widgets.models.slider_ranges import Range, join_numbers, 
 from service.dashboard.widgets.models.space_labels import list_action_names, list_observation_names
 from service.dashboard.widgets.number_format import format_number, write_exactly
 from service.errors import ServiceError
-from service.inference.single import LARGE_MODEL_BYTES, infer
+from service.inference.infer import LARGE_MODEL_BYTES, infer
 from service.models.served import ServedModel
 from service.schemas.models import ValueFigures
 from service.spaces import count_numbers

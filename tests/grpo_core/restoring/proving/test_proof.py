@@ -23,7 +23,7 @@ from grpo import GRPO
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.proving.report import LayerAccess, RestoringReport
 from grpo_core.restoring.simulator import Simulator, check_branchable
-from grpo_core.simulators.making import find_obstacle
+from grpo_core.simulators.choose_bank import find_obstacle
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 
 Env = gym.Env[Any, Any]

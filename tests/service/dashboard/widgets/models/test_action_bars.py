@@ -7,7 +7,7 @@ import pytest
 from gymnasium import spaces
 
 from service.dashboard.widgets.models.action_bars import list_bars
-from service.inference.single import Answer
+from service.inference.infer import Answer
 
 PENDULUM = spaces.Box(-2, 2, (1,), np.float32)
 ENDLESS = spaces.Box(-np.inf, np.inf, (1,), np.float32)

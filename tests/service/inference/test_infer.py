@@ -16,7 +16,7 @@ from grpo_core.options.policies import POLICIES
 from grpo_core.saving.model_state import get_weights
 from grpo_core.spaces import pack
 from service.errors import InvalidRequestError
-from service.inference.single import infer
+from service.inference.infer import infer
 from service.models.served import ServedModel
 from tests.support import make_model
 

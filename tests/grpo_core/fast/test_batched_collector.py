@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from grpo import GRPO
-from grpo_core.fast.collector import BatchedCollector, make_batched_collector
+from grpo_core.fast.batched_collector import BatchedCollector, make_batched_collector
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.rollout import GroupRollout
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.simulators.making import find_obstacle, make_bank
+from grpo_core.simulators.choose_bank import find_obstacle, make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.single_env import Order
 from tests.grpo_core.simulators.support import Camera, MakeWorkers, make_cart_pole, see, simplify

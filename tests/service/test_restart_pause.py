@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.pauses import RestartPause
+from service.restart_pause import RestartPause
 
 
 @pytest.mark.parametrize(
