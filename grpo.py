@@ -595,7 +595,8 @@ class GRPO(SavedAlgorithm):
             normalizer.scale_rewards(rollout)
 
             # Each step's advantage relative to its group, and where the next groups start.
-            self._judge_steps(rollout, observations, next_observations)
+            self._layer_noise = self._make_layer_noise()
+            self._batch = self._compute_batch(rollout, observations, next_observations)
             with collector.outside_changes.looking_away():  # anchors may be found by resets
                 self._choose_anchors(rollout, discounted_returns)
             callback.on_rollout_end()
@@ -678,48 +679,6 @@ class GRPO(SavedAlgorithm):
 
         return on_vec_step
 
-    def _judge_steps(self, rollout: GroupRollout, observations: Observations, next_observations: Observations) -> None:
-        """Compute advantages relative to the group, and lay out the steps to learn from.
-
-        :param observations: Those of the live steps, as the policy sees them, shape
-            ``(n_live_steps, *observation_shape)``.
-        :param next_observations: Where the steps led, likewise.
-        """
-        self._layer_noise = self._make_layer_noise()
-        with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is refused after the update
-            values, next_values = self._compute_values(observations), self._compute_values(next_observations)
-            groups = self._compute_advantages(rollout, values, next_values)
-            rollout.values = rollout.lay_out(values)
-            rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
-            self._batch = rollout.flatten(observations, self._compute_weights(rollout, groups))
-            # Copied by now: a callback that writes to them is to hear of it.
-            rollout.advantages.flags.writeable = rollout.value_targets.flags.writeable = False
-            self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
-            self.logger.record("train/explained_variance", explained_variance(values, self._batch.value_targets))
-        if self.kl_coef > 0.0:
-            ref_policy = self._sync_ref_policy()
-            with self._layer_noise():
-                self._batch = self._batch._replace(ref_log_prob=compute_log_prob(ref_policy, self._batch))
-
-    def _choose_anchors(self, rollout: GroupRollout, discounted_returns: npt.NDArray[np.float64] | None) -> None:
-        """Let the next rollout go on from a random step of a random branch of each group, or from the archive.
-
-        :param discounted_returns: As ``Anchors.choose`` takes them.
-        """
-        anchors = self._collector.anchors
-        if (archive := anchors.archive) is not None:
-            self.logger.record("rollout/archive_size", len(archive))
-            self.logger.record("rollout/archive_share", archive.share)
-        with suppress(ReplacedLayerError):  # by a reset: the next rollout makes the groups anew
-            anchors.choose(
-                self._collector.groups,
-                discounted_returns,
-                self.restart_probability,
-                self.rng,
-                lambda: self._stop_requested,
-                None if archive is None else compute_spreads(rollout.value_targets, rollout.step_mask),
-            )
-
     def _should_stop(self) -> bool:
         """Tell whether ``stop`` was called; while rollout workers play, no callback is asked."""
         if self.after_minibatch is not None and self._collector.n_shards > 1:
@@ -747,6 +706,51 @@ class GRPO(SavedAlgorithm):
                 self.logger.record(f"rewards/{name}_mean", mean)
         rollout.check_finite()
         self.logger.record("rollout/reward_mean", float(rollout.rewards[rollout.step_mask].mean()))
+
+    def _make_layer_noise(self) -> Callable[[], AbstractContextManager[None]]:
+        """Make what each forward pass runs in: layers of the user's own, such as dropout, draw by this model's seed.
+
+        The model's generator stays where it is, so that policies which draw nothing learn the same with it or without.
+        """
+        if self._is_known_to_numpy():
+            return nullcontext
+        far_ahead = np.random.Generator(self.rng.bit_generator.jumped())  # type: ignore[attr-defined]  # PCG64 has it
+        return partial(borrow_torch_generator, far_ahead, self.device)
+
+    def _compute_batch(
+        self, rollout: GroupRollout, observations: Observations, next_observations: Observations
+    ) -> StepBatch:
+        """Compute advantages relative to the group, and lay out the steps to learn from.
+
+        :param observations: Those of the live steps, as the policy sees them, shape
+            ``(n_live_steps, *observation_shape)``.
+        :param next_observations: Where the steps led, likewise.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is refused after the update
+            values, next_values = self._compute_values(observations), self._compute_values(next_observations)
+            groups = self._compute_advantages(rollout, values, next_values)
+            rollout.values = rollout.lay_out(values)
+            rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
+            batch = rollout.flatten(observations, self._compute_weights(rollout, groups))
+            # Copied by now: a callback that writes to them is to hear of it.
+            rollout.advantages.flags.writeable = rollout.value_targets.flags.writeable = False
+            self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
+            self.logger.record("train/explained_variance", explained_variance(values, batch.value_targets))
+        if self.kl_coef > 0.0:
+            ref_policy = self._sync_ref_policy()
+            with self._layer_noise():
+                batch = batch._replace(ref_log_prob=compute_log_prob(ref_policy, batch))
+        return batch
+
+    def _compute_values(self, observations: Observations) -> npt.NDArray[np.float32]:
+        """Estimate the values of live steps, ``(n_live_steps,)``.
+
+        :param observations: As the policy sees them, shape ``(n_live_steps, *observation_shape)``.
+        """
+        if self._reads_values_fast and isinstance(self._actor, Actor):
+            return fast.compute_values(self._actor, observations)
+        with self._layer_noise():
+            return compute_values(self.policy, observations)
 
     def _compute_advantages(self, rollout: GroupRollout, values: Floats, next_values: Floats) -> GroupAdvantages:
         """Judge every live step relative to its group.
@@ -783,22 +787,31 @@ class GRPO(SavedAlgorithm):
             weights *= compute_filter_weights(groups.informative, rollout.step_mask, self.loss_normalization)
         return weights
 
-    def _compute_values(self, observations: Observations) -> npt.NDArray[np.float32]:
-        """Estimate the values of live steps, ``(n_live_steps,)``.
-
-        :param observations: As the policy sees them, shape ``(n_live_steps, *observation_shape)``.
-        """
-        if self._reads_values_fast and isinstance(self._actor, Actor):
-            return fast.compute_values(self._actor, observations)
-        with self._layer_noise():
-            return compute_values(self.policy, observations)
-
     def _sync_ref_policy(self) -> ActorCriticPolicy:
         """Return the reference policy, a copy of the policy that is renewed after every ``ref_sync_steps``."""
         is_due = self.ref_sync_steps is not None and self.num_timesteps >= self._ref_timesteps + self.ref_sync_steps
         if self._ref_policy is None or is_due:
             self._ref_policy, self._ref_timesteps = copy_policy(self.policy), self.num_timesteps
         return self._ref_policy
+
+    def _choose_anchors(self, rollout: GroupRollout, discounted_returns: npt.NDArray[np.float64] | None) -> None:
+        """Let the next rollout go on from a random step of a random branch of each group, or from the archive.
+
+        :param discounted_returns: As ``Anchors.choose`` takes them.
+        """
+        anchors = self._collector.anchors
+        if (archive := anchors.archive) is not None:
+            self.logger.record("rollout/archive_size", len(archive))
+            self.logger.record("rollout/archive_share", archive.share)
+        with suppress(ReplacedLayerError):  # by a reset: the next rollout makes the groups anew
+            anchors.choose(
+                self._collector.groups,
+                discounted_returns,
+                self.restart_probability,
+                self.rng,
+                lambda: self._stop_requested,
+                None if archive is None else compute_spreads(rollout.value_targets, rollout.step_mask),
+            )
 
     def train(self) -> None:
         """Take PPO's clipped steps on the rollout just collected, and fit the value network to it.
@@ -859,16 +872,6 @@ class GRPO(SavedAlgorithm):
                 torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             self.policy.optimizer.step()
         self._log_update(_compute_means(measured), clip_range)
-
-    def _make_layer_noise(self) -> Callable[[], AbstractContextManager[None]]:
-        """Make what each forward pass runs in: layers of the user's own, such as dropout, draw by this model's seed.
-
-        The model's generator stays where it is, so that policies which draw nothing learn the same with it or without.
-        """
-        if self._is_known_to_numpy():
-            return nullcontext
-        far_ahead = np.random.Generator(self.rng.bit_generator.jumped())  # type: ignore[attr-defined]  # PCG64 has it
-        return partial(borrow_torch_generator, far_ahead, self.device)
 
     def _get_clip_ranges(self) -> tuple[float, float]:
         """Return how far the ratio may now fall below 1, and how far it may rise above it."""
