@@ -47,6 +47,7 @@ LIBRARY_ORDER = [
     "update",
     "saving",
     "shards",
+    "algorithm",
     "export",
     "checkpoints",
     "success",

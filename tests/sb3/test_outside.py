@@ -830,7 +830,7 @@ def test_an_environment_that_a_callback_sets_is_proven_once_and_refused_at_once(
 
     model = GRPO("MlpPolicy", Task(), n_steps=64, horizon=8, n_epochs=1, group_mode="branch", device=DEVICE)
     callback = Setting()
-    with mock.patch("grpo.make_bank", wraps=make_bank) as made:
+    with mock.patch("grpo_core.algorithm.grouped.make_bank", wraps=make_bank) as made:
         model.learn(1, callback)
         assert made.call_count == 2, "one is refused"
         copy.deepcopy(model).learn(64)

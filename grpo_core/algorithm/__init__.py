@@ -1,0 +1,1 @@
+"""The bases of ``GRPO``: all of it that is not the method."""
