@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -27,7 +26,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from grpo_core import __version__, fast
 from grpo_core.actor.actor import Actor
 from grpo_core.algorithm.grouped import GroupedAlgorithm
-from grpo_core.export.policy_file import export_model, find_format
 from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages, describe_adaptive
 from grpo_core.groups.archive import compute_spreads
 from grpo_core.groups.correlation import GroupCorrelation
@@ -52,7 +50,6 @@ from grpo_core.options.policy_kwargs import check_built_policy, check_policy_fit
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.errors import ReplacedLayerError
 from grpo_core.restoring.simulator import check_branchable
-from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.model_state import warn_if_too_large
 from grpo_core.shards.messages import MakeCollector
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
@@ -75,7 +72,6 @@ from grpo_core.update.policies import (
     copy_policy,
     evaluate_actions,
     find_not_finite,
-    predict_masked,
 )
 from grpo_core.update.seeding import borrow_torch_generator
 from grpo_core.update.structure import StructureCheck, is_learning_watched
@@ -690,55 +686,6 @@ class GRPO(GroupedAlgorithm):
     def stop(self) -> None:
         """Ask a running ``learn`` to return at its next simulator step or minibatch; safe from any thread."""
         self._stop_requested = True
-
-    def predict(
-        self,
-        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
-        state: tuple[npt.NDArray[Any], ...] | None = None,
-        episode_start: npt.NDArray[Any] | None = None,
-        deterministic: bool = False,
-        action_masks: npt.NDArray[np.bool_] | None = None,
-    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """Choose actions as ``BaseAlgorithm.predict`` does; drawn actions come from the model's own generator.
-
-        :param observation: One observation, ``observation_shape``, or several, ``(batch_size, *observation_shape)``; a
-            dict of such where observations are. Normalised already where training had a ``VecNormalize``; a warning
-            says so where there is no environment. ``make_actor`` takes them as the environment gives them.
-        :param state: Returned as it is: no policy here is recurrent.
-        :param episode_start: Not used, for the same reason.
-        :param deterministic: Take the most likely actions instead of drawing them.
-        :param action_masks: Legal actions, as sb3-contrib lays them out: flags ``(n_bits,)``, or
-            ``(batch_size, n_bits)`` for several observations. None where all are.
-        :return: Actions, ``action_shape`` or ``(batch_size, *action_shape)``, within a Box's bounds; and ``state``.
-        :raises ValueError: If observations or masks are of another shape.
-        """
-        self._warn_of_lost_normalization()
-
-        def choose() -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-            if action_masks is None:
-                return super(GRPO, self).predict(observation, state, episode_start, deterministic)
-            return predict_masked(self.policy, observation, action_masks, deterministic), state
-
-        if deterministic:
-            return choose()
-        with borrow_torch_generator(self._predict_rng, self.policy.device):
-            return choose()
-
-    def export(self, path: str | Path, with_masks: bool = False) -> None:
-        """Write the policy for programs without this library; it chooses the most likely action within its bounds.
-
-        The statistics of a ``VecNormalize`` are part of it, so it takes observations as the environment gives them.
-
-        :param path: Ends in ``.onnx``, or in ``.pt`` for TorchScript. A missing folder is made.
-        :param with_masks: Whether it takes ``action_masks`` beside every observation, as ``predict`` does.
-        :raises ValueError: If the path ends otherwise, the policy has layers of your own, or its actions no masks.
-        :raises grpo_core.export.policy_file.MissingPackageError: If the format's package is not installed.
-        """
-        target = Path(path)
-        content = model_file.from_bytes(self.to_bytes(), limits=model_file.LIBRARY_LIMITS)
-        exported = export_model(content, find_format(target), with_masks)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write.write_atomic(target, exported)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.

@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core.actor.actor import PolicyActor
+from grpo_core.algorithm.saved import SavedAlgorithm
 from grpo_core.environments.first_calls import call_reset
 from grpo_core.groups.callback_view import CallbackView, VecStep, keep_original_observations
 from grpo_core.groups.collector import GroupCollector, VecStepCallback
@@ -19,7 +20,6 @@ from grpo_core.options.checks import check_group_mode, get_horizon
 from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
 from grpo_core.saving.model_state import wrap_like
-from grpo_core.saving.saved_algorithm import SavedAlgorithm
 from grpo_core.shards.messages import MakeCollector
 from grpo_core.shards.pool import RolloutPool, choose_pool
 from grpo_core.shards.sharded_collector import choose_collector, count_shards

@@ -1,8 +1,9 @@
-"""Save and load models with Stable-Baselines3's interface but without pickles, copy them, and freeze policies."""
+"""Save and load models with Stable-Baselines3's interface but without pickles, export and copy them."""
 
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,13 +15,12 @@ from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core import __version__
-from grpo_core.actor.actor import Actor, PolicyActor
-from grpo_core.actor.normalization import ObservationStatistics
+from grpo_core.algorithm.acting import ActingAlgorithm
 from grpo_core.environments.packages import explain_missing_packages
+from grpo_core.export.policy_file import export_model, find_format
 from grpo_core.groups.correlation import GroupCorrelation
-from grpo_core.groups.normalization import Normalizer
 from grpo_core.options.rewards import RewardFunction
-from grpo_core.saving import model_file
+from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.copies import reduce_model, restore_model
 from grpo_core.saving.model_state import (
     ModelPath,
@@ -38,15 +38,12 @@ from grpo_core.saving.model_state import (
 )
 from grpo_core.spaces import check_spaces
 from grpo_core.update.optimizers import ParameterGroups
-from grpo_core.update.policies import copy_policy
-from grpo_core.update.structure import StructureCheck, is_forward_watched
-from grpo_core.update.torch_actor import TorchActor
 
 # Where SB3 keeps an argument that has no attribute of its name.
 _ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
 
 
-class SavedAlgorithm(OnPolicyAlgorithm):
+class SavedAlgorithm(ActingAlgorithm):
     """The base of ``GRPO`` that knows model files; ``grpo_core.saving.model_file`` describes them."""
 
     rng: np.random.Generator
@@ -54,19 +51,11 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     kl_coef: float
     ref_sync_steps: int | None
     _ref_policy: ActorCriticPolicy | None
-    #: The policy's layers as they were built, whether some of them are of the user's own make, how a file describes
-    #: them, and their parameters.
-    _structure: StructureCheck
-    _has_own_parts: bool
-    _network: dict[str, Any]
+    #: The policy's and the value network's parameters.
     _parameter_groups: ParameterGroups
     _group_correlation: GroupCorrelation
-    #: The file that the model came from.
-    _loaded: model_file.ModelContent | None = None
     #: Names of the reward functions that the model was trained with, which its file cannot hold.
     _lost_reward_function: str | list[str] | None = None
-    #: Whether ``predict`` has found out whether it lacks a ``VecNormalize``.
-    _is_normalization_checked = False
     #: Whether no update has yet shown that the numbers of the file are fit to be trained on.
     _is_just_loaded = False
 
@@ -177,6 +166,22 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         model._loaded = content
         return model
 
+    def export(self, path: str | Path, with_masks: bool = False) -> None:
+        """Write the policy for programs without this library; it chooses the most likely action within its bounds.
+
+        The statistics of a ``VecNormalize`` are part of it, so it takes observations as the environment gives them.
+
+        :param path: Ends in ``.onnx``, or in ``.pt`` for TorchScript. A missing folder is made.
+        :param with_masks: Whether it takes ``action_masks`` beside every observation, as ``predict`` does.
+        :raises ValueError: If the path ends otherwise, the policy has layers of your own, or its actions no masks.
+        :raises grpo_core.export.policy_file.MissingPackageError: If the format's package is not installed.
+        """
+        target = Path(path)
+        content = model_file.from_bytes(self.to_bytes(), limits=model_file.LIBRARY_LIMITS)
+        exported = export_model(content, find_format(target), with_masks)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write.write_atomic(target, exported)
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy holds: the environment and its episodes too, but neither logger nor rollout.
 
@@ -186,69 +191,6 @@ class SavedAlgorithm(OnPolicyAlgorithm):
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         restore_model(self, state)
-
-    def make_actor(self) -> PolicyActor:
-        """Copy the policy, its value network and the statistics of ``VecNormalize`` as they are now into an ``Actor``.
-
-        It takes observations as the environment gives them, before any normalisation. A policy with layers of your own
-        is run by torch, slower and in one thread at a time.
-        """
-        if self._is_known_to_numpy():
-            return self.make_numpy_actor()
-        return TorchActor(copy_policy(self.policy), self._freeze_observation_statistics())
-
-    def _make_rollout_actor(self) -> PolicyActor:
-        """Make an actor for while the policy stays as it is; ``make_actor`` copies it."""
-        if self._is_known_to_numpy() and not self._convolves_on_gpu():
-            return self.make_numpy_actor()
-        return TorchActor(self.policy, self._freeze_observation_statistics())
-
-    def make_numpy_actor(self) -> Actor:
-        """Copy a policy with SB3's own layers as ``make_actor`` does, into what is served."""
-        return Actor.from_weights(
-            self.observation_space,
-            self.action_space,
-            self._network,
-            get_weights(self.policy),
-            self._freeze_observation_statistics(),
-        )
-
-    def _has_built_layers(self) -> bool:
-        """Tell whether the policy has the layers that it was built with."""
-        return self._structure.is_as_built(self.policy)
-
-    def _has_known_layers(self) -> bool:
-        """Tell whether the policy has the layers that SB3 builds, and none other."""
-        return not self._has_own_parts and self._has_built_layers()
-
-    def _is_known_to_numpy(self) -> bool:
-        """Tell whether the actor in NumPy computes what the policy computes as it is now, seen by nobody else."""
-        return self._has_known_layers() and not is_forward_watched(self.policy)
-
-    def _convolves_on_gpu(self) -> bool:
-        """Tell whether to act where the policy is: a GPU convolves images several times as fast as NumPy."""
-        layers = self.policy.modules()
-        return self.policy.device.type == "cuda" and any(isinstance(layer, torch.nn.Conv2d) for layer in layers)
-
-    def _freeze_observation_statistics(self) -> ObservationStatistics | None:
-        if self.env is None and self._loaded is not None:
-            return self._loaded.get_observation_statistics()
-        return Normalizer(self._vec_normalize_env).freeze()
-
-    def _warn_of_lost_normalization(self) -> None:
-        """Warn once where no environment applies the statistics that the model's file holds of observations."""
-        if self.env is not None or self._is_normalization_checked:
-            return
-        self._is_normalization_checked = True
-        if self._freeze_observation_statistics() is None:
-            return
-        warnings.warn(
-            "predict() takes normalised observations, for this model was trained in VecNormalize, but it was loaded "
-            "without an environment that normalises them. Unless you do, its actions are wrong: load it with "
-            "GRPO.load(path, env=env) and give predict() the observations of model.get_env(), or ask actor = "
-            "model.make_actor(), which normalises: actor.clip_actions(actor.best_actions(observations)).",
-            stacklevel=3,
-        )
 
     def _check_lost_reward_function(self) -> None:
         """Check that there is a reward function if the model was trained with one.
