@@ -9,4 +9,5 @@ played again.
 - ``player``: plays shards, in a worker or in this process.
 - ``sharded_collector``: cuts rollouts, and puts them together again.
 - ``pool``: hands shards to workers, whatever these are; ``processes`` has them on this machine, ``ray_pool`` on Ray's.
+- ``choose_pool``: takes one of the two, or neither.
 """

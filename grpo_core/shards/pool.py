@@ -4,15 +4,12 @@
 worker dies is played again by another, with the same steps.
 """
 
-import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
-
-from grpo_core.shards.player import ShardPlayer
+from typing import Self
 
 # After this many dead workers the shard is to blame.
 _MAX_DEATHS = 3
@@ -260,52 +257,3 @@ class _Rollout:
             self.is_closed = True
             self._changed.notify_all()
             return not self._waiting and not self._n_under_way
-
-
-class InProcessPool(RolloutPool):
-    """Plays shards in the caller's own thread, one after the other: what every other pool is to match."""
-
-    def __init__(self) -> None:
-        super().__init__(n_workers=1)
-
-    @contextmanager
-    def open(self, setup: bytes) -> Iterator[Self]:
-        self._player = ShardPlayer(setup, has_company=True)
-        try:
-            yield self
-        finally:
-            self._player.close()
-
-    def play(self, policy: bytes, orders: Sequence[bytes], should_stop: Callable[[], bool]) -> Replies:
-        self._player.set_policy(policy)
-        for order in orders:
-            reply = self._player.play(order, should_stop)
-            if should_stop():
-                return
-            yield reply
-
-    def _start(self) -> Worker:
-        raise NotImplementedError("it has no workers")
-
-
-def choose_pool(n_workers: int, stall_seconds: float = RolloutPool.stall_seconds) -> RolloutPool:
-    """Make the pool that fits where the training runs: on Ray where this process is connected to it, else processes.
-
-    :param stall_seconds: See ``RolloutPool.stall_seconds``.
-    """
-    pool = _make_pool(n_workers)
-    pool.stall_seconds = stall_seconds
-    return pool
-
-
-def _make_pool(n_workers: int) -> RolloutPool:
-    if n_workers == 1:
-        return InProcessPool()
-    ray: Any = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        from grpo_core.shards.ray_pool import RayPool
-
-        return RayPool(n_workers)
-    from grpo_core.shards.processes import ProcessPool
-
-    return ProcessPool(n_workers)

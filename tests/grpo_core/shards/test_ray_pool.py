@@ -1,13 +1,11 @@
 """Rollout workers on Ray, where it is installed."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from grpo_core.shards.pool import InProcessPool, choose_pool
-from grpo_core.shards.processes import ProcessPool
+from grpo_core.shards.choose_pool import choose_pool
 from tests.grpo_core.shards.models import DyingCartPole, HangingCartPole, learn, make_model, wrap
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
@@ -17,11 +15,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
 def ray(ray_cluster: None) -> Any:
     """The module, connected to a cluster on loopback."""
     return pytest.importorskip("ray")
-
-
-def test_a_pool_is_chosen_by_where_the_training_runs() -> None:
-    assert isinstance(choose_pool(1), InProcessPool)
-    assert isinstance(choose_pool(2), ProcessPool) or "ray" in sys.modules
 
 
 def test_the_weights_are_those_of_one_process_also_where_an_actor_dies_or_hangs(ray: Any, tmp_path: Path) -> None:

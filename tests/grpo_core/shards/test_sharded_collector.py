@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.groups.group import GroupPlan
-from grpo_core.shards.pool import InProcessPool, RolloutWorkersError
+from grpo_core.shards.choose_pool import InProcessPool
+from grpo_core.shards.pool import RolloutWorkersError
 from grpo_core.shards.processes import ProcessPool
 from grpo_core.shards.sharded_collector import count_shards
 from tests.grpo_core.shards.models import (
