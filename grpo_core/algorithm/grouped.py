@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -23,7 +23,7 @@ from grpo_core.saving.model_state import wrap_like
 from grpo_core.shards.choose_pool import choose_pool
 from grpo_core.shards.messages import MakeCollector
 from grpo_core.shards.pool import RolloutPool
-from grpo_core.shards.sharded_collector import choose_collector, count_shards
+from grpo_core.shards.sharded_collector import ShardedCollector, choose_collector, count_shards
 from grpo_core.simulators.bank import Findings, SimulatorBank
 from grpo_core.simulators.choose_bank import make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
@@ -217,9 +217,12 @@ class GroupedAlgorithm(SavedAlgorithm):
 
     @contextmanager
     def _open_workers(self) -> Iterator[None]:
-        """Have workers, where rollouts are cut for them, and leave none of a callback's environments waiting."""
-        pool = self.rollout_pool or choose_pool(self.n_rollout_workers, self.rollout_stall_seconds)
-        with self._collector.open_workers(self.reward_function, self.reward_weights, pool):
+        """Let workers play inside the block, if rollouts are cut; then use an environment that a callback set last."""
+        workers: AbstractContextManager[None] = nullcontext()
+        if isinstance(self._collector, ShardedCollector):
+            pool = self.rollout_pool or choose_pool(self.n_rollout_workers, self.rollout_stall_seconds)
+            workers = self._collector.open_workers(self.reward_function, self.reward_weights, pool)
+        with workers:
             try:
                 yield
             finally:  # an interrupted training may go on from a checkpoint, which has other groups

@@ -2,11 +2,10 @@
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,26 +29,6 @@ from grpo_core.spaces import pack
 # Called after every vectorised step with infos, done flags and rewards, one per environment, and the number of
 # environments that took a step. It returns False to end the rollout.
 VecStepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
-
-
-class WorkerPool(Protocol):
-    """Plays parts of rollouts in place of the caller's thread; see ``grpo_core.shards.pool.RolloutPool``."""
-
-    def open(self, setup: bytes) -> AbstractContextManager[Any]:
-        """Let workers play the parts of one training inside the block.
-
-        :param setup: What all of them are to know.
-        """
-
-    def play(
-        self, policy: bytes, orders: Sequence[bytes], should_stop: Callable[[], bool]
-    ) -> Generator[bytes, None, None]:
-        """Yield the outcome of each part of a rollout, in their order.
-
-        :param policy: Who acts.
-        :param orders: The parts.
-        :param should_stop: Asked while waiting; True ends it early.
-        """
 
 
 @dataclass(slots=True)
@@ -161,20 +140,6 @@ class GroupCollector:
     def groups(self) -> Sequence[Group]:
         """The groups of the latest rollout, by index."""
         return self._groups
-
-    def open_workers(
-        self,
-        reward_function: Reward | None,
-        reward_weights: Sequence[float] | None,
-        pool: WorkerPool,
-    ) -> AbstractContextManager[None]:
-        """Make what plays the groups ready for several rollouts; here nothing, since the caller's thread does.
-
-        :param reward_function: What replaces the environment's rewards; None leaves them.
-        :param reward_weights: Weights of several reward functions.
-        :param pool: Who plays the groups, if others do.
-        """
-        return nullcontext()
 
     def apply_reward_functions(
         self,

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 
 from grpo_core.actor.actor import PolicyActor
-from grpo_core.groups.collector import GroupCollector, VecStepCallback, WorkerPool
+from grpo_core.groups.collector import GroupCollector, VecStepCallback
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout, SteppedPlace
 from grpo_core.options.checks import refuse
@@ -28,6 +28,7 @@ from grpo_core.shards.messages import (
     unpack,
     unpack_infos,
 )
+from grpo_core.shards.pool import RolloutPool
 from grpo_core.simulators.bank import SimulatorBank
 from grpo_core.simulators.rewrapping import unwrap_env
 from grpo_core.update.policies import copy_policy
@@ -165,7 +166,7 @@ class ShardedCollector(GroupCollector):
         self._monitors = [find_monitor(env) for env in base.envs]
         self._action_space, self._make_collector = action_space, make_collector
         self.n_shards, self.has_plain_states = n_shards, has_plain_states
-        self._pool: WorkerPool | None = None
+        self._pool: RolloutPool | None = None
         self._rewarded_by: tuple[Any, Any] = (None, None)
         self._scored: list[_Scored] = []
         self._stepped_places: list[SteppedPlace] = []
@@ -175,8 +176,14 @@ class ShardedCollector(GroupCollector):
         self,
         reward_function: Reward | None,
         reward_weights: Sequence[float] | None,
-        pool: WorkerPool,
+        pool: RolloutPool,
     ) -> Iterator[None]:
+        """Let workers play the rollouts of one training inside the block.
+
+        :param reward_function: What replaces the environment's rewards; None leaves them.
+        :param reward_weights: Weights of several reward functions.
+        :param pool: The workers.
+        """
         self.outside_changes.keep()
         if self.outside_changes.has_changes():  # the copies will have them, and the anchor states do not
             self._bank.renew([])
