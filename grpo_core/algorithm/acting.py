@@ -114,7 +114,7 @@ class ActingAlgorithm(OnPolicyAlgorithm):
         return Normalizer(self._vec_normalize_env).freeze()
 
     def _is_known_to_numpy(self) -> bool:
-        """Tell whether the actor in NumPy computes what the policy computes as it is now, seen by nobody else."""
+        """Tell whether the actor in NumPy computes what the policy computes now, and no hook watches that."""
         return self._has_known_layers() and not is_forward_watched(self.policy)
 
     def _has_known_layers(self) -> bool:

@@ -167,7 +167,7 @@ class RolloutPool(ABC):
             self.n_bytes_received += n_bytes[2]
 
     def _give_up(self) -> None:
-        """End all workers at once, whatever they do, and let nobody wait for one to start."""
+        """End all workers at once, whatever they do, so that no thread waits for one to start."""
         for worker in self._take_workers():
             worker.kill()
 
