@@ -62,8 +62,8 @@ def _report(job: Job, n_points: int, generator: np.random.Generator) -> None:
     for i in range(n_points):
         share = (i + 1) / n_points
         reward = best * (1 - math.exp(-pace * share))
-        job.advance(int(320_000 * share))
-        job.publish_metrics(
+        job.progress.advance(int(320_000 * share))
+        job.progress.publish_metrics(
             {
                 "rollout/ep_rew_mean": reward * 0.85 + 12 * noise[i, 0],
                 "rollout/zero_std_group_fraction": min(1.0, abs(0.2 * noise[i, 1])),
@@ -73,9 +73,11 @@ def _report(job: Job, n_points: int, generator: np.random.Generator) -> None:
             }
         )
         if i % (n_points // 20) == 0:
-            job.publish_evaluation({**_make_figures(reward, 20.0 * (1.2 - share)), "timesteps": int(320_000 * share)})
+            job.progress.publish_evaluation(
+                {**_make_figures(reward, 20.0 * (1.2 - share)), "timesteps": int(320_000 * share)}
+            )
     final = {**_make_figures(reward, 6.0), "timesteps": 320_000, "seconds": 1.0, "complete": True}
-    job.publish_final_evaluation(final)
+    job.progress.publish_final_evaluation(final)
     job.finish(JobStatus.COMPLETED if generator.uniform() > 0.1 else JobStatus.STOPPED)
 
 

@@ -37,8 +37,8 @@ def write_jobs(models_dir: Path) -> float:
             job = Job(plan)
             job.start()
             for row in range(_N_ROWS):
-                job.advance(32 * row)
-                job.publish_metrics({f"train/{key}": row / 7 for key in range(16)})
+                job.progress.advance(32 * row)
+                job.progress.publish_metrics({f"train/{key}": row / 7 for key in range(16)})
             job.finish(JobStatus.COMPLETED if number % 3 else JobStatus.FAILED)
             records.append(job.make_record(0, 1))
         journal.write(records)

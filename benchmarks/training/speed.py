@@ -40,7 +40,7 @@ def compare_jobs(n_repetitions: int, total_timesteps: int) -> list[Comparison]:
 
     def train_alone() -> float:
         plan, started_at = make_plan(request), time.perf_counter()
-        train_policy(TrainingOrder(plan.config, plan.reward), Job(plan))
+        train_policy(TrainingOrder(plan.config, plan.reward), Job(plan).progress)
         return time.perf_counter() - started_at
 
     def train_ppo() -> float:

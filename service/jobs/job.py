@@ -1,22 +1,22 @@
-"""One training job: its status, what it has reported, how it is stopped; ``transitions`` lists its ways on and back."""
+"""One training job: its status, how it is stopped, resumed and remembered; ``progress`` takes what it reports."""
 
 import asyncio
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from grpo_core.options.rewards import Reward
 from service.errors import ConflictError
 from service.jobs.clock import JobClock
 from service.jobs.description import describe_job, name_tensorboard_run, summarize_job
+from service.jobs.progress import JobProgress
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
 from service.jobs.records.record import INTERRUPTED, UNSAVED, JobRecord, JobState, PlanRecord, compute_recipe
-from service.jobs.reports import JobReports
 from service.jobs.totals import JobTotals
 from service.jobs.transitions import JobEvent, find_next
 from service.schemas.jobs import (
@@ -71,9 +71,7 @@ class JobHome(NamedTuple):
 
 
 class Job:
-    """One training job, and the ``Progress`` that its worker reports to.
-
-    Safe to read and to stop from any thread.
+    """One training job. Safe to read and to stop from any thread.
 
     :param plan: The job's settings.
     :param home: What its server has for it; None counts it nowhere and keeps nothing.
@@ -95,19 +93,38 @@ class Job:
         # Guards changes of everything below; single fields are read without it.
         self._lock = threading.Lock()
         self._state = JobState(status=JobStatus.QUEUED, created_at=datetime.now(UTC), warnings=list(plan.warnings))
-        self._clock, self._reports = JobClock(), JobReports(self._state, self.history)
+        self._clock = JobClock()
         # The final status, known before it is entered: a stop decides it while the training still runs.
         self._outcome: JobStatus | None = None
         # Once it is set, nothing changes but the status, which follows as soon as the end is written down.
         self._end: _End | None = None
-        self._stop_training: Callable[[], None] | None = None
         #: The model file of a training that is over, which could not be saved then.
         self.unsaved_model: bytes | None = None
-        # Whether all is there that another worker would need.
+        # Whether another worker could go on.
         self._may_restart = True
+        self._progress = self._make_progress()
         self.history.append("job.status", {"status": JobStatus.QUEUED})
         for warning in plan.warnings:
             self.history.append("job.warning", {"warning": warning})
+
+    def _make_progress(self) -> JobProgress:
+        return JobProgress(
+            self.job_id,
+            self.config,
+            lock=self._lock,
+            is_closed=lambda: self._end is not None,
+            state=self._state,
+            history=self.history,
+            clock=self._clock,
+            receipts=self.receipts,
+            totals=self._home.totals,
+            checkpoints=self._home.checkpoints,
+        )
+
+    @property
+    def progress(self) -> JobProgress:
+        """What the worker reports to; another worker has another one."""
+        return self._progress
 
     @property
     def state(self) -> JobState:
@@ -186,8 +203,8 @@ class Job:
                 self._clock.wake()
             self._state.n_stops += 1
             is_waiting = self._state.status is JobStatus.QUEUED
-            if not is_waiting and self._stop_training is not None:
-                self._stop_training()
+            if not is_waiting:
+                self._progress.stop()
         if is_waiting:
             self.finish(JobStatus.STOPPED)
 
@@ -210,8 +227,7 @@ class Job:
             self._begin_again()
             self._rewind()
             self._clock.start()
-            self._stop_training = None
-            self._reports.warn(f"{reason} The job went on from step {self._state.current_timesteps:,}.")
+            self._progress.warn(f"{reason} The job went on from step {self._state.current_timesteps:,}.")
             return True
 
     def wake(self) -> None:
@@ -247,9 +263,9 @@ class Job:
             self._home, state = home, self._state
             ended = _describe_end(state)
             if unsaved_model is None and UNSAVED in (state.error_message or ""):
-                self._reports.warn("its finished policy is not in memory any more, so the job trains again.")
+                self._progress.warn("its finished policy is not in memory any more, so the job trains again.")
             if checkpoint is None and state.checkpoint is not None and unsaved_model is None:
-                self._reports.warn("its checkpoint is gone or cannot be used here, so the job began again.")
+                self._progress.warn("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
             self.unsaved_model = unsaved_model
             self._begin_again()
@@ -267,11 +283,12 @@ class Job:
         self._state.n_restarts += 1
         self.receipts = Receipts(self._state.n_restarts)
         self._clock.reset()
+        self._progress = self._make_progress()
 
     def _rewind(self) -> None:
         """Go back to where the checkpoint was taken, or to the start."""
         checkpoint = self._state.checkpoint
-        self._reports.rewind(0 if checkpoint is None else checkpoint.timesteps)
+        self._progress.rewind(0 if checkpoint is None else checkpoint.timesteps)
 
     def settle_outcome(self) -> JobStatus:
         """Decide after training whether the job completed or was stopped; later stops are refused."""
@@ -314,13 +331,12 @@ class Job:
     def give_up(self, status: JobStatus, error_message: str) -> None:
         """Enter a final status although the training hangs; if it ever continues, it stops at once."""
         with self._lock:
-            if self._stop_training is not None:
-                self._stop_training()
+            self._progress.stop()
         self.finish(status, error_message)
 
     def _enter(self, end: _End) -> None:
         end.write_into(self._state)
-        self._stop_training = None
+        self._progress.detach_stop()
         self._home.totals.add_end(end.status)
         try:
             self._append_end()
@@ -377,6 +393,7 @@ class Job:
         job._clock = JobClock(record.state.elapsed_seconds + max(0.0, away.total_seconds()))
         job._clock.start()
         job.receipts = Receipts(record.state.n_restarts, record.state.n_reports)
+        job._progress = job._make_progress()
         job._outcome = JobStatus.STOPPED if job._state.n_stops else None
         return job
 
@@ -389,13 +406,17 @@ class Job:
         self._may_restart = False
         warning = f"if its worker dies, the job cannot go on: {reason}"
         if warning not in self.warnings:  # an earlier server may have said so
-            self.publish_warning(warning)
+            self.warn(warning)
+
+    def warn(self, warning: str) -> None:
+        """Note a warning for the client, unless the job has ended."""
+        self._progress.publish_warning(warning)
 
     def _restore(self, record: JobRecord) -> None:
         """Take all that a record says but for the end."""
         self.job_id, self.labels, self.history = record.job_id, record.labels, JobHistory.restore(record.history)
         self._state, self._clock = record.state, JobClock(record.state.elapsed_seconds)
-        self._reports = JobReports(self._state, self.history)
+        self._progress = self._make_progress()
 
     def log(self, event: str, **fields: float) -> None:
         """Log an event of the job, with the names that identify it."""
@@ -416,56 +437,6 @@ class Job:
                 state = self._state
                 state.model_name, state.sha256 = state.last_saved = model_name, sha256
 
-    def attach_stop(self, stop: Callable[[], None]) -> None:
-        """Take the function that stops the training."""
-        with self._lock:
-            self._stop_training = stop
-            for _ in range(max(self._state.n_stops, int(self._outcome is not None))):
-                stop()
-
-    def advance(self, current_timesteps: int) -> None:
-        """Note the number of simulator steps taken so far."""
-        with self._lock:
-            if self._end is None:  # an abandoned thread may continue
-                self._clock.wake()
-                self._refresh()
-                self._home.totals.add_timesteps(self._reports.add_steps(current_timesteps, self.config))
-
-    def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Note the latest metrics."""
-        with self._lock:
-            if self._end is None and metrics:
-                self._reports.add_metrics(metrics, self._clock.elapsed_seconds - self.receipts.age_seconds)
-
-    def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Note an evaluation of the policy."""
-        with self._lock:
-            if self._end is None:
-                self._reports.add_evaluation(evaluation, self._clock.elapsed_seconds - self.receipts.age_seconds)
-
-    def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Record the evaluation of the policy that will be saved."""
-        with self._lock:
-            if self._end is None:
-                self._reports.add_final_evaluation(evaluation)
-
-    def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
-        """Keep a checkpoint, and note it once it is kept; a disk that refuses only ends in a warning."""
-        if self._home.checkpoints is None or self._end is not None:
-            return
-        try:
-            self._home.checkpoints.write(self.job_id, content)
-        except OSError as error:
-            self.publish_warning(
-                f"no checkpoint can be kept, so an interruption loses what is learned ({error.strerror}); free some "
-                "disk space or mend the models folder."
-            )
-            return
-        fields = {name: described.get(name) for name in ("timesteps", "exact", "note")}
-        with self._lock:
-            if self._end is None:  # it may have ended while the disk was busy
-                self._state.checkpoint = JobCheckpoint(**fields, created_at=datetime.now(UTC))
-
     def read_checkpoint(self) -> bytes | None:
         """Return the content of the latest checkpoint, to go on from; None if there is none.
 
@@ -477,25 +448,13 @@ class Job:
         with self._lock:
             if content is None and self._end is None:
                 self._state.checkpoint = None
-                self._reports.rewind(0)
-                self._reports.warn("training began again: the job's checkpoint is gone, or cannot be read.")
+                self._progress.rewind(0)
+                self._progress.warn("training began again: the job's checkpoint is gone, or cannot be read.")
         return content
 
     def read_finished_model(self) -> bytes | None:
         """Return the model of a job that failed after its training was over; None if it was not."""
         return None if self._home.checkpoints is None else self._home.checkpoints.read_finished(self.job_id)
-
-    def publish_warning(self, warning: str) -> None:
-        """Note a warning for the client."""
-        with self._lock:
-            if self._end is None:
-                self._reports.warn(warning)
-
-    def publish_ended_by(self, ended_by: EndedBy) -> None:
-        """Note the rule that ends the training early."""
-        with self._lock:
-            if self._end is None:
-                self._state.ended_by = ended_by
 
 
 def _describe_end(state: JobState) -> str:

@@ -136,7 +136,7 @@ class JobRegistry(JobTable):
         with self._admission:
             with self._reserve(job.config.model_name):
                 if (warning := self._check_replacement(job)) is not None:
-                    job.publish_warning(warning)
+                    job.warn(warning)
                 with self._lock:
                     self._check_room()
                     self._active.append(job)
@@ -169,7 +169,7 @@ class JobRegistry(JobTable):
                     self._check_room()
                     job.resume(reward, self._home, checkpoint, self._runner.get_unsaved(job.job_id))
                     if warning is not None:
-                        job.publish_warning(warning)
+                        job.warn(warning)
                     self._drop_ended(job.job_id)
                     self._jobs[job.job_id] = job  # in the place of its line, or it could be deleted meanwhile
                     self._active.append(job)
@@ -179,7 +179,7 @@ class JobRegistry(JobTable):
     def _write_down(self, job: Job) -> None:
         self.recorder.begin(job)
         if (problem := self.recorder.problem) is not None:
-            job.publish_warning(f"this job may be lost if the server is killed: {problem}.")
+            job.warn(f"this job may be lost if the server is killed: {problem}.")
 
     def _queue(self, job: Job) -> None:
         job.log("queued")

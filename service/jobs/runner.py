@@ -128,7 +128,7 @@ class JobRunner:
         run: LastingRun | None = None
         is_gone = False
         try:
-            run, error_message = self._keeper.adopt(job.job_id, job, job.receipts), ""
+            run, error_message = self._keeper.adopt(job.job_id, job.progress, job.receipts), ""
             if run is None:
                 is_gone = True
                 error_message = job.describe_interruption()
@@ -216,7 +216,7 @@ class JobRunner:
             _, ended_by = self._unsaved.get(job.job_id, (None, None))  # it stays until it is saved
         content, job.unsaved_model = job.unsaved_model, None
         if content is not None and ended_by is not None:
-            job.publish_ended_by(ended_by)
+            job.progress.publish_ended_by(ended_by)
         return content
 
     def _train(self, job: Job, held: ExitStack, run: Run | None = None) -> bytes | None:
@@ -247,7 +247,7 @@ class JobRunner:
                     continue
                 if (content := job.read_finished_model()) is None:
                     raise
-                job.publish_warning(f"the policy was saved but not evaluated: {error}")
+                job.warn(f"the policy was saved but not evaluated: {error}")
                 return content
 
     def _start(self, job: Job, held: ExitStack) -> Run:
@@ -259,8 +259,8 @@ class JobRunner:
             job.config, job.plan.reward, run_dir, self._n_threads_per_job, checkpoint, init, self._stall_seconds
         ).make_task()
         if self._keeper is None:
-            return self._executor.start(task, job)
-        run = self._keeper.start_lasting(task, job, job.receipts)
+            return self._executor.start(task, job.progress)
+        run = self._keeper.start_lasting(task, job.progress, job.receipts)
         held.callback(run.release)
         return run
 
@@ -271,7 +271,7 @@ class JobRunner:
                 if (stall := self._find_stall(job)) is not None:
                     if (content := job.read_finished_model()) is not None:
                         run.kill()
-                        job.publish_warning(f"the policy was saved but not evaluated: its evaluation {stall}.")
+                        job.warn(f"the policy was saved but not evaluated: its evaluation {stall}.")
                         return content
                     _give_up(job, stall)
                     run.kill()

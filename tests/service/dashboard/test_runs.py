@@ -44,10 +44,12 @@ def record_runs(folder: Path) -> list[str]:
         job = Job(make_plan(**chosen, **(SPECIAL if number == 7 else {})))
         job.start()
         for i in range(1, 21):
-            job.advance(100 * i)
-            job.publish_metrics({"rollout/ep_rew_mean": float(number + i), "train/loss": 1.0 / i})
+            job.progress.advance(100 * i)
+            job.progress.publish_metrics({"rollout/ep_rew_mean": float(number + i), "train/loss": 1.0 / i})
         for steps in (1000, 144_070):
-            job.publish_evaluation(make_evaluation(steps, float(number)).model_dump(exclude={"elapsed_seconds"}))
+            job.progress.publish_evaluation(
+                make_evaluation(steps, float(number)).model_dump(exclude={"elapsed_seconds"})
+            )
         job.finish(JobStatus.FAILED if number == 7 else JobStatus.COMPLETED, "it broke" if number == 7 else None)
         journal.write([job.make_record(0, 1)])
         job_ids.append(job.job_id)

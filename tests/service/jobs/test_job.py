@@ -110,7 +110,7 @@ class TestOneJob:
     def test_stopping_ends_the_training(self, job: Job) -> None:
         stopped: list[bool] = []
         job.start()
-        job.attach_stop(lambda: stopped.append(True))
+        job.progress.attach_stop(lambda: stopped.append(True))
         assert stopped == []
         job.stop()
         assert stopped == [True]
@@ -121,7 +121,7 @@ class TestOneJob:
         stopped: list[bool] = []
         job.start()
         job.stop()
-        job.attach_stop(lambda: stopped.append(True))
+        job.progress.attach_stop(lambda: stopped.append(True))
         assert stopped == [True]
 
     def test_a_stop_once_training_is_over_is_refused(self, job: Job) -> None:
@@ -147,12 +147,12 @@ class TestOneJob:
 
     def test_progress_is_the_share_of_steps_and_reaches_one_only_on_completion(self, job: Job) -> None:
         job.start()
-        job.advance(25)
+        job.progress.advance(25)
         assert job.describe().progress == job.summarize().progress == 0.25
-        job.advance(120)
+        job.progress.advance(120)
         assert job.describe().progress == 1.0
         assert job.describe().current_timesteps == 120
-        job.advance(40)
+        job.progress.advance(40)
         job.finish(JobStatus.COMPLETED)
         assert job.describe().progress == 1.0
 
@@ -161,23 +161,23 @@ class TestOneJob:
         job = Job(plan(total_timesteps=100), JobHome(totals))
         job.start()
         for timesteps in (32, 64):
-            job.advance(timesteps)
-            job.publish_metrics(LOUD)
-        job.advance(32)  # without a word of a restart: its checkpoint is of no use
+            job.progress.advance(timesteps)
+            job.progress.publish_metrics(LOUD)
+        job.progress.advance(32)  # without a word of a restart: its checkpoint is of no use
         assert (job.describe().current_timesteps, job.state.repeated_timesteps, totals.n_timesteps) == (32, 64, 96)
         assert job.history.list_rows() == []
 
     def test_an_evaluation_that_is_made_again_replaces_the_earlier(self, job: Job) -> None:
         job.start()
         for reward in (3.0, 2.0):
-            job.publish_evaluation(make_evaluation(0, reward).model_dump(exclude={"elapsed_seconds"}))
+            job.progress.publish_evaluation(make_evaluation(0, reward).model_dump(exclude={"elapsed_seconds"}))
         status = job.describe()
         assert status.evaluation == status.best_evaluation
         assert [row.mean_reward for row in job.history.list_evaluations()] == [2.0]
         names = [event.name for event in job.history.list_kept_events()]
         assert names.count("job.evaluation") == 1
         assert job.summarize().mean_reward is None  # of a policy without training
-        job.publish_evaluation(make_evaluation(64, 1.0).model_dump(exclude={"elapsed_seconds"}))
+        job.progress.publish_evaluation(make_evaluation(64, 1.0).model_dump(exclude={"elapsed_seconds"}))
         assert job.summarize().mean_reward == 1.0
         restored = JobHistory.restore(job.history.get_part(0, 1, is_last=True))
         assert [row.mean_reward for row in restored.list_evaluations()] == [2.0, 1.0]
@@ -190,7 +190,7 @@ class TestOneJob:
 
         hung = Job(plan(total_timesteps=100), JobHome(JobTotals(), checkpoints=SlowFolder(tmp_path)))
         assert hung.start()
-        hung.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
+        hung.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
         assert (hung.status, hung.describe().checkpoint) == (JobStatus.FAILED, None)
         assert hung.history.list_events()[-1].payload == hung.describe().model_dump(mode="json")
 
@@ -199,8 +199,8 @@ class TestOneJob:
         home = JobHome(JobTotals(), checkpoints=folder)
         job = Job(plan(total_timesteps=100), home)
         job.start()
-        job.advance(64)
-        job.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
+        job.progress.advance(64)
+        job.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
         job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
         job.resume(None, home, job.describe().checkpoint)
         assert job.read_checkpoint() == b"a checkpoint"
@@ -217,9 +217,9 @@ class TestOneJob:
         job = Job(plan(total_timesteps=100), home)
         job.start()
         for timesteps in (32, 64, 96):
-            job.advance(timesteps)
-            job.publish_metrics({"rollout/ep_rew_mean": float(timesteps)})
-        job.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
+            job.progress.advance(timesteps)
+            job.progress.publish_metrics({"rollout/ep_rew_mean": float(timesteps)})
+        job.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
         job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
         job.resume(None, home, job.describe().checkpoint)
         assert job.describe().metrics == {"rollout/ep_rew_mean": 64.0}
@@ -231,14 +231,14 @@ class TestOneJob:
         home = JobHome(JobTotals(), checkpoints=CheckpointFolder(tmp_path))
         job = Job(plan(total_timesteps=100_000), home)
         job.start()
-        job.publish_checkpoint({"timesteps": 6_400}, b"a checkpoint")
+        job.progress.publish_checkpoint({"timesteps": 6_400}, b"a checkpoint")
         checkpoint = job.describe().checkpoint
         for status, error in (
             (JobStatus.FAILED, job.describe_interruption()),
             (JobStatus.FAILED, "RuntimeError: the cable is loose"),
             (JobStatus.STOPPED, None),
         ):
-            job.advance(9_600)
+            job.progress.advance(9_600)
             job.finish(status, error)
             job.resume(None, home, checkpoint)
             job.start()
@@ -253,14 +253,14 @@ class TestOneJob:
     def test_an_abandoned_job_stops_at_its_next_step_and_no_longer_changes(self, job: Job) -> None:
         stopped: list[bool] = []
         job.start()
-        job.attach_stop(lambda: stopped.append(True))
-        job.advance(3)
+        job.progress.attach_stop(lambda: stopped.append(True))
+        job.progress.advance(3)
         job.give_up(JobStatus.FAILED, "stalled")
         assert stopped == [True]
         given_up = job.describe()
-        job.advance(4)
-        job.publish_metrics(LOUD)
-        job.attach_stop(lambda: stopped.append(True))
+        job.progress.advance(4)
+        job.progress.publish_metrics(LOUD)
+        job.progress.attach_stop(lambda: stopped.append(True))
         assert stopped == [True, True]
         assert job.describe() == given_up
         assert (given_up.status, given_up.error_message) == (JobStatus.FAILED, "stalled")
@@ -268,18 +268,18 @@ class TestOneJob:
     def test_a_step_counts_as_activity(self, job: Job) -> None:
         started = time.monotonic()
         wait_until(lambda: job.inactive_seconds >= 0.1)
-        job.advance(1)
+        job.progress.advance(1)
         assert job.inactive_seconds < time.monotonic() - started
 
     def test_the_remaining_time_follows_from_the_pace_so_far(self, job: Job) -> None:
         job.start()
         assert job.describe().eta_seconds is None
         wait_until(lambda: job.describe().elapsed_seconds >= 0.05)
-        job.advance(80)
+        job.progress.advance(80)
         status = job.describe()
         # The fourth rollout of 32 steps is completed.
         assert status.eta_seconds == pytest.approx(status.elapsed_seconds * 48 / 80)
-        job.advance(128)
+        job.progress.advance(128)
         assert job.describe().eta_seconds == 0.0
         job.finish(JobStatus.COMPLETED)
         ended = job.describe()
@@ -289,9 +289,9 @@ class TestOneJob:
     def test_the_remaining_time_is_no_longer_than_before_where_steps_are_taken_again(self, job: Job) -> None:
         job.start()
         wait_until(lambda: job.describe().elapsed_seconds >= 0.05)
-        job.advance(48)
+        job.progress.advance(48)
         assert job.restart("Its worker died.")
-        job.advance(2)
+        job.progress.advance(2)
         status = job.describe()
         # 50 steps were taken in all, and 126 of the 128 of four rollouts are left.
         assert status.eta_seconds == pytest.approx(status.elapsed_seconds * 126 / 50)
@@ -309,7 +309,7 @@ class TestOneJob:
         job = Job(plan(total_timesteps=1_000_000, max_seconds=60.0))
         job.start()
         wait_until(lambda: job.describe().elapsed_seconds >= 0.05)
-        job.advance(1)
+        job.progress.advance(1)
         status = job.describe()
         assert status.eta_seconds == 60.0 - status.elapsed_seconds
 
@@ -321,17 +321,17 @@ class TestOneJob:
         self, job: Job, final: JobStatus, ended_by: str | None
     ) -> None:
         job.start()
-        job.publish_ended_by("patience")
+        job.progress.publish_ended_by("patience")
         assert job.describe().ended_by is None  # it has not ended yet
         job.finish(final)
-        job.publish_ended_by("max_seconds")
+        job.progress.publish_ended_by("max_seconds")
         assert job.describe().ended_by == ended_by
 
     def test_it_shows_the_latest_evaluation_and_the_first_of_the_best(self, job: Job) -> None:
         job.start()
         for timesteps, mean_reward in ((10, 1.0), (20, 3.0), (30, 3.0), (40, 2.0)):
             row = make_evaluation(timesteps, mean_reward).model_dump(exclude={"elapsed_seconds"})
-            job.publish_evaluation(row)
+            job.progress.publish_evaluation(row)
         status = job.describe()
         assert status.evaluation is not None
         assert status.best_evaluation is not None
@@ -339,38 +339,38 @@ class TestOneJob:
         assert 0.0 < status.evaluation.elapsed_seconds <= status.elapsed_seconds
         assert [row.timesteps for row in job.history.list_evaluations()] == [10, 20, 30, 40]
         job.finish(JobStatus.COMPLETED)
-        job.publish_evaluation(row)
+        job.progress.publish_evaluation(row)
         assert len(job.history.list_evaluations()) == 4
 
     def test_it_ends_with_what_its_saved_policy_earns(self, job: Job) -> None:
         job.start()
         final = make_final_evaluation(500.0)
-        job.publish_final_evaluation(final.model_dump())
+        job.progress.publish_final_evaluation(final.model_dump())
         assert job.describe().final_evaluation == final
         (event,) = [event for event in job.history.list_events() if event.name == "job.final_evaluation"]
         assert FinalEvaluation(**event.payload) == final
         job.finish(JobStatus.COMPLETED)
-        job.publish_final_evaluation(make_final_evaluation(1.0).model_dump())
+        job.progress.publish_final_evaluation(make_final_evaluation(1.0).model_dump())
         assert job.describe().final_evaluation == final
 
     def test_its_worker_may_warn(self) -> None:
         job = Job(plan()._replace(warnings=("mind the gap",)))
         job.start()
-        job.publish_warning("not evaluated")
+        job.warn("not evaluated")
         assert job.describe().warnings == ["mind the gap", "not evaluated"]
         warnings = [event.payload for event in job.history.list_events() if event.name == "job.warning"]
         assert warnings == [{"warning": "mind the gap"}, {"warning": "not evaluated"}]
         job.finish(JobStatus.COMPLETED)
-        job.publish_warning("too late")
+        job.warn("too late")
         assert job.describe().warnings == ["mind the gap", "not evaluated"]
 
     def test_a_warning_that_it_has_already_is_not_repeated(self) -> None:
         job = Job(plan()._replace(warnings=("mind the gap",)))
-        job.publish_warning("not evaluated")
+        job.warn("not evaluated")
         job.finish(JobStatus.STOPPED)
         job.resume(None, JobHome(JobTotals()), None)
         for warning in ("not evaluated", "mind the gap"):
-            job.publish_warning(warning)
+            job.warn(warning)
         assert job.warnings == ["mind the gap", "not evaluated"]
         told = [event.payload.get("warning") for event in job.history.list_kept_events()]
         assert (told.count("not evaluated"), told.count("mind the gap")) == (1, 1)
@@ -380,7 +380,7 @@ class TestOneJob:
         job.start()
         job.stop()
         job.stop()
-        job.attach_stop(lambda: stops.append(1))
+        job.progress.attach_stop(lambda: stops.append(1))
         assert len(stops) == 2
 
     def test_a_wait_for_it_ends_when_it_does(self, job: Job) -> None:
@@ -395,15 +395,15 @@ class TestItsVerdict:
         assert job.describe().verdict.state == "waiting"
         job.start()
         assert job.describe().verdict.text.startswith("Starting the worker")
-        job.advance(1000)
+        job.progress.advance(1000)
         assert job.describe().verdict.state == "starting"
         for i in range(30):
-            job.publish_metrics({"rollout/ep_rew_mean": 20.0 + i})
-            job.publish_metrics({"train/approx_kl": 0.01})
+            job.progress.publish_metrics({"rollout/ep_rew_mean": 20.0 + i})
+            job.progress.publish_metrics({"train/approx_kl": 0.01})
         assert job.describe().verdict.state == "learning"
-        job.publish_metrics({"rollout/ep_rew_mean": 480.0})
+        job.progress.publish_metrics({"rollout/ep_rew_mean": 480.0})
         assert job.describe().verdict.state == "solved"
-        job.publish_evaluation(make_evaluation(10, 400.0).model_dump(exclude={"elapsed_seconds"}))
+        job.progress.publish_evaluation(make_evaluation(10, 400.0).model_dump(exclude={"elapsed_seconds"}))
         assert job.describe().verdict.state != "solved"
         job.finish(JobStatus.FAILED)
         assert job.history.list_events()[-1].payload["verdict"]["state"] == "failed"
@@ -411,8 +411,8 @@ class TestItsVerdict:
     def test_a_missing_signal_is_one(self, job: Job) -> None:
         job.start()
         for rollout in range(1, 13):
-            job.advance(rollout * 1000)
-            job.publish_metrics({**SILENT, "rollout/ep_rew_mean": -200.0})
+            job.progress.advance(rollout * 1000)
+            job.progress.publish_metrics({**SILENT, "rollout/ep_rew_mean": -200.0})
         assert job.describe().verdict.state == "no_signal"
 
 
@@ -420,13 +420,13 @@ class TestItsHistory:
     def test_it_has_every_change_of_status_and_ends_with_the_full_status(self) -> None:
         job = Job(plan(total_timesteps=100)._replace(warnings=("mind the gap",)))
         job.start()
-        job.advance(25)
-        job.publish_metrics({"rollout/ep_rew_mean": 9.0})
-        job.publish_metrics({})
+        job.progress.advance(25)
+        job.progress.publish_metrics({"rollout/ep_rew_mean": 9.0})
+        job.progress.publish_metrics({})
         job.record_saved_model("m", "abc")
         job.finish(JobStatus.COMPLETED)
-        job.advance(50)
-        job.publish_metrics(LOUD)
+        job.progress.advance(50)
+        job.progress.publish_metrics(LOUD)
         events = job.history.list_events()
         assert [event.name for event in events] == [
             "job.status",
@@ -454,13 +454,13 @@ class TestItsHistory:
         begun = time.monotonic()
         before = job.history.last_event_id
         for timesteps in range(20_000):
-            job.advance(timesteps)
+            job.progress.advance(timesteps)
         assert 1 <= job.history.last_event_id - before <= 2 + 10 * (time.monotonic() - begun)
 
     def test_a_missing_signal_causes_one_warning_each_time(self, job: Job) -> None:
         for rollout in range(1, 40):
-            job.advance(rollout * 1000)
-            job.publish_metrics(LOUD if rollout == 20 else SILENT)
+            job.progress.advance(rollout * 1000)
+            job.progress.publish_metrics(LOUD if rollout == 20 else SILENT)
         warnings = [event.payload["warning"] for event in job.history.list_events() if event.name == "job.warning"]
         assert [warning.partition(":")[0] for warning in warnings] == [
             "no signal in the last 10 rollouts (10000 steps)"
@@ -474,35 +474,35 @@ class TestTheNoSignalWarning:
     ) -> None:
         for rollout in range(1, n_rollouts + 1):
             assert job.describe().warnings == []
-            job.advance(rollout * steps_each)
-            job.publish_metrics(SILENT)
+            job.progress.advance(rollout * steps_each)
+            job.progress.publish_metrics(SILENT)
         (warning,) = job.describe().warnings
         assert f"no signal in the last {n_rollouts} rollouts ({n_rollouts * steps_each} steps)" in warning
 
     def test_one_rollout_with_a_signal_ends_it_and_restarts_the_count(self, job: Job) -> None:
         for rollout in range(1, 13):
-            job.advance(rollout * 1000)
-            job.publish_metrics(SILENT)
-        job.publish_metrics(LOUD)
+            job.progress.advance(rollout * 1000)
+            job.progress.publish_metrics(SILENT)
+        job.progress.publish_metrics(LOUD)
         assert job.describe().warnings == []
-        job.advance(13_900)
+        job.progress.advance(13_900)
         for _ in range(10):
-            job.publish_metrics(SILENT)
+            job.progress.publish_metrics(SILENT)
         assert job.describe().warnings == []
-        job.advance(14_000)
+        job.progress.advance(14_000)
         assert "(2000 steps)" in job.describe().warnings[0]
 
     def test_warnings_of_the_plan_come_first_and_stay(self) -> None:
         job = Job(plan(total_timesteps=100_000)._replace(warnings=("mind the gap",)))
         assert job.describe().warnings == ["mind the gap"]
-        job.advance(2000)
+        job.progress.advance(2000)
         for _ in range(10):
-            job.publish_metrics(SILENT)
+            job.progress.publish_metrics(SILENT)
         assert job.describe().warnings[0] == "mind the gap"
         assert "no signal" in job.describe().warnings[1]
 
     def test_each_rollout_is_counted_once(self) -> None:
         # With one step per branch and equal rewards, there is nothing to learn.
         job = Job(plan(total_timesteps=11 * 256, n_steps=256, horizon=1, gamma=0.0, seed=0))
-        train_policy(TrainingOrder(job.config, reward_nothing), job)
+        train_policy(TrainingOrder(job.config, reward_nothing), job.progress)
         assert any("the last 11 rollouts" in warning for warning in job.describe().warnings)

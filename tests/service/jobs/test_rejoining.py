@@ -152,8 +152,8 @@ def killed(tmp_path: Path) -> Job:
     job, waiting = Job(plan), Job(plan)
     assert job.start()
     for i in range(1, 6):
-        job.advance(10 * i)
-        job.publish_metrics({"rollout/ep_rew_mean": float(i)})
+        job.progress.advance(10 * i)
+        job.progress.publish_metrics({"rollout/ep_rew_mean": float(i)})
     with job.receipts.take(7, 0.0):
         pass
     journal.write([job.make_record(0, 1), waiting.make_record(0, 1)])
@@ -211,7 +211,7 @@ def test_reports_count_as_written_once_they_are_on_the_disk(killed: Job, tmp_pat
     recorder.begin(killed)
     assert killed.receipts.n_written == 7
     with killed.receipts.take(8, 0.0):
-        killed.publish_metrics({"rollout/ep_rew_mean": 6.0})
+        killed.progress.publish_metrics({"rollout/ep_rew_mean": 6.0})
     wait_until(lambda: killed.receipts.n_written == 8)
     recorder.close()
     journal = JobJournal(tmp_path / "other")
@@ -412,7 +412,7 @@ def test_nothing_is_written_down_between_a_report_and_its_number(killed: Job) ->
     with killed.receipts.take(8, 0.0):
         thread = threading.Thread(target=write)
         thread.start()
-        killed.advance(60)
+        killed.progress.advance(60)
         assert not written.is_set()
     thread.join(60)
     record = killed.make_record(0, 1)

@@ -42,11 +42,11 @@ def test_steps_that_are_taken_again_count() -> None:
     sweep.note_job(first, job)
     sweep.observe(first, job)
     assert sweep.choose_next() is second  # 128 and 128
-    job.advance(64)
+    job.progress.advance(64)
     assert job.restart("its worker died.")  # without a checkpoint, so that 64 steps are taken again
     sweep.observe(first, job)
     assert sweep.choose_next() is None  # 64 + 128 and 128
-    job.advance(128)
+    job.progress.advance(128)
     assert job.settle_outcome() is JobStatus.COMPLETED
     job.finish(JobStatus.COMPLETED)
     sweep.observe(first, Job.restore(job.make_record(0, 1)))
@@ -70,7 +70,7 @@ def test_steps_of_a_job_that_could_not_go_on_count() -> None:
     sweep, job = make_sweep(300), make_job()
     first, second = sweep.record.trials
     sweep.note_job(first, job)
-    job.advance(100)
+    job.progress.advance(100)
     sweep.observe(first, job)
     sweep.note_job(first, make_job())
     sweep.observe(first, make_job())

@@ -12,7 +12,7 @@ from tests.support import make_plan
 def test_nothing_is_said_of_steps_before_any_are_known() -> None:
     job = Job(make_plan(total_timesteps=100))
     job.start()
-    job.advance(64)  # of the checkpoint that the training goes on from
+    job.progress.advance(64)  # of the checkpoint that the training goes on from
     here, there = Pipe()
     with here, there:
         reporter = Reporter(there)
@@ -21,7 +21,7 @@ def test_nothing_is_said_of_steps_before_any_are_known() -> None:
         reporter.publish_warning("as the last one")
         while here.poll():
             kind, value = json.loads(here.recv_bytes())
-            deliver(job, kind, value, b"")
+            deliver(job.progress, kind, value, b"")
     assert (job.describe().current_timesteps, job.state.repeated_timesteps) == (64, 0)
     assert job.describe().warnings == ["it went on with new episodes", "as the last one"]
     assert job.describe().metrics == {"train/loss": 0.5}

@@ -17,10 +17,10 @@ def test_a_run_brings_its_line_its_evaluations_and_all_keys() -> None:
     job = Job(make_plan(total_timesteps=100, model_name="m"))
     job.start()
     for i in range(1, 4):
-        job.advance(10 * i)
-        job.publish_metrics({"rollout/ep_rew_mean": float(i), "train/approx_kl": math.nan if i == 2 else 0.5})
-    job.publish_evaluation(make_evaluation(20, 3.0).model_dump(exclude={"elapsed_seconds"}))
-    job.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
+        job.progress.advance(10 * i)
+        job.progress.publish_metrics({"rollout/ep_rew_mean": float(i), "train/approx_kl": math.nan if i == 2 else 0.5})
+    job.progress.publish_evaluation(make_evaluation(20, 3.0).model_dump(exclude={"elapsed_seconds"}))
+    job.progress.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
     job.finish(JobStatus.COMPLETED)
     curves = describe_curves(job, ["reward", "train/approx_kl", "no/such"])
     lines = curves["lines"]

@@ -140,35 +140,33 @@ class _EndedError(BaseException):
     """The run has been recorded as it was on its way."""
 
 
-class RecordedJob(Job):
-    """A job that is recorded on its way.
+def _watch(job: Job, run: Run) -> None:
+    """Stop a job, or leave its training, once it has taken the steps that a run says."""
+    advance = job.progress.advance
+    seen: list[int] = []
 
-    :param run: What to record.
-    """
-
-    def __init__(self, run: Run) -> None:
-        super().__init__(make_plan(**run.request))
-        self._run = run
-
-    def advance(self, current_timesteps: int) -> None:
-        super().advance(current_timesteps)
-        if self._run.at_timesteps is not None and current_timesteps >= max(1, self._run.at_timesteps):
-            if not self._run.stops:
+    def advance_and_look(current_timesteps: int) -> None:
+        advance(current_timesteps)
+        if run.at_timesteps is not None and not seen and current_timesteps >= max(1, run.at_timesteps):
+            if not run.stops:
                 raise _EndedError
-            self._run = self._run._replace(at_timesteps=None)
-            self.stop()
+            seen.append(current_timesteps)
+            job.stop()
+
+    job.progress.advance = advance_and_look  # type: ignore[method-assign]
 
 
 def record(run: Run) -> Evidence:
     """Train as a worker does, and return the evidence."""
-    job = RecordedJob(run)
+    job = Job(make_plan(**run.request))
+    _watch(job, run)
     if run.at_timesteps is not None and run.at_timesteps < 0:
         return _gather(job)
     job.start()
     if run.at_timesteps == 0:
         return _gather(job)
     try:
-        train_policy(TrainingOrder(job.config, job.plan.reward), job)
+        train_policy(TrainingOrder(job.config, job.plan.reward), job.progress)
     except _EndedError:
         return _gather(job)
     except Exception as error:  # foreign code: one of the environments is broken

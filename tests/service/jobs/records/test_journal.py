@@ -37,10 +37,10 @@ def make_home(recorder: JobRecorder) -> JobHome:
 def run_for_a_while(job: Job) -> None:
     assert job.start()
     for i in range(1, 6):
-        job.advance(10 * i)
-        job.publish_metrics({"rollout/ep_rew_mean": i / 3, "train/approx_kl": float("nan") if i == 3 else 0.1})
-    job.publish_evaluation(make_evaluation(20).model_dump(exclude={"elapsed_seconds"}))
-    job.publish_warning("it's a \N{SNOWMAN}; DROP TABLE jobs")
+        job.progress.advance(10 * i)
+        job.progress.publish_metrics({"rollout/ep_rew_mean": i / 3, "train/approx_kl": float("nan") if i == 3 else 0.1})
+    job.progress.publish_evaluation(make_evaluation(20).model_dump(exclude={"elapsed_seconds"}))
+    job.warn("it's a \N{SNOWMAN}; DROP TABLE jobs")
 
 
 def write(path: Path, *jobs: Job) -> None:
@@ -60,7 +60,7 @@ def test_the_ids_of_events_that_a_killed_server_has_sent_and_not_written_are_not
     run_for_a_while(job)
     write(path, job)
     for _ in range(100):
-        job.publish_warning("the file has no room for this")
+        job.warn("the file has no room for this")
     seen = job.history.last_event_id
     journal, _ = open_journal(path.parent)
     restored = Job.restore(load(journal, job.job_id))
@@ -77,7 +77,7 @@ def test_nor_are_they_of_a_job_that_goes_on_however_often_its_server_is_killed(p
         seen = job.history.last_event_id + 100
         journal, _ = open_journal(path.parent, keeps_running=True)
         job = Job.revive(load(journal, job.job_id), JobHome(JobTotals()))
-        job.publish_warning("the server is killed before this is written")
+        job.warn("the server is killed before this is written")
         assert [event.payload for event in job.history.list_events(after=seen)] == [
             {"warning": "the server is killed before this is written"}
         ]
@@ -88,7 +88,7 @@ def test_nor_are_they_of_a_job_that_goes_on_however_often_its_server_is_killed(p
 def test_an_ended_job_is_read_as_it_was(path: Path, status: JobStatus) -> None:
     job = make_job(model_name="m", seed=3)
     run_for_a_while(job)
-    job.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
+    job.progress.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
     job.record_saved_model("m", "ab" * 32)
     job.finish(status, "it's over" if status is JobStatus.FAILED else None)
     write(path, job)
@@ -142,7 +142,7 @@ def test_jobs_that_had_not_ended_were_interrupted(path: Path, stopped_by: Any) -
 def test_an_interrupted_job_says_from_where_a_resume_goes_on(path: Path, tmp_path: Path) -> None:
     job = Job(make_plan(total_timesteps=100), JobHome(JobTotals(), checkpoints=CheckpointFolder(tmp_path, 1 << 20)))
     run_for_a_while(job)
-    job.publish_checkpoint({"timesteps": 40}, b"content")
+    job.progress.publish_checkpoint({"timesteps": 40}, b"content")
     write(path, job)
     journal, _ = open_journal(path.parent)
     message = Job.restore(load(journal, job.job_id)).describe().error_message or ""
@@ -194,7 +194,7 @@ def make_older(path: Path) -> None:
 def test_an_older_file_is_brought_up_to_date(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     evaluated, damaged, plain = make_job(seed=3, model_name="m"), make_job(seed=9), make_job(seed=5)
     run_for_a_while(evaluated)
-    evaluated.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
+    evaluated.progress.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
     for job in (evaluated, damaged, plain):
         job.finish(JobStatus.STOPPED)
     write(path, evaluated, damaged, plain)
@@ -377,8 +377,8 @@ def test_a_job_whose_record_cannot_be_made_costs_no_other(
         recorder.begin(job)
         job.start()
     monkeypatch.setattr(broken, "make_record", lambda *seen: 1 / 0)
-    broken.publish_warning("changed")
-    sound.publish_warning("written")
+    broken.warn("changed")
+    sound.warn("written")
     wait_until(lambda: (record := journal.load(sound.job_id)) is not None and "written" in record.state.warnings)
     assert broken.job_id in caplog.text
     assert recorder.problem is None
@@ -398,7 +398,7 @@ def test_what_running_jobs_report_is_written_without_being_asked(path: Path) -> 
         return sum(len(rows.ids) for rows in record.history.rows)
 
     wait_until(lambda: count_rows() == 5)
-    job.publish_metrics({"rollout/ep_rew_mean": 9.0})
+    job.progress.publish_metrics({"rollout/ep_rew_mean": 9.0})
     wait_until(lambda: count_rows() == 6)
     recorder.close()
     with pytest.raises(JournalError):
