@@ -16,7 +16,7 @@ from service.jobs.description import describe_job, name_tensorboard_run, summari
 from service.jobs.progress import JobProgress
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
-from service.jobs.records.record import INTERRUPTED, UNSAVED, JobRecord, JobState, PlanRecord, compute_recipe
+from service.jobs.records.record import EndedHow, JobRecord, JobState, PlanRecord, compute_recipe
 from service.jobs.totals import JobTotals
 from service.jobs.transitions import JobEvent, find_next
 from service.schemas.jobs import (
@@ -49,10 +49,11 @@ class _End(NamedTuple):
     error_message: str | None
     end_time: datetime
     ended_by: EndedBy | None
+    ended_how: EndedHow | None
 
     def write_into(self, state: JobState) -> None:
         """Note the end in a job's state."""
-        state.status, state.error_message, state.end_time, state.ended_by = self
+        state.status, state.error_message, state.end_time, state.ended_by, state.ended_how = self
         if self.status is JobStatus.COMPLETED:  # nothing is left to go on from
             state.checkpoint = None
 
@@ -262,7 +263,7 @@ class Job:
             self.set_reward(reward)
             self._home, state = home, self._state
             ended = _describe_end(state)
-            if unsaved_model is None and UNSAVED in (state.error_message or ""):
+            if unsaved_model is None and state.ended_how == "unsaved":
                 self._progress.warn("its finished policy is not in memory any more, so the job trains again.")
             if checkpoint is None and state.checkpoint is not None and unsaved_model is None:
                 self._progress.warn("its checkpoint is gone or cannot be used here, so the job began again.")
@@ -273,7 +274,8 @@ class Job:
                 self._rewind()
             state.status, self._outcome, state.n_stops, self._end = following, None, 0, None
             state.stopped_by = "stop"
-            state.ended_by = state.error_message = state.end_time = state.model_name = state.sha256 = None
+            state.ended_by = state.ended_how = state.error_message = state.end_time = None
+            state.model_name = state.sha256 = None
             warning = f"resumed from step {state.current_timesteps:,}, after it had {ended}"
             self.history.append("job.warning", {"warning": warning})
             self.history.append("job.status", {"status": following})
@@ -296,10 +298,17 @@ class Job:
             self._outcome = self._outcome or JobStatus.COMPLETED
             return self._outcome
 
-    def finish(self, status: JobStatus, error_message: str | None = None, was_shut_down: bool = False) -> None:
+    def finish(
+        self,
+        status: JobStatus,
+        error_message: str | None = None,
+        was_shut_down: bool = False,
+        ended_how: EndedHow | None = None,
+    ) -> None:
         """Enter a final status, unless the job already has one, once the end is written down.
 
         :param was_shut_down: Whether the server ends it; that counts where the job was not told to stop before.
+        :param ended_how: What a resume needs to know of the end; None for nothing.
         :raises ValueError: If it cannot end so yet: one that waits does not complete.
         """
         with self._lock:
@@ -316,7 +325,7 @@ class Job:
             age_seconds = self.receipts.end_age_seconds
             self._clock.end(age_seconds)
             end_time = datetime.now(UTC) - timedelta(seconds=age_seconds)
-            self._end = end = _End(status, error_message, end_time, ended_by)
+            self._end = end = _End(status, error_message, end_time, ended_by, ended_how)
         try:
             with self._lock:
                 record = self._make_record(0, 1)
@@ -373,7 +382,8 @@ class Job:
         state, job = record.state, cls(record.plan.make_plan())
         job._restore(record)
         job._outcome = state.status
-        job._end = _End(state.status, state.error_message, state.end_time or state.created_at, state.ended_by)
+        end_time = state.end_time or state.created_at
+        job._end = _End(state.status, state.error_message, end_time, state.ended_by, state.ended_how)
         if all(event.name != f"job.{state.status}" for event in record.history.events):  # as before the end was seen
             job._append_end()
         job.finished.set()
@@ -459,12 +469,12 @@ class Job:
 
 def _describe_end(state: JobState) -> str:
     """Say how and where a job has ended, for its history to keep: a resume takes the end out of it."""
-    message, step = state.error_message or "", f"step {state.current_timesteps:,}"
-    if message.startswith(INTERRUPTED) or state.ended_by == "shutdown":
+    step = f"step {state.current_timesteps:,}"
+    if state.ended_how == "interrupted" or state.ended_by == "shutdown":
         return f"been interrupted at {step}."
     if state.status is JobStatus.STOPPED:
         return f"been stopped at {step}."
-    return f"failed at {step}: {message}"
+    return f"failed at {step}: {state.error_message or ''}"
 
 
 def _choose_ended_by(status: JobStatus, state: JobState) -> EndedBy | None:

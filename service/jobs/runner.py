@@ -17,7 +17,7 @@ from service.context import JOB_ID
 from service.errors import ConflictError, NotFoundError, ServiceError, StorageError, describe_error
 from service.jobs.job import Job
 from service.jobs.job_models import holds_content, is_own_model
-from service.jobs.records.record import INTERRUPTED, UNSAVED
+from service.jobs.records.record import INTERRUPTED
 from service.jobs.records.recorder import JobRecorder
 from service.models.store import ModelStore
 from service.restart_pause import RestartPause
@@ -36,6 +36,10 @@ _POLL_SECONDS = 0.05
 _STOP_PATIENCE_SECONDS = 5.0
 # What finished models may take in memory that no disk would take; the oldest give way.
 _MAX_UNSAVED_BYTES = 2**26
+
+
+class _UnsavedError(StorageError):
+    """The disk does not take a finished model, which is kept in memory for a resume."""
 
 
 class JobRunner:
@@ -144,7 +148,8 @@ class JobRunner:
                 run.leave()
             return None
         if run is None:
-            job.finish(JobStatus.STOPPED if is_gone and job.is_stopping else JobStatus.FAILED, error_message)
+            status = JobStatus.STOPPED if is_gone and job.is_stopping else JobStatus.FAILED
+            job.finish(status, error_message, ended_how="interrupted")
             return None
         held.callback(run.release)
         job.log("found again")
@@ -170,7 +175,7 @@ class JobRunner:
             job.finish(JobStatus.STOPPED, f"{error} {learned}")
         except (TaskFailedError, ServiceError) as error:
             logger.warning("job %s failed: %s", job.job_id, error)
-            job.finish(JobStatus.FAILED, str(error))
+            job.finish(JobStatus.FAILED, str(error), ended_how="unsaved" if isinstance(error, _UnsavedError) else None)
         except BaseException as error:  # the job boundary: whatever an environment raises ends only its own job
             logger.warning("job %s failed", job.job_id, exc_info=True)
             job.finish(JobStatus.FAILED, describe_error(error))
@@ -185,8 +190,8 @@ class JobRunner:
             # What a stopped job has learned so far is no end that a resume could go on from.
             if outcome is not JobStatus.COMPLETED or not self._keep(job, content):
                 raise
-            raise StorageError(
-                f"{error} {UNSAVED}: until this server ends, "
+            raise _UnsavedError(
+                f"{error} The finished policy is in memory: until this server ends, "
                 f"POST /training/{job.job_id}/resume saves it without training again."
             ) from error
         self.forget_unsaved(job.job_id)

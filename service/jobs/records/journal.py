@@ -341,6 +341,7 @@ def _fail(state: JobState, job_id: str, written_at: float) -> JobState:
         "error_message": state.describe_interruption(job_id, was_killed=True),
         "end_time": datetime.fromtimestamp(written_at, UTC),
         "ended_by": None,
+        "ended_how": "interrupted",
     }
     return state.model_copy(update=ended)
 

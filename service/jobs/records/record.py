@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from service.jobs.records.history import HistoryPart
 from service.schemas.jobs import (
@@ -27,12 +27,13 @@ from service.training.planning.plan import TrainingPlan
 _NOT_OF_RECIPE = frozenset(
     {"seed", "model_name", "replace", "tensorboard_log", "device", "checkpoint_every", "max_restarts"}
 )
-
-
-#: How the ``error_message`` of a job begins that has ended with its server.
+#: How the ``error_message`` of a job begins whose server was killed; clients know it.
 INTERRUPTED = "interrupted by restart"
-#: Says of a failed job that its policy waits to be saved.
-UNSAVED = "The finished policy is in memory"
+# What it said of a policy that waited to be saved, while only the text said so.
+_UNSAVED = "The finished policy is in memory"
+
+#: What a resume needs to know of an end: the server was killed, or the finished policy could not be saved.
+EndedHow = Literal["interrupted", "unsaved"]
 
 
 class PlanRecord(BaseModel):
@@ -87,6 +88,7 @@ class JobState(BaseModel):
     model_name: str | None = None
     sha256: str | None = None
     ended_by: EndedBy | None = None
+    ended_how: EndedHow | None = None
     evaluation: EvaluationRow | None = None
     best_evaluation: EvaluationRow | None = None
     final_evaluation: FinalEvaluation | None = None
@@ -100,6 +102,16 @@ class JobState(BaseModel):
     last_saved: tuple[str, str] | None = None
     n_silent_rollouts: int = 0
     last_signal_timesteps: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_how_it_ended(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Take from the text of a record how its job ended, if it was written before there was a field for that."""
+        message = fields.get("error_message") or ""
+        if "ended_how" in fields or not message:
+            return fields
+        is_unsaved = "unsaved" if _UNSAVED in message else None
+        return {**fields, "ended_how": "interrupted" if message.startswith(INTERRUPTED) else is_unsaved}
 
     def compute_progress(self, total_timesteps: int) -> float:
         """Compute how much of the job is done, in [0, 1].
