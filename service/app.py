@@ -19,6 +19,7 @@ from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
+from service.jobs.runner import JobRunner
 from service.jobs.views.events import EventStreams
 from service.models.card import make_card
 from service.models.exporter import ModelExporter
@@ -300,19 +301,24 @@ def _make_ray_options(settings: Settings) -> RayOptions:
 
 
 def _make_registry(store: ModelStore, parts: _JobParts, settings: Settings) -> JobRegistry:
-    checkpoints = None if settings.is_replica else CheckpointFolder(settings.models_dir, settings.max_models_bytes)
-    return JobRegistry(
+    recorder = JobRecorder(parts.journal, parts.obstacle)
+    runner = JobRunner(
         store,
         parts.executor,
+        recorder,
         max_running=settings.max_running_jobs,
-        max_queued=settings.max_queued_jobs,
-        max_kept=settings.max_kept_jobs,
         stall_seconds=settings.stall_seconds,
-        checkpoints=checkpoints,
         tensorboard_dir=settings.tensorboard_dir,
-        max_kept_days=settings.max_kept_days,
-        recorder=JobRecorder(parts.journal, parts.obstacle),
         # On a cluster, each declares one processor; here they share the machine's.
         n_threads_per_job=1 if settings.executor == "ray" else None,
         keeper=parts.keeper,
+    )
+    return JobRegistry(
+        store,
+        runner,
+        recorder,
+        max_queued=settings.max_queued_jobs,
+        max_kept=settings.max_kept_jobs,
+        max_kept_days=settings.max_kept_days,
+        checkpoints=None if settings.is_replica else CheckpointFolder(settings.models_dir, settings.max_models_bytes),
     )

@@ -35,6 +35,11 @@ from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
 from service.http.serving.connections import Connection
 from service.http.serving.sockets import Socket
+from service.jobs.records.checkpoints import CheckpointFolder
+from service.jobs.records.journal import JobJournal
+from service.jobs.records.recorder import JobRecorder
+from service.jobs.registry import JobRegistry
+from service.jobs.runner import JobRunner
 from service.models.files.folder import ModelFolder
 from service.models.store import ModelStore
 from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation
@@ -45,8 +50,9 @@ from service.training.order import TrainingOrder
 from service.training.planning.plan import TrainingPlan
 from service.training.planning.planner import Planner
 from service.workers import processes, threads
+from service.workers.executor import Executor
 from service.workers.short_tasks import ShortTasks
-from service.workers.task import Task
+from service.workers.task import Keeper, Task
 from service.workers.threads import ThreadExecutor
 
 # What takes milliseconds may take minutes where much else runs; pytest's own limit is longer still.
@@ -88,6 +94,33 @@ def open_model_store(models_dir: Path) -> ModelStore:
         available_bytes=lambda: 2**40,
         total_bytes=2**34,
     )
+
+
+def make_registry(
+    store: ModelStore,
+    executor: Executor,
+    recorder: JobRecorder | None = None,
+    *,
+    max_running: int = 2,
+    max_queued: int = 8,
+    max_kept: int = 100,
+    stall_seconds: float = PATIENCE_SECONDS,
+    checkpoints: CheckpointFolder | None = None,
+    n_threads_per_job: int | None = None,
+    keeper: Keeper | None = None,
+) -> JobRegistry:
+    """Make a registry as a server does; without a recorder, its jobs are in memory only."""
+    recorder = recorder or JobRecorder(JobJournal())
+    runner = JobRunner(
+        store,
+        executor,
+        recorder,
+        max_running=max_running,
+        stall_seconds=stall_seconds,
+        n_threads_per_job=n_threads_per_job,
+        keeper=keeper,
+    )
+    return JobRegistry(store, runner, recorder, max_queued=max_queued, max_kept=max_kept, checkpoints=checkpoints)
 
 
 def wait_until(condition: Callable[[], bool], timeout_seconds: float = PATIENCE_SECONDS) -> None:

@@ -23,7 +23,10 @@ from api import create_app
 from benchmarks.lib.http_jobs import make_plan
 from benchmarks.lib.server import Server, get_percentile, serve
 from grpo import GRPO
+from service.jobs.records.journal import JobJournal
+from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
+from service.jobs.runner import JobRunner
 from service.settings import Settings
 from service.workers.task import Progress, Run, Task, TaskFailedError
 
@@ -187,9 +190,9 @@ class _Failing:
 def measure_jobs(models_dir: Path) -> dict[str, float]:
     """Return the times of requests to a server with 10,000 finished jobs, in ms; submission is timed without HTTP."""
     app = create_app(Settings(models_dir=models_dir))
-    registry = JobRegistry(
-        app.state.service.store, _Failing(), max_running=1, max_queued=1, max_kept=N_JOBS, stall_seconds=60.0
-    )
+    store, recorder = app.state.service.store, JobRecorder(JobJournal())
+    runner = JobRunner(store, _Failing(), recorder, max_running=1, stall_seconds=60.0)
+    registry = JobRegistry(store, runner, recorder, max_queued=1, max_kept=N_JOBS)
     plan = make_plan({})
     logging.getLogger("grpo.service").setLevel(logging.CRITICAL)
     submitting: list[float] = []

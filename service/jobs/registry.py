@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from grpo_core.options.rewards import Reward
 from service.errors import ConflictError, DrainingError, QueueFullError, ServiceError, printable
@@ -14,7 +13,6 @@ from service.jobs.job import Job, JobHome
 from service.jobs.job_models import is_own_model
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import JournalError
-from service.jobs.records.journal import JobJournal
 from service.jobs.records.record import PastJob
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.runner import JobRunner
@@ -24,8 +22,6 @@ from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 from service.schemas.training import TrainConfig
 from service.training.planning.plan import TrainingPlan
-from service.workers.executor import Executor
-from service.workers.task import Keeper
 
 logger = logging.getLogger("grpo.service")
 
@@ -34,52 +30,30 @@ class JobRegistry(JobTable):
     """Takes jobs in, and runs them. Safe to use from any thread.
 
     :param store: Where trained policies are saved.
-    :param executor: Runs the trainings; the registry does not close it.
-    :param max_running: Largest number of running jobs.
+    :param runner: Runs the jobs; the registry closes it.
+    :param recorder: Writes the jobs down; the registry closes it.
     :param max_queued: Largest number of waiting jobs.
     :param max_kept: Number of ended jobs to remember; those that ended first are forgotten first.
     :param max_kept_days: Age from which ended jobs are forgotten.
-    :param recorder: Writes the jobs down; the registry closes it. None keeps them in memory.
-    :param stall_seconds: A job without a step or an update for this long fails.
     :param checkpoints: Where the jobs' checkpoints are kept; None keeps none.
-    :param tensorboard_dir: Folder for TensorBoard logs, created when a job first writes one.
-    :param n_threads_per_job: Threads that may step a job's simulators; None gives each job its share of the cores.
-    :param keeper: The executor, where its jobs outlive the server; None if they end with it.
     """
 
     def __init__(
         self,
         store: ModelStore,
-        executor: Executor,
+        runner: JobRunner,
+        recorder: JobRecorder,
         *,
-        max_running: int,
         max_queued: int,
         max_kept: int,
-        stall_seconds: float,
-        checkpoints: CheckpointFolder | None = None,
-        tensorboard_dir: Path = Path("runs"),
         max_kept_days: float = math.inf,
-        recorder: JobRecorder | None = None,
-        n_threads_per_job: int | None = None,
-        keeper: Keeper | None = None,
+        checkpoints: CheckpointFolder | None = None,
     ) -> None:
-        super().__init__(recorder or JobRecorder(JobJournal()), checkpoints, max_kept, max_kept_days)
+        super().__init__(recorder, checkpoints, max_kept, max_kept_days)
         self.totals = JobTotals()
         self._home = JobHome(self.totals, self.recorder.end, checkpoints)
-        self._store = store
-        self._max_running = max_running
-        self._max_active = max_running + max_queued
-        self._jobs_outlive_server = keeper is not None
-        self._runner = JobRunner(
-            store,
-            executor,
-            self.recorder,
-            max_running=max_running,
-            stall_seconds=stall_seconds,
-            tensorboard_dir=tensorboard_dir,
-            n_threads_per_job=n_threads_per_job,
-            keeper=keeper,
-        )
+        self._store, self._runner = store, runner
+        self._max_active = runner.max_running + max_queued
         # Held while a job is written down, so that jobs are listed in the order of the file.
         self._admission = threading.Lock()
         # The table's lock guards everything below, and makes "check the name, then take it" one step.
@@ -233,7 +207,7 @@ class JobRegistry(JobTable):
     @property
     def max_running(self) -> int:
         """Largest number of running jobs."""
-        return self._max_running
+        return self._runner.max_running
 
     def find_active(self, model_name: str) -> Job | None:
         """Return the active job that will save under a name; None if there is none."""
@@ -294,7 +268,7 @@ class JobRegistry(JobTable):
         :raises ConflictError: If it has already finished training.
         """
         job.stop()
-        if self._jobs_outlive_server:
+        if self._runner.jobs_outlive_server:
             self.recorder.write(job)
 
     def _forget(self, job_id: str) -> None:

@@ -63,13 +63,15 @@ class JobRunner:
         *,
         max_running: int,
         stall_seconds: float,
-        tensorboard_dir: Path,
-        n_threads_per_job: int | None,
-        keeper: Keeper | None,
+        tensorboard_dir: Path = Path("runs"),
+        n_threads_per_job: int | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._store, self._recorder = store, recorder
         self._executor, self._keeper = executor, keeper
-        self._stall_seconds, self._max_running = stall_seconds, max_running
+        self._stall_seconds = stall_seconds
+        #: Largest number of running jobs.
+        self.max_running = max_running
         self._tensorboard_dir = tensorboard_dir.absolute()
         self._n_threads_per_job = n_threads_per_job or max(1, count_cores() // max_running)
         # By job: the finished model, and the rule that ended its training.
@@ -79,6 +81,11 @@ class JobRunner:
         self._keeping = threading.Lock()
         # Each starts a training and watches it.
         self._threads = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
+
+    @property
+    def jobs_outlive_server(self) -> bool:
+        """Whether jobs go on when their server ends."""
+        return self._keeper is not None
 
     def submit(self, job: Job) -> None:
         """Run a queued job as soon as a thread is free."""
@@ -92,7 +99,7 @@ class JobRunner:
         :param note_found: Called once it is known what the job does, or that it is gone; returns whether this server
             goes on with it, and does not end.
         """
-        n_more = max(0, len(jobs) - self._max_running)
+        n_more = max(0, len(jobs) - self.max_running)
         for job in jobs[:n_more]:
             threading.Thread(target=self._rejoin, args=(job, note_found), name="grpo-job", daemon=True).start()
         for job in jobs[n_more:]:

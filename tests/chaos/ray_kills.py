@@ -32,7 +32,7 @@ from service.models.files.identity import read_folder_id
 from service.schemas.jobs import JobStatus
 from service.workers.cluster.ray_connection import RayOptions
 from service.workers.cluster.ray_executor import RayExecutor
-from tests.support import make_plan, open_model_store, wait_until
+from tests.support import make_plan, make_registry, open_model_store, wait_until
 
 # Of six kills, three are of a worker, two of the actor that starts workers, and one is of a node.
 _TARGETS = ("worker", "slot", "worker", "slot", "worker", "node")
@@ -120,7 +120,7 @@ def open_registry(cluster: LocalCluster, models_dir: Path, max_queued: int = 8) 
     store = open_model_store(models_dir)
     options = RayOptions(cluster.address, wait_seconds=_HANG_SECONDS, server_id=read_folder_id(models_dir) or "")
     executor = RayExecutor(LogStyle(), options)
-    registry = JobRegistry(
+    registry = make_registry(
         store,
         executor,
         max_running=_N_NODES * _CPUS_PER_NODE,

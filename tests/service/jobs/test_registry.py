@@ -38,6 +38,7 @@ from tests.support import (
     LineEnv,
     let_requests_go_first,
     make_plan,
+    make_registry,
     open_model_store,
     wait_until,
 )
@@ -74,14 +75,14 @@ def open_registry(store: ModelStore, gate: Gate) -> Iterator[Callable[..., JobRe
         recorder: JobRecorder | None = None,
     ) -> JobRegistry:
         registries.append(
-            JobRegistry(
+            make_registry(
                 store,
                 ThreadExecutor(),
+                recorder,
                 max_running=max_running,
                 max_queued=max_queued,
                 max_kept=max_kept,
                 stall_seconds=stall_seconds,
-                recorder=recorder,
             )
         )
         return registries[-1]

@@ -30,7 +30,7 @@ from service.workers.task import (
     TaskFailedError,
 )
 from service.workers.threads import ThreadExecutor
-from tests.support import make_model, make_plan, open_model_store, wait_until
+from tests.support import make_model, make_plan, make_registry, open_model_store, wait_until
 
 # Seconds that a report has waited for a server.
 AGE_SECONDS = 1000.0
@@ -127,16 +127,7 @@ def reopen(tmp_path: Path) -> Reopen:
     ) -> Iterator[JobRegistry]:
         journal, obstacle = open_journal(tmp_path, keeps_running=True)
         recorder = JobRecorder(journal, obstacle)
-        registry = JobRegistry(
-            store,
-            keeper,
-            max_running=2,
-            max_queued=8,
-            max_kept=100,
-            stall_seconds=60.0,
-            recorder=recorder,
-            keeper=keeper,
-        )
+        registry = make_registry(store, keeper, recorder, keeper=keeper)
         registry.rejoin(find_rewards)
         yield registry
         registry.shutdown(grace_seconds=10)

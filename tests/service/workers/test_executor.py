@@ -40,6 +40,7 @@ from tests.support import (
     is_alive,
     list_workers,
     make_plan,
+    make_registry,
     open_model_store,
     wait_until,
 )
@@ -125,19 +126,14 @@ def open_registry(store: ModelStore, request: pytest.FixtureRequest) -> Iterator
     opened: list[tuple[JobRegistry, Executor]] = []
 
     def build(
-        kind: Literal["thread", "process", "ray"] = "process", max_running: int = 2, **limits: float
+        kind: Literal["thread", "process", "ray"] = "process",
+        max_running: int = 2,
+        stall_seconds: float = PATIENCE_SECONDS,
     ) -> JobRegistry:
         if kind == "ray":
             request.getfixturevalue("ray_cluster")
         executor = make_executor(kind, LogStyle())
-        registry = JobRegistry(
-            store,
-            executor,
-            max_running=max_running,
-            max_queued=8,
-            max_kept=100,
-            stall_seconds=limits.get("stall_seconds", PATIENCE_SECONDS),
-        )
+        registry = make_registry(store, executor, max_running=max_running, stall_seconds=stall_seconds)
         opened.append((registry, executor))
         return registry
 
@@ -525,7 +521,7 @@ class TestAHang:
         event = threading.Event()
         executor = ThreadExecutor()
         # Long enough for a busy machine to get as far as the step that hangs.
-        registry = JobRegistry(store, executor, max_running=1, max_queued=8, max_kept=100, stall_seconds=3.0)
+        registry = make_registry(store, executor, max_running=1, stall_seconds=3.0)
         env_name = register_line(on_step=lambda: hold(event))
         job = run(registry, env_name=env_name, total_timesteps=10_000_000, model_name="m")
         failed = job.describe()
