@@ -16,15 +16,14 @@ from service.jobs.totals import JobTotals
 from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation, JobCheckpoint
 from service.schemas.training import TrainConfig
 from service.workers.receipts import Receipts
-from service.workers.task import Progress
 
 _ZERO_STD_KEY = "rollout/zero_std_group_fraction"
 # Nobody sees progress events that come more often.
 _PROGRESS_SECONDS = 0.1
 
 
-class JobProgress(Progress):
-    """Takes the reports of one attempt at a job, until the job has ended. Safe to use from any thread.
+class JobProgress:
+    """The ``Progress`` of one attempt at a job: takes reports until the job has ended. Safe to use from any thread.
 
     :param lock: The job's, which guards changes of all that follows.
     :param is_closed: Tells whether the job has ended, so that nothing more is taken.

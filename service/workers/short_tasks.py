@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from service.context import HAS_LEFT
 from service.errors import (
@@ -17,10 +16,10 @@ from service.errors import (
     TooLargeError,
     describe_error,
 )
-from service.schemas.jobs import EndedBy
 from service.workers.executor import Executor
 from service.workers.task import (
     ClusterLostError,
+    IgnoredProgress,
     NodeLostError,
     Run,
     Task,
@@ -152,8 +151,8 @@ class ShortTasks:
             self._changed.notify_all()
 
 
-class _StopSignal:
-    """A ``Progress`` that can stop its task and ignores everything the task reports."""
+class _StopSignal(IgnoredProgress):
+    """Can stop its task, and ignores everything that the task reports."""
 
     def __init__(self) -> None:
         # Guards the two below.
@@ -173,24 +172,3 @@ class _StopSignal:
         with self._lock:
             self._is_stopped = True
             self._stop()
-
-    def advance(self, current_timesteps: int) -> None:
-        """Ignore the steps."""
-
-    def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Ignore the metrics."""
-
-    def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Ignore the evaluation."""
-
-    def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Ignore the evaluation."""
-
-    def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
-        """Forget it."""
-
-    def publish_warning(self, warning: str) -> None:
-        """Ignore the warning."""
-
-    def publish_ended_by(self, ended_by: EndedBy) -> None:
-        """Ignore the rule."""

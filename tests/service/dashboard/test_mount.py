@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
@@ -17,10 +16,9 @@ from starlette.testclient import WebSocketDenialResponse
 
 from service.http.sessions import COOKIE_NAME, Sessions
 from service.logs import LogStyle
-from service.schemas.jobs import EndedBy
 from service.settings import Settings
 from service.workers.processes import ProcessExecutor
-from service.workers.task import Progress, Task
+from service.workers.task import IgnoredProgress, Progress, Task
 from tests.support import PATIENCE_SECONDS, make_client, serve
 
 ROOT = Path(__file__).parents[3]
@@ -34,34 +32,6 @@ with_key = pytest.mark.parametrize("overrides", [{"api_key": KEY}], ids=["key"])
 def list_modules(progress: Progress) -> bytes:
     """Return the modules that a worker process has imported."""
     return " ".join(sys.modules).encode()
-
-
-class IgnoredProgress:
-    """Ignores all reports of a task."""
-
-    def attach_stop(self, stop: Callable[[], None]) -> None:
-        """Never stop the task."""
-
-    def advance(self, current_timesteps: int) -> None:
-        """Forget it."""
-
-    def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Forget them."""
-
-    def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Forget it."""
-
-    def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Forget it."""
-
-    def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
-        """Forget it."""
-
-    def publish_warning(self, warning: str) -> None:
-        """Forget it."""
-
-    def publish_ended_by(self, ended_by: EndedBy) -> None:
-        """Forget it."""
 
 
 def connect(client: TestClient, **headers: str) -> str:
