@@ -241,7 +241,7 @@ class Service:
                     f"a model '{model_name}' already exists; choose another name or send overwrite=true."
                 )
             check()
-            self.store.folder.check_space(len(content), model_name)
+            self.store.folder.check_can_save(len(content), model_name)
             try:
                 with self._uploads:
                     check_moments(from_bytes(content, with_optimizer=True))

@@ -12,7 +12,7 @@ from service.jobs.client_jobs import ClientJobs, JobLimits
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
-from service.schemas.training import TrainConfig, TrainRequest
+from service.schemas.training import TrainRequest
 from service.training.planning.plan import TrainingPlan
 from service.training.planning.planner import Planner
 
@@ -51,19 +51,23 @@ class JobAdmission:
         :raises ConflictError: If an active job will save under the same name.
         :raises ServiceError: Whatever ``JobRegistry.submit`` and ``ShortTasks.run`` raise.
         """
-        if client is None or self._client_jobs is None:
-            return self._start_job(request, sweep_id, init_sha256)
-        limits = self._client_jobs.limits
-        return self._client_jobs.start(client, partial(self._start_job, request, sweep_id, init_sha256, limits))
 
-    def check_place(self) -> None:
+        def start() -> Job:
+            self._registry.check_can_submit(request.model_name)
+            return self._registry.submit(self.plan(request, client, sweep_id, init_sha256))
+
+        if client is None or self._client_jobs is None:
+            return start()
+        return self._client_jobs.start(client, start)
+
+    def check_queue(self) -> None:
         """Refuse another job at once if those that run, wait and are being planned are enough.
 
         :raises QueueFullError: If they are.
         """
-        self._registry.check_place(self._count_plans())
+        self._registry.check_queue(self._count_plans())
 
-    def check_plans(self) -> None:
+    def check_planning(self) -> None:
         """Refuse a sweep at once if so much is being planned that it would wait; its jobs wait for places themselves.
 
         :raises QueueFullError: If that is so.
@@ -75,12 +79,6 @@ class JobAdmission:
     def _count_plans(self) -> int:
         planned = self.planning_limiter.statistics()
         return planned.borrowed_tokens + planned.tasks_waiting
-
-    def _start_job(
-        self, request: TrainRequest, sweep_id: str | None, init_sha256: str | None, limits: JobLimits | None = None
-    ) -> Job:
-        self._registry.check_room(request.model_name)
-        return self._registry.submit(self.plan(request, init_sha256, limits)._replace(sweep_id=sweep_id))
 
     def resume_job(self, job_id: str, client: str | None = None) -> Job:
         """Queue a job again that was stopped or failed, perhaps with an earlier server.
@@ -101,15 +99,14 @@ class JobAdmission:
         return job
 
     def plan(
-        self, request: TrainRequest, init_sha256: str | None = None, limits: JobLimits | None = None
+        self,
+        request: TrainRequest,
+        client: str | None = None,
+        sweep_id: str | None = None,
+        init_sha256: str | None = None,
     ) -> TrainingPlan:
-        """Fill in and check a request without starting its job. It may take seconds, as ``start_job`` may.
-
-        :param init_sha256: As in ``start_job``.
-        :param limits: What the job may take; None for as much as it asks.
-        :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
-        :raises ServiceError: Whatever ``ShortTasks.run`` raises.
-        """
+        """Fill in and check a request without starting its job; for parameters and errors, see ``start_job``."""
+        limits = None if client is None or self._client_jobs is None else self._client_jobs.limits
         restricted = request if limits is None else limits.restrict(request)
         meta, sha256 = self._read_init_model(request.init_model, init_sha256)
         plan = self._planner.plan(restricted, meta)
@@ -118,16 +115,7 @@ class JobAdmission:
         origins = plan.config_origins
         if restricted.max_seconds != request.max_seconds:
             origins = {**origins, "max_seconds": "default"}
-        return plan._replace(init_sha256=sha256, config_origins=origins)
-
-    def plan_config(self, request: TrainRequest, client: str | None, init_sha256: str | None = None) -> TrainConfig:
-        """Return the configuration that a client's job would have.
-
-        :param init_sha256: As in ``start_job``.
-        :raises ServiceError: Whatever ``start_job`` raises of a request.
-        """
-        limits = None if client is None or self._client_jobs is None else self._client_jobs.limits
-        return self.plan(request, init_sha256, limits).config
+        return plan._replace(config_origins=origins, sweep_id=sweep_id, init_sha256=sha256)
 
     def _read_init_model(self, name: str | None, sha256: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
         """Return what a model says of itself that training is to begin from, and the SHA-256 of its file."""

@@ -112,7 +112,7 @@ class JobRegistry(JobTable):
                 if (warning := self._check_replacement(job)) is not None:
                     job.warn(warning)
                 with self._lock:
-                    self._check_room()
+                    self._check_queue()
                     self._active.append(job)
             # Before anybody can see the job: what a client has seen survives whatever happens.
             self._write_down(job)
@@ -140,7 +140,7 @@ class JobRegistry(JobTable):
                 with self._lock:
                     if job.job_id not in self._jobs:
                         raise make_not_found(job.job_id)
-                    self._check_room()
+                    self._check_queue()
                     job.resume(reward, self._home, checkpoint, self._runner.get_unsaved(job.job_id))
                     if warning is not None:
                         job.warn(warning)
@@ -169,7 +169,7 @@ class JobRegistry(JobTable):
             raise ConflictError(f"a model '{name}' already exists; pick another model_name, or send replace=true.")
         return f"there is a model '{name}' already; this job's policy will take its place."
 
-    def check_room(self, model_name: str | None = None) -> None:
+    def check_can_submit(self, model_name: str | None = None) -> None:
         """Check that another job could be queued, before it is planned.
 
         :param model_name: The name that it would save under, if that is known.
@@ -180,12 +180,12 @@ class JobRegistry(JobTable):
         :raises DrainingError: If the server is shutting down.
         """
         with self._lock:
-            active = self._check_room()
+            active = self._check_queue()
             if model_name is not None:
                 self._check_name_is_free(model_name, active)
-        self._store.folder.check_space()
+        self._store.folder.check_can_save()
 
-    def check_place(self, n_planned: int) -> None:
+    def check_queue(self, n_planned: int) -> None:
         """Check that there is a place for another job, without a look at the disk.
 
         :param n_planned: Requests that are being planned, and may soon be jobs.
@@ -193,9 +193,9 @@ class JobRegistry(JobTable):
         :raises DrainingError: If the server is shutting down.
         """
         with self._lock:
-            self._check_room(n_planned)
+            self._check_queue(n_planned)
 
-    def _check_room(self, n_planned: int = 0) -> list[Job]:
+    def _check_queue(self, n_planned: int = 0) -> list[Job]:
         active = self._update_active()
         if self._draining:
             raise DrainingError("the server is shutting down; submit the job again when it is back.")

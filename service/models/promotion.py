@@ -112,7 +112,7 @@ class ModelPromotion:
         self._store.get(reference)  # says why a damaged one cannot be used
         try:
             content = folder.read(reference)[1]
-            folder.check_space(len(content), name)
+            folder.check_can_save(len(content), name)
             sha256 = hashlib.sha256(content).hexdigest()
             self._store.publish(name, content, folder.versions.read_notes(name).find_job(restored, sha256))
         except ModelFileError as error:  # it has been damaged while it was in memory

@@ -188,7 +188,7 @@ class Conductor:
         request = sweep.make_request(trial)
         init_sha256 = sweep.record.init_sha256.get(request.init_model or "")
         if sweep.record.budget_timesteps is not None:
-            config = self._admission.plan_config(request, sweep.record.client, init_sha256)
+            config = self._admission.plan(request, sweep.record.client, init_sha256=init_sha256).config
             with self._table.changed:
                 if not sweep.plan_steps(trial, config):
                     return None

@@ -1,7 +1,6 @@
 """The registry, which takes sweeps in, and lists, stops, resumes and forgets them."""
 
 from contextlib import suppress
-from functools import partial
 from typing import NamedTuple
 
 from service.errors import ConflictError, StorageError
@@ -65,15 +64,15 @@ class SweepRegistry:
         :raises ServiceError: Whatever planning a job raises.
         """
         with self._table.changed:
-            self._table.check_room(request.name, client)
+            self._table.check_can_start(request.name, client)
         planned = plan_sweep(
-            request, client, self._registry.max_running, partial(self._admission.plan_config, client=client)
+            request, client, self._registry.max_running, lambda of_job: self._admission.plan(of_job, client).config
         )
-        self._models.check_room(planned)
+        self._models.check_models_fit(planned)
         self._models.pin_init_models(planned.record)
         sweep = Sweep(planned.record)
         with self._table.changed:
-            self._table.check_room(planned.record.name, client)
+            self._table.check_can_start(planned.record.name, client)
             old = self._table.drop_old()
             self._table.sweeps[sweep.sweep_id] = sweep
         for sweep_id in old:

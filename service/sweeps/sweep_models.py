@@ -47,7 +47,7 @@ class SweepModels:
         """Whether models are left that should be deleted."""
         return bool(self._untidy)
 
-    def check_room(self, planned: PlannedSweep) -> None:
+    def check_models_fit(self, planned: PlannedSweep) -> None:
         """Refuse a sweep whose models would replace others, or find no room."""
         record = planned.record
         taken = {name.casefold(): name for name in self._store.folder.list_names()}

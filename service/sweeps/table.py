@@ -55,7 +55,7 @@ class SweepTable:
             raise NotFoundError(f"there is {what}; GET /sweeps lists them, and POST /sweeps starts one.")
         return self.sweeps[sweep_id]
 
-    def check_room(self, name: str | None, client: str | None) -> None:
+    def check_can_start(self, name: str | None, client: str | None) -> None:
         """Refuse another sweep if there is no place for it.
 
         :param name: Its name; None if it will get one that is free.
@@ -75,7 +75,7 @@ class SweepTable:
                 )
 
     def check_n_active(self, client: str | None) -> None:
-        """Refuse another active sweep of a client, as ``check_room`` does.
+        """Refuse another active sweep of a client, as ``check_can_start`` does.
 
         :raises QueueFullError: If too many sweeps are active.
         """

@@ -28,7 +28,7 @@ async def start_sweep(
     request: Annotated[SweepRequest, Body(openapi_examples=examples.SWEEP)],
 ) -> SweepStarted:
     """Try several settings, each in jobs of its own, which start as places come free; return at once."""
-    service.admission.check_plans()
+    service.admission.check_planning()
     # Where nobody is limited, all sweeps are the operator's own.
     client = None if http_request.app.state.client_limits is None else find_client(http_request.scope)
     create = partial(service.sweeps.create, request, client)

@@ -64,7 +64,7 @@ async def start_training(
     request: Annotated[TrainRequest | None, Body(openapi_examples=examples.TRAIN)] = None,
 ) -> TrainResponse:
     """Start a training job and return at once; every field, and the body itself, is optional."""
-    service.admission.check_place()
+    service.admission.check_queue()
     start = partial(service.admission.start_job, request or TrainRequest(), find_client(http_request.scope))
     job = await to_thread.run_sync(start, limiter=service.admission.planning_limiter)
     return TrainResponse(

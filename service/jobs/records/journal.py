@@ -241,7 +241,7 @@ class JobJournal:
     @contextmanager
     def _transact(self) -> Iterator[sqlite3.Connection]:
         with self._lock, explain():
-            self._check_place()
+            self._check_file_is_there()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 if self._has_to_interrupt:
@@ -255,7 +255,7 @@ class JobJournal:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def _check_place(self) -> None:
+    def _check_file_is_there(self) -> None:
         """Notice a file that somebody has removed, into which everything could still be written in vain."""
         if self._path is not None and self._path.stat().st_ino != self._inode:
             raise JournalError("it has been replaced; restart the server")

@@ -76,7 +76,7 @@ class ModelFolder:
         except OSError:
             return None
 
-    def check_space(self, n_bytes: int = 0, name: str = "") -> None:
+    def check_can_save(self, n_bytes: int = 0, name: str = "") -> None:
         """Refuse to start something that could not be saved, for lack of space or of the folder itself.
 
         :param n_bytes: Size of the file to save, if it is known.
@@ -116,7 +116,7 @@ class ModelFolder:
             return problem
         try:
             self._renew_lock()
-            self.check_space()
+            self.check_can_save()
         except StorageLowError as error:
             return error.detail
         except OSError as error:

@@ -318,10 +318,10 @@ class TestTheRegistry:
         with pytest.raises(QueueFullError, match="4 jobs"):
             submit(registry)
         with pytest.raises(QueueFullError, match="4 jobs"):
-            registry.check_room()
+            registry.check_can_submit()
         gate.admit()
         assert all(job.finished.wait(PATIENCE_SECONDS) for job in jobs)
-        registry.check_room()
+        registry.check_can_submit()
         assert registry.count_active() == 0
         assert {job.status for job in jobs} == {JobStatus.COMPLETED}
 
@@ -468,7 +468,7 @@ class TestTheRegistry:
             return job._state.status
 
         monkeypatch.setattr(Job, "status", property(count))
-        for look in (lambda: registry.submit(planned), registry.count_active, registry.check_room):
+        for look in (lambda: registry.submit(planned), registry.count_active, registry.check_can_submit):
             n_looks = 0
             with suppress(QueueFullError):
                 look()
@@ -593,7 +593,7 @@ class TestStopping:
         with pytest.raises(DrainingError):
             submit(registry)
         with pytest.raises(DrainingError):
-            registry.check_room()
+            registry.check_can_submit()
 
     def test_jobs_that_a_shutdown_ends_say_so_and_can_be_resumed(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
