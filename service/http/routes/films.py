@@ -1,8 +1,8 @@
 """Films as answers: their parameters, and the parts that a player asks for."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 
 from service.http.file_headers import check_match, choose_part, is_known
 from service.http.problems import Refusal, error_response
@@ -17,10 +17,26 @@ FILM_RESPONSES: dict[int | str, dict[str, Any]] = {
     304: {"description": "The film still matches `If-None-Match`."},
 }
 
-FilmFormat = Annotated[VideoFormat, Query(alias="format", description="`gif` loops; `mp4` is smaller.")]
-PlaySeed = Annotated[int, Query(ge=0, le=MAX_PLAY_SEED, description="Seed of the episode.")]
-Deterministic = Annotated[bool, Query(description="Take the most likely actions instead of sampling them.")]
-MaxSteps = Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="Cut the episode after so many steps.")]
+
+class FilmQuery(NamedTuple):
+    """The film that a query asks for, as arguments of ``ModelPlayer.film``."""
+
+    video_format: VideoFormat
+    seed: int
+    deterministic: bool
+    max_steps: int
+
+
+async def _read_query(
+    video_format: Annotated[VideoFormat, Query(alias="format", description="`gif` loops; `mp4` is smaller.")] = "gif",
+    seed: Annotated[int, Query(ge=0, le=MAX_PLAY_SEED, description="Seed of the episode.")] = 0,
+    deterministic: Annotated[bool, Query(description="Take the most likely actions instead of sampling them.")] = True,
+    max_steps: Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="Cut the episode after so many steps.")] = 500,
+) -> FilmQuery:
+    return FilmQuery(video_format, seed, deterministic, max_steps)
+
+
+QueriedFilm = Annotated[FilmQuery, Depends(_read_query)]
 
 
 def answer_film(request: Request, film: Film, more_headers: dict[str, str] | None = None) -> Response:

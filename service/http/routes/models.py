@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from service.http import examples
 from service.http.file_headers import check_change
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors, note_leaving
-from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
+from service.http.routes.films import FILM_RESPONSES, QueriedFilm, answer_film
 from service.http.routes.unambiguous import UnambiguousRoute
 from service.models.card import make_card
 from service.schemas.models import (
@@ -61,13 +61,10 @@ def film_model(
     model_name: ModelNameInPath,
     service: CurrentService,
     request: Request,
-    video_format: FilmFormat = "gif",
-    seed: PlaySeed = 0,
-    deterministic: Deterministic = True,
-    max_steps: MaxSteps = 500,
+    query: QueriedFilm,
 ) -> Response:
     """Film one episode of a model; the headers `X-Episode-Reward` and `X-Episode-Length` give its reward and length."""
-    film = service.player.film(model_name, video_format, seed, deterministic, max_steps)
+    film = service.player.film(model_name, *query)
     return answer_film(request, film)
 
 

@@ -16,7 +16,7 @@ from service.app import Service
 from service.http import examples
 from service.http.limits.clients import find_client
 from service.http.routes.dependencies import CurrentService, errors, note_leaving
-from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
+from service.http.routes.films import FILM_RESPONSES, QueriedFilm, answer_film
 from service.http.routes.unambiguous import UnambiguousRoute
 from service.http.unexpected_input import check_plain_integer
 from service.jobs.job import Job
@@ -142,6 +142,16 @@ async def draw_training_curve(
     return Response(picture, media_type="image/png")
 
 
+# A dependency, or the schema would list it before the film's.
+async def _read_of(
+    of: Annotated[
+        str | None,
+        Query(min_length=64, max_length=64, description="The `ETag` of a film that was made before: it comes again."),
+    ] = None,
+) -> str | None:
+    return of
+
+
 @router.get(
     "/training/{job_id}/video",
     response_class=Response,
@@ -152,17 +162,11 @@ def film_training(
     job_id: JobId,
     service: CurrentService,
     request: Request,
-    video_format: FilmFormat = "gif",
-    seed: PlaySeed = 0,
-    deterministic: Deterministic = True,
-    max_steps: MaxSteps = 500,
-    of: Annotated[
-        str | None,
-        Query(min_length=64, max_length=64, description="The `ETag` of a film that was made before: it comes again."),
-    ] = None,
+    query: QueriedFilm,
+    of: Annotated[str | None, Depends(_read_of)],
 ) -> Response:
     """Film one episode of a job's newest policy: its latest checkpoint's while it trains, then the one it saved."""
-    film, timesteps = service.film_job(job_id, video_format, seed, deterministic, max_steps, of)
+    film, timesteps = service.film_job(job_id, *query, of)
     return answer_film(request, film, {} if timesteps is None else {"X-Checkpoint-Timesteps": str(timesteps)})
 
 
