@@ -15,13 +15,13 @@ class JobLimits:
     """What one client may take.
 
     :param n_active: Jobs that may run or wait at a time, > 0.
-    :param timesteps: Simulator steps of one job, > 0.
-    :param seconds: Seconds of one job's training, > 0.
+    :param max_timesteps: Simulator steps of one job, > 0.
+    :param max_seconds: Seconds of one job's training, > 0.
     """
 
     n_active: int
-    timesteps: int
-    seconds: float
+    max_timesteps: int
+    max_seconds: float
 
     def restrict(self, request: TrainRequest) -> TrainRequest:
         """Return a request for a job that takes no longer than one may.
@@ -29,7 +29,9 @@ class JobLimits:
         :raises InvalidRequestError: If it asks for more.
         """
         self.check(request)
-        return request if request.max_seconds is not None else request.model_copy(update={"max_seconds": self.seconds})
+        if request.max_seconds is not None:
+            return request
+        return request.model_copy(update={"max_seconds": self.max_seconds})
 
     def check(self, request: TrainRequest | TrainConfig) -> None:
         """Refuse what takes longer than one job may.
@@ -37,20 +39,20 @@ class JobLimits:
         :param request: A request, or the configuration made of it: only that says how long a rollout is.
         :raises InvalidRequestError: If it asks for more.
         """
-        if request.total_timesteps > self.timesteps:
+        if request.total_timesteps > self.max_timesteps:
             raise InvalidRequestError(
-                f"total_timesteps {request.total_timesteps} is more than the {self.timesteps} that a job may take here "
-                "(GRPO_CLIENT_JOB_TIMESTEPS); ask for fewer."
+                f"total_timesteps {request.total_timesteps} is more than the {self.max_timesteps} that a job may take "
+                "here (GRPO_CLIENT_JOB_TIMESTEPS); ask for fewer."
             )
-        if isinstance(request, TrainConfig) and request.n_steps * request.n_envs > self.timesteps:
+        if isinstance(request, TrainConfig) and request.n_steps * request.n_envs > self.max_timesteps:
             raise InvalidRequestError(
                 f"n_steps {request.n_steps} with n_envs {request.n_envs} makes rollouts of more than the "
-                f"{self.timesteps} steps that a job may take here (GRPO_CLIENT_JOB_TIMESTEPS), and a rollout is always "
-                "completed; set a smaller n_steps."
+                f"{self.max_timesteps} steps that a job may take here (GRPO_CLIENT_JOB_TIMESTEPS), and a rollout is "
+                "always completed; set a smaller n_steps."
             )
-        if request.max_seconds is not None and request.max_seconds > self.seconds:
+        if request.max_seconds is not None and request.max_seconds > self.max_seconds:
             raise InvalidRequestError(
-                f"max_seconds {request.max_seconds:g} is more than the {self.seconds:g} that a job may take here "
+                f"max_seconds {request.max_seconds:g} is more than the {self.max_seconds:g} that a job may take here "
                 "(GRPO_CLIENT_JOB_SECONDS); ask for fewer."
             )
 

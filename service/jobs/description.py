@@ -13,6 +13,8 @@ from service.training.planning.plan import TrainingPlan
 
 _REWARD_KEY = "rollout/ep_rew_mean"
 _KL_KEY = "train/approx_kl"
+#: Of a job's id, what tells it from others in a name.
+SHORT_ID_CHARS = 8
 # More points of a curve would not change the verdict.
 _MAX_JUDGED_POINTS = 200
 
@@ -104,7 +106,7 @@ def gather_evidence(plan: TrainingPlan, state: JobState, history: JobHistory) ->
 def name_tensorboard_run(job_id: str, config: TrainConfig) -> str | None:
     """Return the name of a job's TensorBoard folder; None if none was requested."""
     # Model names are checked and so safe in paths.
-    return f"{config.model_name}-{job_id[:8]}" if config.tensorboard_log else None
+    return f"{config.model_name}-{job_id[:SHORT_ID_CHARS]}" if config.tensorboard_log else None
 
 
 def _compute_eta(config: TrainConfig, state: JobState) -> float | None:

@@ -15,12 +15,14 @@ from cachetools import LRUCache
 from grpo_core.process import count_cores
 from service.context import JOB_ID
 from service.errors import ConflictError, NotFoundError, ServiceError, StorageError, describe_error
+from service.jobs.description import SHORT_ID_CHARS
 from service.jobs.job import Job
 from service.jobs.job_models import holds_content, is_own_model
 from service.jobs.records.record import INTERRUPTED
 from service.jobs.records.recorder import JobRecorder
 from service.models.store import ModelStore
 from service.restart_pause import RestartPause
+from service.schemas.fields import MAX_NAME_STEM_CHARS
 from service.schemas.jobs import EndedBy, JobStatus
 from service.training.order import TrainingOrder
 from service.workers.executor import Executor
@@ -325,7 +327,7 @@ class JobRunner:
         # A server that was killed may have saved it just before.
         if holds_content(self._store, name, content):
             return name
-        return f"{name[:80]}-stopped-{job.job_id[:8]}"
+        return f"{name[:MAX_NAME_STEM_CHARS]}-stopped-{job.job_id[:SHORT_ID_CHARS]}"
 
 
 def _pause(job: Job, seconds: float) -> None:

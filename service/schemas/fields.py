@@ -44,6 +44,8 @@ MAX_FILM_STEPS = 5000
 # No separator, no leading or trailing dot: a matching name can serve as a file name unchanged.
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"
 _MODEL_NAME = re.compile(MODEL_NAME_PATTERN)
+# Of a name that the server makes; what it adds has the rest of the 100 characters.
+MAX_NAME_STEM_CHARS = 80
 # An alias is no number and differs from "latest", which always is the newest version.
 ALIAS_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,31}$"
 LATEST_ALIAS = "latest"

@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, Reward, RewardFunction
 from service.errors import ConflictError, InvalidRequestError, TooLargeError
-from service.schemas.fields import MAX_SEED
+from service.schemas.fields import MAX_NAME_STEM_CHARS, MAX_SEED
 from service.schemas.training import ConfigOrigins, TrainConfig, TrainRequest
 from service.training.planning.names import NamedRequest, resolve_names
 from service.training.planning.plan import FilledRequest, TrainingPlan
@@ -124,5 +124,5 @@ def _find_origins(request: TrainRequest) -> ConfigOrigins:
 
 def _generate_model_name(env_name: str) -> str:
     # An environment's id may start with a dot or an underscore; a model's name must not.
-    stem = env_name.replace("/", "-").lstrip("._-")[:80]
+    stem = env_name.replace("/", "-").lstrip("._-")[:MAX_NAME_STEM_CHARS]
     return f"{stem or 'model'}-{secrets.token_hex(4)}"

@@ -8,7 +8,7 @@ import pytest
 from service.errors import InvalidRequestError, QueueFullError
 from service.jobs.client_jobs import ClientJobs, JobLimits
 
-LIMITS = JobLimits(n_active=2, timesteps=1000, seconds=60.0)
+LIMITS = JobLimits(n_active=2, max_timesteps=1000, max_seconds=60.0)
 
 
 def make_job(job_id: str) -> Any:

@@ -40,10 +40,10 @@ def test_the_time_between_two_runs_is_not_counted() -> None:
 
 def test_a_start_and_a_step_are_signs_of_life() -> None:
     clock = JobClock()
-    clock._last_active -= 1000.0
+    clock._last_active_seconds -= 1000.0
     assert clock.inactive_seconds >= 1000.0
     clock.wake()
     assert clock.inactive_seconds < 1000.0
-    clock._last_active -= 1000.0
+    clock._last_active_seconds -= 1000.0
     clock.start()
     assert clock.inactive_seconds < 1000.0
