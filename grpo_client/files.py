@@ -75,7 +75,7 @@ def save_file(path: FilePath, content: bytes) -> Path:
     with _explain(path, "written"):
         target = Path(os.path.realpath(path))
         if os.path.lexists(target) and not target.is_file():  # to replace it would take it from whoever uses it
-            raise FileProblem(f"{path} is no regular file; name another.")
+            raise FileProblem(f"{path} is not a regular file; name another.")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
         try:

@@ -134,7 +134,7 @@ class RequestRules:
         return self._check_body(scope, headers) if has_body(headers) else None
 
     def _check_body(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
-        """Check the head of a body; what anybody may ask, without a key, has none, lest strangers fill the memory."""
+        """Check the head of a body; what needs no key takes none, so that strangers cannot fill the memory."""
         path = scope["path"]
         if path in _EMPTY_PATHS or scope.get("method") == "OPTIONS":
             asked = printable(f"{scope.get('method', 'GET')} {path}")

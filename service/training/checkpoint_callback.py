@@ -108,7 +108,7 @@ class CheckpointCallback(BaseCallback):
         begun = time.monotonic()
         try:
             described, content = self._describe(attachments)
-        except Exception as error:  # the environment's code, which may have lost its wits; the training has not
+        except Exception as error:  # environment code may fail; training goes on without a checkpoint
             logger.warning("no checkpoint can be taken", exc_info=True)
             self._can_take = False
             reason = describe_error(error)

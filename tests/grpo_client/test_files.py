@@ -34,7 +34,7 @@ def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "link").symlink_to("pipe")
     for name in ("pipe", "folder", "loop", "link"):
-        with pytest.raises(FileProblem, match=rf"{name} is no regular file; name another\.$"):
+        with pytest.raises(FileProblem, match=rf"{name} is not a regular file; name another\.$"):
             save_file(tmp_path / name, b"")
     assert (tmp_path / "pipe").is_fifo()
     assert sorted(os.listdir(tmp_path)) == ["folder", "link", "loop", "pipe"]

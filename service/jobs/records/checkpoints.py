@@ -50,7 +50,7 @@ class CheckpointFolder:
         """
         self._dir.mkdir(mode=0o700, exist_ok=True)
         if not stat.S_ISDIR(os.lstat(self._dir).st_mode):
-            raise NotADirectoryError(0, f"{_FOLDER} in the models folder is no folder")
+            raise NotADirectoryError(0, f"{_FOLDER} in the models folder is not a folder")
         self._make_room(job_id, len(content))
         write_atomic(self._path(job_id), content)
 

@@ -113,7 +113,7 @@ def _open_and_lock(models_dir: Path) -> tuple[int, bool]:
 
 def _check_kind(path: Path, mode: int, error: OSError | None = None) -> None:
     if not stat.S_ISREG(mode):
-        raise OSError(f"{path} is no regular file; remove it, and the server makes its own.") from error
+        raise OSError(f"{path} is not a regular file; remove it, and the server makes its own.") from error
 
 
 def _lock(descriptor: int, models_dir: Path) -> bool:

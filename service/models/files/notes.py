@@ -89,14 +89,14 @@ def has_damaged_notes(folder: Path) -> bool:
 def _read_small(path: Path) -> bytes:
     """Read a small file that others may have put there; a pipe, which would block for ever, is not waited for.
 
-    :raises OSError: If the disk does not give it, or if it is no regular file.
+    :raises OSError: If the disk does not give it, or if it is not a regular file.
     :raises ValueError: If it is too large.
     """
     descriptor = os.open(path, OPEN_FLAGS)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+            raise OSError(errno.EINVAL, f"{path.name} is not a regular file")
         if status.st_size > _MAX_BYTES:
             raise ValueError(f"{path.name} is larger than {_MAX_BYTES:,} bytes")
         return os.read(descriptor, status.st_size)

@@ -371,7 +371,7 @@ class VersionFolder:
     def _check_is_folder(self, path: Path) -> None:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             place = path.relative_to(self._models_dir)
-            raise NotADirectoryError(errno.ENOTDIR, f"{place} in the models folder is no folder")
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} in the models folder is not a folder")
 
     def _make_folder(self, name: str) -> Path:
         """Return the folder of a model's versions, created if absent; the models folder itself never is."""

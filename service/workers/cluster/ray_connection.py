@@ -99,7 +99,7 @@ class RayConnection:
     def _connect(self, attempt: "futures.Future[Any]") -> None:
         try:
             attempt.set_result(_connect(self, self._options))
-        except BaseException as error:  # Ray raises what it likes
+        except BaseException as error:  # Ray documents no base class for its errors
             logger.warning("the Ray cluster cannot be used", exc_info=True)
             attempt.set_exception(error)
 

@@ -87,7 +87,7 @@ class RaySearch:
         try:
             asked = {actor.describe.remote(): actor for actor in actors}
             ready = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)[0] if asked else []
-        except Exception as error:  # Ray raises what it likes
+        except Exception as error:  # Ray documents no base class for its errors
             raise ClusterLostError(f"the Ray cluster does not say what runs there ({cut(error)}).") from error
         silent = [actor for answer, actor in asked.items() if answer not in ready]
         n_silent = sum(not _end_if_waiting(ray, actor) for actor in silent)
@@ -122,7 +122,7 @@ class RaySearch:
                 if is_ours and named["name"] not in self._pool.own_names:
                     with suppress(ValueError):  # it has ended just now
                         found.append(ray.get_actor(named["name"], namespace=NAMESPACE))
-        except Exception as error:  # Ray raises what it likes
+        except Exception as error:  # Ray documents no base class for its errors
             raise ClusterLostError(f"the Ray cluster does not say what runs there ({cut(error)}).") from error
         return found
 

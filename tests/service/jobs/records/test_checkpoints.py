@@ -108,7 +108,7 @@ def test_a_link_in_the_folders_place_is_not_followed(tmp_path: Path, config: Tra
     (models_dir / ".checkpoints").symlink_to(elsewhere)
     folder = CheckpointFolder(models_dir)
     folder.remove_orphans([])
-    with pytest.raises(OSError, match="is no folder"):
+    with pytest.raises(OSError, match="is not a folder"):
         folder.write(JOB_ID, make_file(config))
     assert (elsewhere / f"{JOB_ID}.zip").read_bytes() == b"precious"
 

@@ -72,7 +72,7 @@ def test_what_is_no_file_in_place_of_the_lock_is_named_with_the_remedy(tmp_path:
         os.mkfifo(path)
     else:
         path.mkdir()
-    with pytest.raises(OSError, match=rf"^{path} is no regular file; remove it"), lock_folder(tmp_path):
+    with pytest.raises(OSError, match=rf"^{path} is not a regular file; remove it"), lock_folder(tmp_path):
         pass
 
 

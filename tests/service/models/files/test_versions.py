@@ -64,7 +64,7 @@ class TestLinks:
         link.symlink_to(target)
         answer = upload(client, contents[1], "m", overwrite=True)
         assert answer.status_code == (503 if place == ".versions" else 507)
-        assert "is no folder" in answer.json()["detail"]
+        assert "is not a folder" in answer.json()["detail"]
         assert client.get("/health/ready").status_code == (503 if place == ".versions" else 200)
         assert client.put("/models/m/aliases/prod", json={"version": 1}).status_code == 507
         assert list_versions(client) == [1]
