@@ -43,9 +43,9 @@ class KeptRun:
     """
 
     def __init__(
-        self, progress: Progress, receipts: Receipts, outcome: bytes | Exception, n_earlier_stops: int
+        self, job: Job, progress: Progress, receipts: Receipts, outcome: bytes | Exception, n_earlier_stops: int
     ) -> None:
-        self._progress, self._receipts, self._outcome = progress, receipts, outcome
+        self._job, self._progress, self._receipts, self._outcome = job, progress, receipts, outcome
         self.n_earlier_stops = n_earlier_stops
         self.n_stops = 0
         self.was_written_at_release: bool | None = None
@@ -75,8 +75,7 @@ class KeptRun:
         self.was_left = True
 
     def release(self) -> None:
-        assert isinstance(self._progress, Job)
-        self.was_written_at_release = self._progress.status.is_final
+        self.was_written_at_release = self._job.status.is_final
 
 
 class Elsewhere(ThreadExecutor):
@@ -91,8 +90,10 @@ class Elsewhere(ThreadExecutor):
         self.asked: list[tuple[str, int, int]] = []
         self.run: KeptRun | None = None
         self.n_started = self.n_endings = 0
-        #: Called when a task is asked for, with what it is for.
-        self.while_searching: Callable[[Progress], None] = lambda progress: None
+        #: Finds a job by its id.
+        self.get_job: Callable[[str], Job]
+        #: Called when a task is asked for, with its job.
+        self.while_searching: Callable[[Job], None] = lambda job: None
 
     def start_lasting(self, task: Task, progress: Progress, receipts: Receipts) -> LastingRun:
         self.n_started += 1
@@ -101,12 +102,13 @@ class Elsewhere(ThreadExecutor):
 
     def adopt(self, job_id: str, progress: Progress, receipts: Receipts) -> LastingRun | None:
         self.asked.append((job_id, receipts.attempt, receipts.n_taken))
-        self.while_searching(progress)
+        job = self.get_job(job_id)
+        self.while_searching(job)
         if isinstance(self._outcome, TaskDrainedError | ClusterLostError | ZeroDivisionError):
             raise self._outcome
         if self._outcome is None:
             return None
-        self.run = KeptRun(progress, receipts, self._outcome, self._n_earlier_stops)
+        self.run = KeptRun(job, progress, receipts, self._outcome, self._n_earlier_stops)
         return self.run
 
     def end_left(self) -> None:
@@ -128,6 +130,7 @@ def reopen(tmp_path: Path) -> Reopen:
         journal, obstacle = open_journal(tmp_path, keeps_running=True)
         recorder = JobRecorder(journal, obstacle)
         registry = make_registry(store, keeper, recorder, keeper=keeper)
+        keeper.get_job = registry.get
         registry.rejoin(find_rewards)
         yield registry
         registry.shutdown(grace_seconds=10)
@@ -252,7 +255,7 @@ def test_one_that_is_found_while_the_server_ends_is_left_to_the_next_one(
     reopen: Reopen, killed: Job, model: bytes
 ) -> None:
     keeper, is_ending = Elsewhere(model), threading.Event()
-    keeper.while_searching = lambda progress: wait_until(is_ending.is_set)
+    keeper.while_searching = lambda job: wait_until(is_ending.is_set)
     with reopen(keeper) as registry:
         wait_until(lambda: bool(keeper.asked))
         registry.stop_all()
@@ -280,7 +283,7 @@ def test_a_search_that_fails_ends_the_job(reopen: Reopen, killed: Job) -> None:
 
 def test_a_stop_during_the_search_is_passed_on_once_it_is_found(reopen: Reopen, killed: Job, model: bytes) -> None:
     keeper = Elsewhere(model)
-    keeper.while_searching = lambda progress: progress.stop() if isinstance(progress, Job) else None
+    keeper.while_searching = lambda job: job.stop()
     with reopen(keeper) as registry:
         job = registry.get(killed.job_id)
         assert job.finished.wait(60)
@@ -311,7 +314,7 @@ def test_a_stop_is_on_the_disk_when_it_is_answered_and_is_passed_on_by_whichever
 
 def test_one_that_was_stopped_and_is_gone_has_stopped(reopen: Reopen, killed: Job) -> None:
     keeper = Elsewhere(None)
-    keeper.while_searching = lambda progress: progress.stop() if isinstance(progress, Job) else None
+    keeper.while_searching = lambda job: job.stop()
     with reopen(keeper) as registry:
         job = registry.get(killed.job_id)
         assert job.finished.wait(60)
@@ -322,7 +325,7 @@ def test_one_that_was_stopped_and_is_gone_has_stopped(reopen: Reopen, killed: Jo
 
 def test_one_that_was_stopped_and_may_go_on_has_failed(reopen: Reopen, killed: Job) -> None:
     keeper = Elsewhere(ClusterLostError("the job may go on."))
-    keeper.while_searching = lambda progress: progress.stop() if isinstance(progress, Job) else None
+    keeper.while_searching = lambda job: job.stop()
     with reopen(keeper) as registry:
         job = registry.get(killed.job_id)
         assert job.finished.wait(60)
@@ -339,7 +342,7 @@ def test_all_are_looked_for_at_once_even_if_they_are_more_than_may_run(
     journal.write([job.make_record(0, 1) for job in others])
     journal.close()
     keeper = Elsewhere(None)
-    keeper.while_searching = lambda progress: wait_until(lambda: len(keeper.asked) == 4)
+    keeper.while_searching = lambda job: wait_until(lambda: len(keeper.asked) == 4)
     with reopen(keeper) as registry:
         for job_id in (killed.job_id, *(job.job_id for job in others)):
             job = registry.get(job_id)
