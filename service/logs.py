@@ -15,6 +15,8 @@ MAX_LINE_BYTES = 4096
 # The ``extra`` fields that are written; those of other libraries may hold anything.
 _EXTRAS = ("method", "route", "status", "seconds", "job_id", "env_name", "model_name")
 _LOGGERS = ("grpo", "uvicorn")
+# The dashboard's sockets: left without a level, each would get a handler from its library, and write all twice.
+_SOCKET_LOGGERS = ("engineio.server", "socketio.server")
 
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -38,11 +40,11 @@ def configure_logs(style: LogStyle) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for name in _LOGGERS:
+    for name in (*_LOGGERS, *_SOCKET_LOGGERS):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-        logger.setLevel(style.level.upper())
+        logger.setLevel(style.level.upper() if name in _LOGGERS else logging.ERROR)
     logging.captureWarnings(True)
 
 

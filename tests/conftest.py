@@ -249,7 +249,7 @@ def gate(client: TestClient) -> Iterator[Gate]:
 @pytest.fixture
 def untouched_loggers() -> Iterator[None]:
     """Undo what a test does to logging: a handler it leaves behind would write to a stream that is closed by then."""
-    names = ("", "grpo", "uvicorn", "py.warnings")
+    names = ("", "grpo", "uvicorn", "py.warnings", "engineio.server", "socketio.server")
     before = [
         (logging.getLogger(name), logging.getLogger(name).handlers[:], logging.getLogger(name).level) for name in names
     ]

@@ -41,6 +41,8 @@ class LazyDashboard:
             detail = "another service of this process shows its dashboard; end it first."
             await error_response(_TAKEN, 503, detail)(scope, receive, send)
             return
+        if scope["type"] == "http":  # whoever opens no socket has not upgraded; engine.io would take the header's word
+            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"upgrade"]}
         await self._pages({**scope, SERVICE_KEY: self._service}, receive, send)
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import socketio
 from fastapi.testclient import TestClient
 
 from service.context import JOB_ID, REQUEST_ID
@@ -134,6 +135,17 @@ def test_all_loggers_write_alike_and_others_only_what_matters(capsys: pytest.Cap
     logging.getLogger("grpo.service").warning("not that bad")
     logging.getLogger("grpo.service").error("bad")
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("untouched_loggers")
+def test_the_dashboards_sockets_write_an_error_once(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(LogStyle("json", "info"))
+    server = socketio.AsyncServer(async_mode="asgi")  # adds a handler to a logger that has no level
+    for logger in (server.logger, server.eio.logger):
+        logger.info("a client came")
+        logger.error("a frame is malformed")
+    events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert events == ["a frame is malformed"] * 2
 
 
 class TestRequests:

@@ -158,6 +158,11 @@ class TestSockets:
         assert response.status_code == 400
         assert "access-control-allow-origin" not in response.headers
 
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    def test_a_request_that_has_not_upgraded_opens_none(self, client: TestClient, method: str) -> None:
+        path = SOCKET.removeprefix("ws://localhost")
+        assert client.request(method, path, headers={"upgrade": "websocket"}).status_code == 400
+
     @with_key
     def test_one_needs_the_key_or_a_session(self, client: TestClient) -> None:
         assert refuse(client) == 401
