@@ -299,9 +299,13 @@ def _make_record(job: Recorded, seen: tuple[int, int]) -> JobRecord | None:
 def _sort(orders: Sequence[_Order], records: Mapping[Recorded, JobRecord]) -> list[JobRecord]:
     """List what to write: what was ordered first, in that order, since new jobs are listed as they were written.
 
-    :param records: Those of running jobs. An order for one that has ended in the meantime is dropped.
+    :param records: Those of running jobs. One that has ended in the meantime takes its place with its last record.
     """
     subjects = [order.subject for order in orders]
-    ordered = [subject if isinstance(subject, JobRecord) else records.get(subject) for subject in subjects]
+    ended = {subject.job_id: subject for subject in subjects if isinstance(subject, JobRecord)}
+    ordered = [
+        subject if isinstance(subject, JobRecord) else records.get(subject, ended.get(subject.job_id))
+        for subject in subjects
+    ]
     others = [record for job, record in records.items() if job not in subjects]
     return [*(record for record in ordered if record is not None), *others]

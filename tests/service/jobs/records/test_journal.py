@@ -311,6 +311,7 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
     jobs = [Job(make_plan(), make_home(recorder)) for _ in range(4)]
     for job in jobs:
         recorder.begin(job)
+    for job in reversed(jobs):
         job.start()
         job.finish(JobStatus.COMPLETED)
         assert job.status is JobStatus.COMPLETED
@@ -322,7 +323,8 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
         journal._connection.execute("PRAGMA max_page_count = 100000")
     wait_until(lambda: all(recorder.has_written(job.job_id) for job in jobs))
     assert recorder.problem is None
-    assert len(recorder.list_past_jobs()) == 4
+    in_order = [job.job_id for job in jobs]
+    assert [past.job_id for past in recorder.list_past_jobs()] == in_order
     recorder.close()
 
 
