@@ -40,6 +40,9 @@ _MAX_IGNORED_BYTES = 128 * 2**20
 _MAX_PIPELINED = 16
 # A client that takes nothing of its answer for so long is gone.
 _UNREAD_SECONDS = 30.0
+# Who sends nothing more may still read, or be gone: only writing to it tells. Such a client is sent what is ready by
+# then, and a stream for as long as it does not pause for so long.
+_HALF_CLOSED_SECONDS = 2.0
 _MAX_CONNECTIONS = 2048
 # The rest of the files that may be open is for models, workers and the log.
 _SHARE_OF_DESCRIPTORS = 0.75
@@ -79,6 +82,9 @@ class Connection(HttpToolsProtocol):
         # Moves on when it rings before the deadline: to set it anew for every request would take longer.
         self._alarm: asyncio.TimerHandle | None = None
         self._unread_alarm: asyncio.TimerHandle | None = None
+        # Set once the client has closed its side while it is answered, with whether anything was written since.
+        self._half_closed_alarm: asyncio.TimerHandle | None = None
+        self._has_written = False
         # The head asks for another protocol, and is read again without that.
         self._is_rereading = False
         # How the connection ends once the requests before are answered; until then nothing is read.
@@ -96,13 +102,36 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the client."""
-        for alarm in (self._alarm, self._unread_alarm):
+        for alarm in (self._alarm, self._unread_alarm, self._half_closed_alarm):
             if alarm is not None:
                 alarm.cancel()
         self.waiting_since = None
         if self._started is not None and self._is_answering():
             _report_loss(self._started)
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Answer what the client has asked, though it sends nothing more; close the connection if that is nothing."""
+        if self._in_body or self._n_ignorable is not None or not self._is_answering():
+            return None
+        if self._end_after_answers is None:
+            self._end_after_answers = self.end
+        self.transport.write = self._write_to_half_closed  # type: ignore[method-assign]
+        self._let_go_unless_written()
+        return True
+
+    def _write_to_half_closed(self, data: bytes | bytearray | memoryview) -> None:
+        self._has_written = True
+        self._socket.write(data)
+
+    def _let_go_unless_written(self) -> None:
+        """Abort the connection if nothing is written to it: what is, the system of a client that is gone refuses."""
+        is_first_look = self._half_closed_alarm is None
+        if not (is_first_look or self._has_written or self._socket.get_write_buffer_size()):
+            self._socket.abort()
+            return
+        self._has_written = False
+        self._half_closed_alarm = self.loop.call_later(_HALF_CLOSED_SECONDS, self._let_go_unless_written)
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, unless it is more than a head may hold."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import requests
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 
 import service.http.limits.bodies
@@ -425,6 +426,39 @@ class TestNobodyElsePays:
         with connect(port, HELD + b"\r\n" + START + b"\r\n"):
             wait_until(lambda: held.n_open == 1)
         wait_until(lambda: held.n_open == 0)
+
+
+class TestHalfClosed:
+    def test_a_client_that_sends_nothing_more_is_answered(self, port: int, held: Held) -> None:
+        with connect(port, START + b"\r\n" + HELD + b"\r\n" + START + b"\r\n") as connection:
+            connection.shutdown(socket.SHUT_WR)
+            wait_until(lambda: held.n_open == 1)
+            held.may_end = True
+            assert read_to_end(connection).count(b"HTTP/1.1 200 OK") == 3
+
+    def test_one_that_is_read_slowly_is_sent_all(
+        self, app: FastAPI, port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service.http.serving.connections, "_HALF_CLOSED_SECONDS", 0.01)
+        app.add_api_route("/much", lambda: Response(bytes(2**25)))
+        with connect(port, b"GET /much HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+            connection.shutdown(socket.SHUT_WR)
+            time.sleep(0.2)
+            assert len(read_to_end(connection)) > 2**25
+
+    def test_nobody_who_may_be_gone_is_waited_for(
+        self, app: FastAPI, port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def answer_nobody(request: Request) -> None:
+            while not await request.is_disconnected():
+                await asyncio.sleep(0.01)
+
+        monkeypatch.setattr(service.http.serving.connections, "_HALF_CLOSED_SECONDS", 0.01)
+        app.add_api_route("/unanswered", answer_nobody)
+        with connect(port, b"GET /unanswered HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+            connection.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionResetError):
+                assert read_to_end(connection) == b""
 
 
 class TestBodies:
