@@ -29,8 +29,15 @@ from grpo_core.process import list_import_paths
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import InvalidRequestError, describe_error, printable
 from service.logs import LogStyle
-from service.workers.messages import WITH_CONTENT, Outcome, deliver, read_outcome
-from service.workers.task import Progress, Task, TaskDrainedError, WorkerLostError, WorkerNotStartedError
+from service.workers.messages import CLOSED_STATUS, WITH_CONTENT, Outcome, deliver, read_outcome
+from service.workers.task import (
+    Progress,
+    Task,
+    TaskDrainedError,
+    TaskFailedError,
+    WorkerLostError,
+    WorkerNotStartedError,
+)
 
 logger = logging.getLogger("grpo.service")
 
@@ -53,6 +60,10 @@ _STARTER_ENDED = "the process that starts workers has ended"
 _LOST = (
     f"the worker process was lost because {_STARTER_ENDED}; the server's log may say why. "
     "Resume the job, or send the request again."
+)
+_GARBLED = (
+    "the worker process sent what is no message of a worker; the environment, the reward function or one of their "
+    "libraries writes to file descriptors that are not its own."
 )
 # Takes a message of a worker: its kind, its value, and the bytes that followed.
 Receiver = Callable[[str, Any, bytes], None]
@@ -241,10 +252,12 @@ class ProcessRun:
         try:
             kind, value = json.loads(self._connection.recv_bytes())
             content = self._connection.recv_bytes() if kind in WITH_CONTENT else b""
+            self._outcome = read_outcome(kind, value, content)
         except (EOFError, OSError):
             self._sources.remove(self._connection)
             return
-        self._outcome = read_outcome(kind, value, content)
+        except (ValueError, TypeError):
+            self._outcome = TaskFailedError(_GARBLED)
         if self._outcome is None:
             self._receive_message(kind, value, content)
 
@@ -390,6 +403,11 @@ def _describe_death(status: int) -> str:
         return (
             "the worker process was killed (SIGKILL), as the system does when memory runs out; lower n_envs, n_steps "
             "or net_arch, or give the server more memory."
+        )
+    if status == CLOSED_STATUS:
+        return (
+            "the worker process lost its connection to the server; the environment, the reward function or one of "
+            "their libraries closed file descriptors that are not its own."
         )
     how = f"was killed by signal {_name_signal(-status)}" if status < 0 else f"exited with status {status}"
     return (

@@ -1,5 +1,6 @@
 """Run one task in a worker process, and report its progress to the server."""
 
+import errno
 import fcntl
 import importlib
 import json
@@ -24,7 +25,7 @@ from gymnasium.envs.registration import EnvSpec
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import ServiceError, describe_error
 from service.logs import configure_logs
-from service.workers.messages import Message
+from service.workers.messages import CLOSED_STATUS, Message
 
 logger = logging.getLogger("grpo.service")
 
@@ -41,6 +42,10 @@ def work(connection: "Connection[bytes, bytes]", server_fd: int) -> NoReturn:
     """
     try:
         _run_task(connection, server_fd)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            os._exit(CLOSED_STATUS)  # the server ends what the environment has started
+        _end_all()
     except BaseException:  # the server or the memory is gone, so nothing can be reported
         _end_all()
     os._exit(0)  # without waiting for threads that an environment has left
@@ -84,8 +89,9 @@ def _run_packed(packed: bytes, reporter: "Reporter") -> bytes:
         content: bytes = task.run(reporter)
         return content
     finally:
-        # What environments print; the server may kill this process as soon as it hears of the end.
-        with suppress(OSError, ValueError):
+        # What environments print, if they have left the stream; the server may kill this process as soon as it hears of
+        # the end.
+        with suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()
 
 
@@ -129,6 +135,7 @@ class Reporter:
 
     def __init__(self, connection: "Connection[bytes, bytes]") -> None:
         self._connection = connection
+        self._pid = os.getpid()
         # None until the task knows: it may go on from a checkpoint.
         self._timesteps: int | None = None
         # Metrics with the simulator steps taken by then. None may be dropped: the server counts rollouts.
@@ -198,6 +205,8 @@ class Reporter:
             self._report_all()
 
     def _report_all(self) -> None:
+        if os.getpid() != self._pid:  # an environment has forked, and its child goes on as if it were the worker
+            os._exit(0)
         self._sent_at = time.monotonic()
         self._connection.send_bytes(json.dumps([Message.PROGRESS, [*self._unsent, (self._timesteps, {})]]).encode())
         self._unsent.clear()

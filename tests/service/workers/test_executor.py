@@ -4,11 +4,13 @@ import ctypes
 import functools
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,6 +84,18 @@ def start_child(path: str, then: Callable[[], None]) -> None:
 
 def do_nothing() -> None:
     pass
+
+
+def drop_output() -> None:
+    sys.stdout = None  # type: ignore[assignment]
+
+
+def write_to_sockets() -> None:
+    """Write the length of a message and one letter to whatever connection is open."""
+    for fd in range(3, 64):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.write(fd, b"\0\0\0\1x")
 
 
 def is_there(pid: int) -> bool:
@@ -356,8 +370,10 @@ class TestAProcess:
             (os.abort, "signal SIGABRT"),
             (functools.partial(ctypes.string_at, 0), "signal SIGSEGV"),
             (functools.partial(signal.raise_signal, signal.SIGKILL), "memory runs out"),
+            (functools.partial(os.closerange, 3, 64), "closed file descriptors"),
+            (write_to_sockets, "sent what is no message"),
         ],
-        ids=["exit 3", "exit 0", "abort", "segfault", "kill"],
+        ids=["exit 3", "exit 0", "abort", "segfault", "kill", "close", "write"],
     )
     def test_a_crash_fails_only_its_own_job(
         self,
@@ -378,6 +394,12 @@ class TestAProcess:
         assert not store.exists("m")
         assert run(registry).status is JobStatus.COMPLETED
         assert other.status is JobStatus.RUNNING
+
+    def test_its_environment_may_take_its_output_away(
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine
+    ) -> None:
+        env_name = register_line(on_step=drop_output)
+        assert run(open_registry(), env_name=env_name).status is JobStatus.COMPLETED
 
     @pytest.mark.parametrize(
         ("then", "outcome"),

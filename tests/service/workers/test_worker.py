@@ -1,6 +1,7 @@
 """What a worker reports to the server."""
 
 import json
+import os
 from multiprocessing import Pipe
 
 from service.jobs.job import Job
@@ -25,3 +26,17 @@ def test_nothing_is_said_of_steps_before_any_are_known() -> None:
     assert (job.describe().current_timesteps, job.state.repeated_timesteps) == (64, 0)
     assert job.describe().warnings == ["it went on with new episodes", "as the last one"]
     assert job.describe().metrics == {"train/loss": 0.5}
+
+
+def test_a_child_that_an_environment_has_forked_reports_nothing_and_ends() -> None:
+    here, there = Pipe()
+    with here, there:
+        reporter = Reporter(there)
+        child = os.fork()
+        if child == 0:
+            try:
+                reporter.publish_warning("it is no worker")
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0) == (child, 0)
+        assert not here.poll()
