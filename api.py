@@ -87,10 +87,10 @@ def create_app(settings: Settings | None = None, lock: FolderLock | None = None)
     :param settings: None reads them from the environment variables.
     :param lock: Keeps other servers out of the models folder; None if nothing does.
     :raises OSError: If the models folder cannot be created or written to.
-    :raises ExtensionError: If a module of ``env_modules`` cannot be imported.
+    :raises ExtensionError: If a module of ``env_modules`` cannot be imported, or a reward function cannot be named.
     """
     settings = settings or Settings()
-    import_extensions(settings.env_modules)
+    import_extensions(settings.env_modules, REWARD_FUNCTIONS)
     service = Service(settings, REWARD_FUNCTIONS, lock)
     app = FastAPIOffline(
         title="GRPO API",

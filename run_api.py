@@ -215,7 +215,9 @@ def _parse_flags() -> dict[str, Any]:
 
 
 def _refuse(reason: str) -> int:
-    sys.stderr.write(f"grpo: {reason}\n")
+    # A path may hold a line feed, or what a terminal takes for a command.
+    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in reason)
+    sys.stderr.write(f"grpo: {line}\n")
     return 2
 
 

@@ -3,23 +3,30 @@
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from service.errors import describe_error
+from pydantic import TypeAdapter, ValidationError
+
+from service.errors import describe_error, printable
+from service.schemas.fields import RewardName
+
+_REWARD_NAME: TypeAdapter[str] = TypeAdapter(RewardName)
 
 
 class ExtensionError(Exception):
-    """A module cannot be imported; the message names the module, the reason and the remedy."""
+    """A module or a reward function cannot be used; the message names it, the reason and the remedy."""
 
 
-def import_extensions(names: Sequence[str]) -> None:
+def import_extensions(names: Sequence[str], reward_functions: Mapping[str, object]) -> None:
     """Import modules, also from the current folder.
 
     The current folder is searched last, so nothing in it can replace a module that the server itself needs. Workers
     search the same folders, and import the modules that a job's environment or reward functions come from.
 
-    :raises ExtensionError: If an import fails.
+    :param reward_functions: What the modules add their own to.
+    :raises ExtensionError: If an import fails, or a reward function is none, or has a name that no request can give.
     """
+    _check_reward_functions(reward_functions, "the start script")
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for name in names:
@@ -31,3 +38,25 @@ def import_extensions(names: Sequence[str]) -> None:
                 f"the module '{name}' of --env-module (GRPO_ENV_MODULES) cannot be imported ({reason}); fix it, start "
                 "the server in its folder, or add that folder to PYTHONPATH."
             ) from error
+        _check_reward_functions(reward_functions, f"the module '{name}'")
+
+
+def _check_reward_functions(reward_functions: Mapping[str, object], origin: str) -> None:
+    """Check what was added last.
+
+    :param origin: What has added it.
+    """
+    for name, function in reward_functions.items():
+        try:
+            _REWARD_NAME.validate_python(name, strict=True)
+        except ValidationError as error:
+            raise ExtensionError(
+                f"{origin} adds a reward function under the name {printable(repr(name))}, which no request can give; "
+                "choose up to 64 letters from a to z, digits, '.', '_' and '-'."
+            ) from error
+        if not callable(function):
+            kind = type(function).__name__
+            raise ExtensionError(
+                f"{origin} adds the reward function '{name}', which is of type {kind} and cannot be called; give "
+                "REWARD_FUNCTIONS a function of (state, action, next_state)."
+            )

@@ -5,6 +5,7 @@ import keyword
 import os
 import re
 import socket
+import stat
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -24,6 +25,7 @@ _PREFIX = "GRPO_"
 _OTHER_VARIABLES = frozenset({"GRPO_URL", "GRPO_PUBLISHED_PORT", "GRPO_FORKSERVER_START"})
 # Nobody waits longer, and no lock can wait for ever.
 _MAX_SECONDS = 86_400
+_MAX_KEY_FILE_BYTES = 4096
 # What an address looks like, and that in words.
 _ADDRESS_FORMS = {
     "trainer_url": (re.compile(r"https?://[!-~]+"), "http://HOST:PORT or https://HOST"),
@@ -161,9 +163,9 @@ class Settings(BaseSettings):
         if values.get("api_key") is not None:
             raise ValueError("api_key and api_key_file exclude each other; set only one of them")
         try:
-            return {**values, "api_key": _expand_home(Path(file)).read_text(encoding="utf-8")}
+            return {**values, "api_key": _read_small_file(_expand_home(Path(file)))}
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            reason = error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ValueError(
                 f"api_key_file {file} cannot be read ({reason}); fix the path or its permissions"
             ) from error
@@ -384,6 +386,20 @@ def _normalize_origin(origin: str) -> str:
         )
     scheme, host, port = match.groups()
     return f"{scheme}://{host}" if port in (None, _DEFAULT_PORTS.get(scheme)) else f"{scheme}://{host}:{port}"
+
+
+def _read_small_file(path: Path) -> str:
+    """Read a text, without waiting for a pipe's other end, and not without end.
+
+    :raises OSError: If it cannot be read, is no regular file, or is too large for a key.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("it is no regular file")
+        content = file.read(_MAX_KEY_FILE_BYTES + 1)
+    if len(content) > _MAX_KEY_FILE_BYTES:
+        raise OSError(f"it has more than {_MAX_KEY_FILE_BYTES:,} bytes")
+    return content.decode()
 
 
 def _expand_home(path: Path) -> Path:

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -33,6 +34,7 @@ import api
 from grpo import GRPO
 from grpo_core.options.presets import get_preset
 from grpo_core.saving import model_file
+from service.extensions import ExtensionError
 from service.schemas.training import TrainRequest
 from service.settings import Settings
 from tests.conftest import RegisterEnv
@@ -1490,3 +1492,23 @@ def test_the_application_is_built_when_it_is_first_asked_for(tmp_path: Path, mon
         vars(api).pop("app", None)
     with pytest.raises(AttributeError, match="no attribute 'application'"):
         api.application  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "message"),
+    [
+        ("with space", "pow", "the name 'with space', which no request can give; choose up to 64 letters"),
+        ("a" * 65, "pow", "choose up to 64 letters"),
+        (5, "pow", "the name 5,"),
+        ("five", "5", "'five', which is of type int and cannot be called; give REWARD_FUNCTIONS a function"),
+    ],
+)
+def test_a_reward_function_that_no_request_can_use_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str | int, function: str, message: str
+) -> None:
+    monkeypatch.setattr(api, "REWARD_FUNCTIONS", dict(api.REWARD_FUNCTIONS))
+    (tmp_path / "my_odd_rewards.py").write_text(f"import api\napi.REWARD_FUNCTIONS[{name!r}] = {function}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_odd_rewards", raising=False)
+    with pytest.raises(ExtensionError, match=f"the module 'my_odd_rewards' adds .*{re.escape(message)}"):
+        api.create_app(Settings(models_dir=tmp_path, env_modules=("my_odd_rewards",)))

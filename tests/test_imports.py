@@ -20,8 +20,8 @@ ORDER = ["grpo_terminal", "grpo_core", "grpo", "grpo_cli", "grpo_zoo", "service"
 SERVICE_ORDER = [
     {"suggestions", "context", "restart_pause"},
     {"errors", "logs"},
-    {"settings", "extensions", "schemas"},
-    {"spaces"},
+    {"settings", "schemas"},
+    {"spaces", "extensions"},
     {"workers"},
     {"environments"},
     {"training"},

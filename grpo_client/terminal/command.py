@@ -29,6 +29,7 @@ _TYPED = {
         r"GET /sweeps\b(?!/)": f"{PROGRAM} sweep list",
         r"POST /sweeps\b(?!/)": f"{PROGRAM} sweep start",
         r"POST /train\b": f"{PROGRAM} train",
+        r"\bset base_url to it\b": "give its URL with --url or GRPO_URL",
         r"\bsend replace=true": "add --set replace=true",
         r"\bsend overwrite=true": "add --overwrite",
     }.items()

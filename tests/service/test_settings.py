@@ -1,5 +1,6 @@
 """Settings come from the environment, and unsafe ones are refused."""
 
+import os
 import re
 import socket
 import threading
@@ -364,7 +365,13 @@ def test_a_key_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "No such file"), (b"\xff\xfe", "not UTF-8"), (b"short", "16 characters"), (b"", "16")],
+    [
+        (None, "No such file"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"short", "16 characters"),
+        (b"", "16"),
+        (b"a" * 4097, "4,096 bytes"),
+    ],
 )
 def test_a_file_that_holds_no_key_is_refused_without_showing_it(
     tmp_path: Path, content: bytes | None, reason: str
@@ -375,6 +382,12 @@ def test_a_file_that_holds_no_key_is_refused_without_showing_it(
     with pytest.raises(ValidationError, match=reason) as refusal:
         Settings(api_key_file=file)
     assert "short" not in str([error["msg"] for error in refusal.value.errors(include_input=False)])
+
+
+def test_a_pipe_is_no_file_with_a_key(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "api.key")
+    with pytest.raises(ValidationError, match="no regular file"):
+        Settings(api_key_file=tmp_path / "api.key")
 
 
 def test_a_key_and_a_file_at_once_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -430,6 +430,10 @@ def test_people_read_commands_in_the_place_of_requests(capsys: pytest.CaptureFix
         ),
         ("POST /train starts one.", "grpo-client train starts one."),
         ("pick another model_name, or send replace=true.", "pick another model_name, or add --set replace=true."),
+        (
+            "if the GRPO server is there, set base_url to it",
+            "if the GRPO server is there, give its URL with --url or GRPO_URL",
+        ),
         ("choose another name or send overwrite=true.", "choose another name or add --overwrite."),
         ("GET /models/m/card, GET /sweeps/s", "GET /models/m/card, GET /sweeps/s"),
     ],
