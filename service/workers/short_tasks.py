@@ -100,8 +100,12 @@ class ShortTasks:
 
     def _wait_for(self, run: Run, signal: "_StopSignal", remedy: str) -> None:
         """Wait for the end of a task, see ``run``."""
-        deadline = time.monotonic() + self._limit_seconds
+        deadline, has_left = time.monotonic() + self._limit_seconds, HAS_LEFT.get()
         while not run.wait(_WATCH_SECONDS):
+            # If nobody waits, it goes on: its answer is kept for whoever asks again.
+            if has_left() and self._n_callers > self._n_running:
+                signal.stop()
+                raise QueueFullError("the client has left, and others wait for their turn.")
             if self._closing.is_set() or time.monotonic() > deadline:
                 signal.stop()
                 raise self._make_refusal(remedy)
@@ -132,7 +136,7 @@ class ShortTasks:
         deadline, has_left = time.monotonic() + self._limit_seconds, HAS_LEFT.get()
         with self._changed:
             while not self._closing.is_set():
-                if has_left():  # what runs goes on: its answer is kept for whoever asks again
+                if has_left():
                     raise QueueFullError("the client has left before its turn.")
                 if self._n_running < self._max_running:
                     self._n_running += 1

@@ -262,6 +262,20 @@ def test_a_caller_whose_client_leaves_makes_room_in_the_line(callers: ThreadPool
     assert waiting.n_begun == 1
 
 
+def test_one_that_runs_without_its_client_makes_room_for_who_waits(
+    callers: ThreadPoolExecutor, waiting: Waiting
+) -> None:
+    short_tasks, has_left = make_short_tasks(ThreadExecutor(), max_running=1, max_waiting=1), threading.Event()
+    context = copy_context()
+    context.run(HAS_LEFT.set, has_left.is_set)
+    left = callers.submit(context.run, short_tasks.run, make_task(waiting), "")
+    wait_until(lambda: waiting.n_begun == 1)
+    has_left.set()
+    assert short_tasks.run(make_task(answer), "") == b"content"
+    with pytest.raises(QueueFullError, match="has left, and others wait"):
+        left.result(PATIENCE_SECONDS)
+
+
 def is_full(short_tasks: ShortTasks) -> bool:
     try:
         short_tasks.run(make_task(answer), "")
