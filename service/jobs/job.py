@@ -214,6 +214,11 @@ class Job:
         with self._lock:
             return self._state.describe_interruption(self.job_id, was_killed=True)
 
+    def describe_resume(self) -> str:
+        """Say from where a resume would go on if the job ended now."""
+        with self._lock:
+            return self._state.describe_resume(self.job_id)
+
     def restart(self, reason: str) -> bool:
         """Let a job whose worker has died go on from its checkpoint; return whether it may.
 

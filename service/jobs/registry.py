@@ -300,8 +300,8 @@ class JobRegistry(JobTable):
         deadline = time.monotonic() + grace_seconds
         for job in active:
             if not job.finished.wait(max(0.0, deadline - time.monotonic())):
-                late = f"it did not end within {grace_seconds:g} s of the server's shutdown."
-                job.finish(JobStatus.STOPPED, late, was_shut_down=True)
+                late = f"it did not end within {grace_seconds:g} s of the server's shutdown"
+                job.finish(JobStatus.STOPPED, f"{late}; {job.describe_resume()}", was_shut_down=True)
         n_interrupted = sum(job.state.ended_by == "shutdown" for job in active)
         if n_interrupted:
             logger.warning(

@@ -340,10 +340,10 @@ def _pause(job: Job, seconds: float) -> None:
 
 def _give_up(job: Job, stall: str) -> None:
     if job.is_stopping:
-        job.give_up(JobStatus.STOPPED, f"{stall} after the stop, so nothing could be saved.")
+        job.give_up(JobStatus.STOPPED, f"{stall} after the stop, so nothing could be saved; {job.describe_resume()}")
         return
     job.give_up(
         JobStatus.FAILED,
         f"{stall}, the limit that GRPO_STALL_SECONDS sets; fix the environment '{job.config.env_name}', or raise the "
-        "setting if a step or an update may take longer.",
+        f"setting if a step or an update may take longer. {job.describe_resume()}",
     )

@@ -127,14 +127,18 @@ class JobState(BaseModel):
 
         :param was_killed: Whether the server did not stop the job before it ended.
         """
+        cause = f"{INTERRUPTED}: the server ended" if was_killed else "the server was shut down"
+        return f"{cause} while the job was {self.status}; {self.describe_resume(job_id)}"
+
+    def describe_resume(self, job_id: str) -> str:
+        """Say from where a resume would go on."""
         if self.checkpoint is not None:
             resumed = f"goes on from step {self.checkpoint.timesteps:,}"
         elif self.current_timesteps > 0:
             resumed = "starts again from step 0: it has no checkpoint yet"
         else:
             resumed = "lets it begin"
-        cause = f"{INTERRUPTED}: the server ended" if was_killed else "the server was shut down"
-        return f"{cause} while the job was {self.status}; POST /training/{job_id}/resume {resumed}."
+        return f"POST /training/{job_id}/resume {resumed}."
 
 
 class JobRecord(NamedTuple):

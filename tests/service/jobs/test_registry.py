@@ -630,7 +630,8 @@ class TestStopping:
         wait_until(lambda: gate.n_arrived == 1)
         registry.shutdown(grace_seconds=0.05)
         assert job.status is JobStatus.STOPPED
-        assert "within 0.05 s of the server's shutdown" in (job.describe().error_message or "")
+        late = "within 0.05 s of the server's shutdown; POST /training/{}/resume lets it begin."
+        assert late.format(job.job_id) in (job.describe().error_message or "")
         assert job.describe().ended_by == "shutdown"
 
     def test_one_that_is_being_saved_when_the_shutdown_gives_it_up_was_not_stopped_by_hand(

@@ -513,6 +513,7 @@ class TestAHang:
         assert status.status is JobStatus.FAILED
         assert status.current_timesteps < 100
         assert is_stall_message(status.error_message)
+        assert f" may take longer. POST /training/{job.job_id}/resume " in (status.error_message or "")
         monkeypatch.setattr(registry._runner, "_stall_seconds", PATIENCE_SECONDS)
         assert run(registry).status is JobStatus.COMPLETED
 
