@@ -302,7 +302,9 @@ class Hyperparameters(SharedHyperparameters):
         Row(
             "clip",
             "Loss",
-            "`clip`: PPO's surrogate. `cispo`: the clipped ratio as a weight, which never drops a step's gradient",
+            "`clip`: PPO's surrogate. `cispo`: the clipped ratio as a weight, which never drops a step's gradient. "
+            "`trust_region`: TRPO's step, one per rollout, to the divergence `target_kl`; `n_epochs`, `batch_size` and "
+            "`learning_rate` are the value network's then",
         ),
     ]
     importance_level: Annotated[
