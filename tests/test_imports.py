@@ -38,6 +38,7 @@ LIBRARY_ORDER = [
     "spaces",
     "npy",
     "process",
+    "methods",
     "actor",
     "options",
     "environments",

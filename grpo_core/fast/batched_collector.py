@@ -68,6 +68,11 @@ class BatchedCollector(GroupCollector):
         # Step, all branches, and the pairs of environment and branch of the latest vectorised step.
         self._vec_step: tuple[int, _LiveBranches, Sequence[tuple[int, int]]] = (0, _NO_BRANCHES, ())
 
+    def is_outdated(self, *, tries_capture: bool = False) -> bool:
+        if any(simulator.is_outdated() for simulator in self._simulators):
+            return True
+        return super().is_outdated(tries_capture=tries_capture)
+
     def list_places(self) -> list[SteppedPlace]:
         t, live, vec_step = self._vec_step
         return [(env_index, (t, *live.branches[i].tolist())) for env_index, i in vec_step]

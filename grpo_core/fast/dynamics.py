@@ -128,8 +128,10 @@ class _Acrobot(Dynamics):
 
     def advance(self, states: FloatArray, actions: npt.NDArray[Any], next_states: FloatArray) -> Motion:
         env = self._env
-        before = states[:, :4].T
-        after = self._integrate(before, np.array(env.AVAIL_TORQUE, np.float64)[actions])
+        before, torques = states[:, :4].T, np.array(env.AVAIL_TORQUE, np.float64)[actions]
+        if env.torque_noise_max > 0:  # set since; the draws are those of one step after the other
+            torques += env.np_random.uniform(-env.torque_noise_max, env.torque_noise_max, len(states))
+        after = self._integrate(before, torques)
         _wrap_angles(after[:2])
         for velocity, bound in zip(after[2:], (env.MAX_VEL_1, env.MAX_VEL_2), strict=True):
             np.minimum(np.maximum(velocity, -bound), bound, out=velocity)

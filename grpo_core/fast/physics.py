@@ -8,7 +8,7 @@ environments, and it resets by itself and counts its own time.
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -20,6 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.fast.dynamics import DYNAMICS, BoolArray, Dynamics, FloatArray, Motion
 from grpo_core.fast.step_threads import StepThreads
+from grpo_core.methods import KnownMethods
 
 # Batch sizes of the replay: every tail that vector instructions for 2, 4 or 8 numbers leave, and whole vectors.
 _REPLAYED_BATCHES = (1, 2, 3, 5, 7, 8, 17, 64)
@@ -56,7 +57,8 @@ class BatchedSimulator:
     episode that is over. A ``Monitor`` goes on counting steps and collecting episodes' returns, lengths and times as if
     it saw every step; its running episode is part of the states.
 
-    :param dynamics: The equations of motion of the environment inside the wrappers.
+    :param layers: The wrappers, the outermost first, and the environment inside.
+    :param dynamics: The equations of motion of that.
     :param time_limit: The wrapper that truncates episodes, if there is one.
     :param monitor: The wrapper outside of it that reports episodes, if there is one.
     :param threads: Where steps that take long are shared out.
@@ -64,12 +66,13 @@ class BatchedSimulator:
 
     def __init__(
         self,
+        layers: Sequence[gym.Env[Any, Any]],
         dynamics: Dynamics,
         time_limit: TimeLimit[Any, Any] | None,
         monitor: Monitor | None,
         threads: StepThreads | None = None,
     ) -> None:
-        self._dynamics, self._threads = dynamics, threads or StepThreads()
+        self._layers, self._dynamics, self._threads = layers, dynamics, threads or StepThreads()
         self._time_limit = time_limit
         self._monitor = monitor
         # Behind the physics: steps until the time limit, Monitor's length, return, and what rounding took from that.
@@ -80,6 +83,10 @@ class BatchedSimulator:
     def steps_as_one(self) -> bool:
         """Whether a step of many states takes hardly longer than one of a single state."""
         return self._dynamics.steps_as_one
+
+    def is_outdated(self) -> bool:
+        """Tell whether steps of the environment may come out differently now, parameters of its physics aside."""
+        return _does_more(self._layers)
 
     def capture(self) -> FloatArray:
         """Return the state that the environment is in, shape ``(state_size,)``; it must have been reset before."""
@@ -158,7 +165,7 @@ def find_batched_simulator(env: gym.Env[Any, Any], threads: StepThreads | None =
     """
     *wrappers, core = list_nested_envs(env)
     make_dynamics = _get_dynamics(type(core))
-    if make_dynamics is None or core.render_mode == "human" or getattr(core, "torque_noise_max", 0.0) > 0.0:
+    if make_dynamics is None or _does_more([*wrappers, core]) or getattr(core, "torque_noise_max", 0.0) > 0.0:
         return None
     if any(map(_has_replaced_methods, [*wrappers, core])) or any(map(env.has_wrapper_attr, _OWN_METHODS)):
         return None
@@ -176,7 +183,13 @@ def find_batched_simulator(env: gym.Env[Any, Any], threads: StepThreads | None =
     if env.observation_space.dtype != dynamics.observation_dtype or not _replays_exactly(dynamics, make_dynamics):
         return None
     time_limit = next((wrapper for wrapper in counting if isinstance(wrapper, TimeLimit)), None)
-    return BatchedSimulator(dynamics, time_limit, monitor, threads)
+    return BatchedSimulator([*wrappers, core], dynamics, time_limit, monitor, threads)
+
+
+def _does_more(layers: Sequence[gym.Env[Any, Any]]) -> bool:
+    """Tell whether steps are shown on a screen, or methods of the classes were replaced."""
+    kinds = [*map(type, layers)]
+    return layers[-1].render_mode == "human" or any(known.are_replaced(kinds) for known in _KNOWN_METHODS)
 
 
 def _get_dynamics(kind: type) -> Callable[[Any], Dynamics] | None:
@@ -185,6 +198,8 @@ def _get_dynamics(kind: type) -> Callable[[Any], Dynamics] | None:
         # Only now: whoever has such an environment has imported MuJoCo, and who has none need not install it.
         from grpo_core.fast.mujoco_tasks import MUJOCO_TASKS
 
+        if len(_KNOWN_METHODS) == 1:
+            _KNOWN_METHODS.append(KnownMethods(MUJOCO_TASKS))
         return MUJOCO_TASKS.get(kind)
     return DYNAMICS.get(kind) if _rounds_alike() else None
 
@@ -245,3 +260,5 @@ def _is_same_info(info: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 _WRAPPERS = frozenset({TimeLimit, OrderEnforcing, PassiveEnvChecker, Monitor})
+# Those of MuJoCo's classes follow when the first is seen.
+_KNOWN_METHODS = [KnownMethods([*DYNAMICS, *_WRAPPERS])]

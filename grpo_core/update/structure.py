@@ -7,9 +7,12 @@ or hook into a forward pass at any time; then both have to leave the policy to t
 from typing import Any
 
 import torch
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common import distributions, torch_layers
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from torch.nn.modules import module as torch_modules
 from torch.optim import optimizer as torch_optimizers
+
+from grpo_core.methods import KnownMethods
 
 # What ``read_structure`` returns; equal where policies compute the same from equal weights.
 Structure = tuple[Any, ...]
@@ -21,6 +24,23 @@ _METHODS = frozenset(
         *("forward_actor", "forward_critic", "_get_action_dist_from_latent"),
     }
 )
+
+# The same on the classes whose work the actor and the learner in NumPy do themselves.
+_DRAWING = ("sample", "mode", "log_prob", "entropy", "get_actions", "proba_distribution", "actions_from_params")
+_KNOWN_METHODS = KnownMethods(
+    [
+        *(ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy),
+        *(torch_layers.MlpExtractor, torch_layers.FlattenExtractor),
+        *(torch_layers.NatureCNN, torch_layers.CombinedExtractor),
+        *(torch.nn.Linear, torch.nn.Conv2d, torch.nn.Flatten, torch.nn.Sequential),
+        *(torch.nn.Tanh, torch.nn.ReLU, torch.nn.ELU, torch.nn.LeakyReLU),
+        *(distributions.CategoricalDistribution, distributions.MultiCategoricalDistribution),
+        *(distributions.BernoulliDistribution, distributions.DiagGaussianDistribution),
+        *(torch.distributions.Categorical, torch.distributions.Bernoulli, torch.distributions.Normal),
+    ],
+    [*_METHODS, *_DRAWING, "log_prob_from_params", "__call__", "_call_impl"],
+)
+_KNOWN_STEPS = KnownMethods([torch.optim.Adam], ["step", "zero_grad"])
 
 
 def unwrap_compiled(layer: Any) -> Any:
@@ -114,7 +134,9 @@ def list_parameters(policy: Any) -> list[torch.nn.Parameter]:
 
 
 def is_forward_watched(policy: ActorCriticPolicy) -> bool:
-    """Tell whether a forward pass calls hooks, which may see or change what the policy computes."""
+    """Tell whether a forward pass calls hooks or methods that were replaced on SB3's or torch's classes."""
+    if _KNOWN_METHODS.are_replaced():
+        return True
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         return True
     return any(layer._forward_hooks or layer._forward_pre_hooks for layer in list_layers(policy))
@@ -126,7 +148,7 @@ def is_learning_watched(policy: ActorCriticPolicy) -> bool:
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return True
     # A scheduler of learning rates counts steps by replacing the method of the optimizer.
-    if not {"step", "zero_grad"}.isdisjoint(vars(optimizer)):
+    if not {"step", "zero_grad"}.isdisjoint(vars(optimizer)) or _KNOWN_STEPS.are_replaced():
         return True
     if torch_optimizers._global_optimizer_pre_hooks or torch_optimizers._global_optimizer_post_hooks:
         return True

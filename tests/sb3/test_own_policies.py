@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
 from grpo_core.saving import model_file
 from grpo_core.update.policies import compute_log_prob
+from grpo_core.update.structure import is_learning_watched
 from grpo_core.update.torch_actor import TorchActor
 from tests.sb3.environments import ACTION_SPACES, MASKABLE, OBSERVATION_SPACES, MaskedMatchEnv, MatchEnv
 from tests.sb3.small_models import MODES, build, copy_weights, is_same, sample_observations
@@ -419,6 +421,30 @@ def test_a_hook_that_changes_nothing_changes_nothing(kind: str) -> None:
     assert len(calls) == n_updates
     for name, tensor in copy_weights(plain).items():
         torch.testing.assert_close(copy_weights(watched)[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((ActorCriticPolicy, name) for name in ("forward", "evaluate_actions")),
+        *((CategoricalDistribution, name) for name in ("sample", "log_prob", "entropy")),
+        *((MlpExtractor, "forward_actor"), (torch.nn.Linear, "forward"), (torch.optim.Adam, "step")),
+    ],
+)
+def test_methods_replaced_on_a_class_are_called(kind: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls, own = build_plain(), list[str](), getattr(kind, name)
+    model.learn(64)
+
+    def replaced(*arguments: Any, **options: Any) -> Any:
+        calls.append(name)
+        return own(*arguments, **options)
+
+    monkeypatch.setattr(kind, name, replaced)
+    model.learn(64)
+    assert calls
+    monkeypatch.undo()
+    assert model._is_known_to_numpy()
+    assert not is_learning_watched(model.policy)
 
 
 def test_a_forward_hook_that_changes_outputs_changes_who_acts_and_who_learns() -> None:

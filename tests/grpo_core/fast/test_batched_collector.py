@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
@@ -44,13 +45,22 @@ class Seen(BaseCallback):
         self.rollouts.append({name: array.copy() for name, array in vars(rollout).items() if hasattr(array, "copy")})
 
 
-def train(env: VecEnv, is_batched: bool, total_timesteps: int = 700, **changes: Any) -> tuple[GRPO, Seen]:
+class Noisy(Seen):
+    """Switches noise on after the model was built."""
+
+    def _on_rollout_start(self) -> None:
+        self.training_env.env_method("set_wrapper_attr", "torque_noise_max", 5.0)
+
+
+def train(
+    env: VecEnv, is_batched: bool, total_timesteps: int = 700, kind: type[Seen] = Seen, **changes: Any
+) -> tuple[GRPO, Seen]:
     settings: dict[str, Any] = {"n_steps": 64, "horizon": 16, "n_epochs": 2, "learning_rate": 3e-3, "seed": 7}
     model = GRPO("MlpPolicy", env, device="cpu", **settings | changes)
     assert isinstance(model._collector, BatchedCollector)
     if not is_batched:
         model._collector = GroupCollector(model._collector._bank, model.observation_space, model._collector._plan)
-    seen = Seen()
+    seen = kind()
     model.learn(total_timesteps, callback=seen)
     return model, seen
 
@@ -122,6 +132,35 @@ def test_each_environment_keeps_its_own_physics() -> None:
 
     assert make_two_gravities().get_attr("gravity") == [9.8, 3.0]
     assert_same_training(make_two_gravities)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_noise_that_is_switched_on_later_is_drawn_alike(n_envs: int) -> None:
+    def make() -> VecEnv:
+        return make_vec_env("Acrobot-v1", n_envs)
+
+    assert_same_training(make, kind=Noisy)
+    (_, noisy), (_, plain) = train(make(), True, kind=Noisy), train(make(), True)
+    assert (noisy.rollouts[0]["observations"] != plain.rollouts[0]["observations"]).any()
+
+
+def test_what_shows_steps_or_replaces_them_on_the_class_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    own: Callable[..., Any] = CartPoleEnv.step
+
+    def step(env: CartPoleEnv, action: Any) -> Any:
+        observation, reward, *rest = own(env, action)
+        return observation, 9.0 * reward, *rest
+
+    model, _ = train(make_vec_env("CartPole-v1", 2), True, 64)
+    with monkeypatch.context() as patch:
+        patch.setattr(CartPoleEnv, "step", step)
+        model.learn(64)
+        assert type(model._collector) is GroupCollector
+        assert model.rollout_buffer.rewards.max() == 9.0
+    model, _ = train(make_vec_env("CartPole-v1", 2), True, 64)
+    assert not model._collector.is_outdated()
+    model.get_env().envs[1].unwrapped.render_mode = "human"  # type: ignore[union-attr]
+    assert model._collector.is_outdated()
 
 
 class Heavier(gym.Wrapper[Any, Any, Any, Any]):

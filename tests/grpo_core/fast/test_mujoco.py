@@ -91,7 +91,7 @@ def assert_steps_alike(env_id: str, n_threads: int, prepare: Callable[[Any], Non
     for env in envs:
         prepare(env.unwrapped)
     simulator = find(envs[0], n_threads)
-    capture = BatchedSimulator(simulator._dynamics, None, None)
+    capture = BatchedSimulator([envs[0].unwrapped], simulator._dynamics, None, None)
     states = []
     for env in envs:
         capture._dynamics._env = env.unwrapped
