@@ -50,7 +50,7 @@ def unwrap_compiled(layer: Any) -> Any:
 
 def read_structure(policy: ActorCriticPolicy) -> Structure:
     """List the layers of a policy, their kinds and the shapes of their parameters, and which parameters are shared."""
-    rows: list[Any] = [_read_distribution(policy), policy.share_features_extractor, policy.normalize_images]
+    rows: list[Any] = [*_read_flags(policy)]
     names: dict[int, str] = {}
     stack: list[tuple[str, torch.nn.Module]] = [("", unwrap_compiled(policy))]
     while stack:
@@ -59,7 +59,7 @@ def read_structure(policy: ActorCriticPolicy) -> Structure:
             rows.append((name, names[id(layer)]))
             continue
         names[id(layer)] = name
-        if (compiled := layer._modules.get("_orig_mod")) is not None:  # as ``unwrap_compiled``
+        if (compiled := unwrap_compiled(layer)) is not layer:
             stack.append((name, compiled))
             continue
         parameters: list[Any] = []
@@ -67,7 +67,7 @@ def read_structure(policy: ActorCriticPolicy) -> Structure:
             if parameter is not None:
                 own_name = names.setdefault(id(parameter), f"{name}.{key}")
                 parameters.append((key, own_name, parameter.shape, parameter.dtype))
-        rows.append((name, type(layer), *_read_options(layer), parameters, list(layer._buffers)))
+        rows.append((name, type(layer), *_read_options(layer), parameters, [*layer._buffers.keys()]))
         stack.extend((f"{name}.{key}", child) for key, child in layer._modules.items() if child is not None)
     return tuple(rows)
 
@@ -100,7 +100,7 @@ class StructureCheck:
         key: list[Any] = [
             (id(layer), type(layer), [*map(id, layer._parameters.values())], *_read_options(layer)) for layer in layers
         ]
-        key.append((_read_distribution(policy), policy.share_features_extractor, policy.normalize_images))
+        key.append(_read_flags(policy))
         if key != self._key:
             # The layers are kept, lest others have their ids later.
             self._key, self._kept = key, [*layers, *policy.parameters()]  # type: ignore[list-item]
@@ -108,10 +108,12 @@ class StructureCheck:
         return self._answer
 
 
-def _read_distribution(policy: ActorCriticPolicy) -> tuple[type, list[str]]:
-    """Return the kind of a policy's distribution, and which of its methods are replaced."""
+def _read_flags(policy: ActorCriticPolicy) -> tuple[Any, ...]:
+    """Return a policy's flags, the kind of its distribution, and which methods of that are replaced."""
     distribution = policy.action_dist
-    return type(distribution), [name for name, value in vars(distribution).items() if callable(value)]
+    replaced = [name for name, value in vars(distribution).items() if callable(value)]
+    flags = policy.share_features_extractor, policy.normalize_images, policy.squash_output
+    return type(distribution), replaced, *flags
 
 
 def _read_options(layer: torch.nn.Module) -> tuple[bool, str]:

@@ -507,9 +507,21 @@ def replace_a_method(policy: Any) -> None:
     policy.action_net.forward = lambda x: 3.0 * own(x) + 0.5
 
 
+def script_layers(policy: Any) -> None:
+    with pytest.warns(DeprecationWarning):
+        policy.mlp_extractor.policy_net = torch.jit.script(policy.mlp_extractor.policy_net)
+
+
+def trace_layers(policy: Any) -> None:
+    shown = torch.zeros(1, 4, device=DEVICE)
+    with pytest.warns(DeprecationWarning):
+        policy.mlp_extractor.policy_net = torch.jit.trace(policy.mlp_extractor.policy_net, shown)
+
+
 CHANGES = [
     *(replace_head, replace_activation, replace_hidden_layers, append_a_layer, tie_weights, share_hidden_layers),
     *(normalize_spectrally, normalize_weights_the_old_way, replace_a_method),
+    *(script_layers, trace_layers),
 ]
 
 
@@ -538,6 +550,14 @@ def test_a_replaced_method_of_the_distribution_is_heeded() -> None:
     probs: Any = model.make_actor().action_probs(shown)
     assert probs[0, 0] > 0.9
     assert abs(measure_first_kl(model)) < 1e-6
+
+
+def test_a_policy_that_squashes_from_now_on_acts_as_it_predicts() -> None:
+    model = build(gym.make("Pendulum-v1"), n_steps=64, horizon=16)
+    drawn = np.array([[0.5]], np.float32)
+    assert model._make_rollout_actor().clip_actions(drawn) == [[0.5]]
+    model.policy._squash_output = True
+    assert model._make_rollout_actor().clip_actions(drawn) == [[1.0]]  # within -2 to 2
 
 
 def test_changed_layers_come_back_into_layers_changed_alike() -> None:
