@@ -83,11 +83,30 @@ def _to_rows(batch: Array) -> Any:
 def _compute_rewards(reward_function: RewardFunction, arguments: Sequence[Any], n_steps: int) -> Array:
     """Call a reward function and check what it returns; shape ``(n_steps,)``."""
     name = get_reward_name(reward_function)
-    returned = reward_function(*arguments)
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # on again, if it turns gradients off
+            returned = reward_function(*arguments)
+    except Exception as error:
+        error.add_note(f"Reward function '{name}' raised it.")
+        raise
     rule = f"it must return one reward per step, shape ({n_steps}, 1) or ({n_steps},)."
     if returned is None:
         raise ValueError(f"reward function '{name}' returned None; {rule}")
-    rewards = torch.as_tensor(returned)
-    if rewards.numel() != n_steps:
-        raise ValueError(f"reward function '{name}' returned shape {tuple(rewards.shape)} for {n_steps} steps; {rule}")
-    return np.asarray(rewards.detach().cpu().reshape(n_steps).numpy())
+    try:
+        rewards = _to_array(returned)
+    except Exception as error:  # of torch's, for what is no numbers, or foreign
+        kind = type(returned).__name__
+        raise ValueError(f"reward function '{name}' returned {returned!r:.100}, a {kind}; {rule}") from error
+    if rewards.size != n_steps:
+        raise ValueError(f"reward function '{name}' returned shape {rewards.shape} for {n_steps} steps; {rule}")
+    return rewards.reshape(n_steps)
+
+
+def _to_array(returned: Any) -> Array:
+    """Turn what a reward function returned into an array, in double precision only if it is."""
+    rewards = torch.as_tensor(returned).detach().cpu()
+    if rewards.is_complex():
+        raise TypeError("rewards are real numbers")
+    if rewards.is_floating_point():  # NumPy has no bfloat16
+        rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
+    return np.asarray(rewards.numpy())

@@ -193,3 +193,43 @@ def test_a_reward_of_the_wrong_size_is_refused_with_the_remedy(
         model.learn(64)
     assert reward_function.__name__ in str(refusal.value)
     assert all(torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("returned", "shown"),
+    [
+        ("1.0", "'1.0', a str"),
+        (["1.0"] * 8, "a list"),
+        ([[1.0], [2.0, 3.0]], "[[1.0], [2.0, 3.0]], a list"),
+        (np.array([None] * 8), "a ndarray"),
+        (torch.ones(8, dtype=torch.complex64), "a Tensor"),
+        (torch.ones(8).to_sparse(), "a Tensor"),
+        ([10**400] * 8, "a list"),
+    ],
+    ids=["text", "texts", "ragged", "objects", "complex", "sparse", "huge"],
+)
+def test_what_is_no_numbers_is_refused_with_the_name(returned: Any, shown: str) -> None:
+    def odd(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> Any:
+        return returned
+
+    with pytest.raises(ValueError, match=r"(?s)^reward function 'odd' returned .* one reward per step") as refusal:
+        apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, odd)
+    assert shown in str(refusal.value)
+
+
+def test_an_error_of_a_reward_function_says_whose_it_is() -> None:
+    def divide(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> Any:
+        return 1 / 0
+
+    with pytest.raises(ZeroDivisionError) as refusal:
+        apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, divide)
+    assert refusal.value.__notes__ == ["Reward function 'divide' raised it."]
+
+
+def test_a_reward_function_may_turn_gradients_off_and_return_short_numbers() -> None:
+    def turn_off(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+        torch.set_grad_enabled(False)
+        return torch.full((len(state),), 0.5, dtype=torch.bfloat16)
+
+    assert apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, turn_off) == {"turn_off": 0.5}
+    assert torch.is_grad_enabled()
