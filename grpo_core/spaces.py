@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
+from gymnasium import spaces, vector
 
 Array = npt.NDArray[Any]
 Observations = Array | dict[str, Array]
@@ -54,6 +54,11 @@ def check_spaces(env: Any) -> None:
         raise UnsupportedSpaceError(f"env is the class {env.__name__}; make an instance of it: {env.__name__}().")
     if not callable(getattr(env, "step", None)):
         raise UnsupportedSpaceError(f"env is {env!r:.100}, {_explain_no_env(env)}")
+    if isinstance(env, vector.VectorEnv):
+        raise UnsupportedSpaceError(
+            f"env is {env!r:.100}, a vectorised environment of Gymnasium's, and SB3 has its own: "
+            "stable_baselines3.common.env_util.make_vec_env(id, n_envs=n)."
+        )
     for role in ("observation_space", "action_space"):
         try:
             space = getattr(env, role, None)

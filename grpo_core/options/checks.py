@@ -40,10 +40,15 @@ def is_real(value: object) -> bool:
 def check_hyperparameters(model: Any) -> None:
     """Check the arguments of a ``GRPO`` against the table and against each other.
 
+    Those that may be schedules become Python's floats, for SB3 takes no others.
+
     :raises ValueError: If one is refused; the message names the value, the rule and the remedy.
     """
     for name, row in HYPERPARAMETERS.items():
-        _check_row(row, getattr(model, name))
+        value = getattr(model, name)
+        _check_row(row, value)
+        if row.is_schedule and is_real(value) and not isinstance(value, float | int):
+            setattr(model, name, float(value))
     if model.seed is not None and not (is_whole(model.seed) and model.seed >= 0):
         refuse("seed", model.seed, "it must be a whole number of at least 0, or None for a fresh one.")
     if not (is_whole(model._stats_window_size) and model._stats_window_size >= 1):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
@@ -55,7 +56,7 @@ def test_schedules_fall_with_the_remaining_progress(name: str, schedule: Callabl
         assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("value", [0.3, ConstantSchedule(0.3), FloatSchedule(0.3), lambda _: 0.3])
+@pytest.mark.parametrize("value", [0.3, np.float32(0.3), ConstantSchedule(0.3), FloatSchedule(0.3), lambda _: 0.3])
 @pytest.mark.parametrize("name", ["learning_rate", "clip_range"])
 def test_constants_stay(name: str, value: Any) -> None:
     changes: dict[str, Any] = {name: value}
