@@ -279,6 +279,8 @@ class GroupedAlgorithm(SavedAlgorithm):
         n_exchanges = 0
         while True:
             collector, rollout = self._collector, self.rollout_buffer
+            rollout.buffer_size, rollout.n_envs, rollout.device = self.n_steps, self.n_envs, self.device
+            rollout.gamma, rollout.gae_lambda = self.gamma, self.gae_lambda
             collector.follow_outside_changes()
             collector.n_threads = self.n_simulator_threads
             on_vec_step = self._make_vec_step_callback(rollout, self._grouped_env, callback, n_rollout_steps)

@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 
 from grpo_core.groups.advantage import BranchSteps, Floats
 from grpo_core.groups.group import GroupPlan
@@ -28,6 +30,16 @@ _STORED = (
     "terminated",
     "truncated",
     "action_masks",
+)
+# What PPO's rollout buffer has, and what to read here instead.
+_LIVE = "the steps that there are lie where step_mask is True."
+_INSTEAD_OF = MappingProxyType(
+    {
+        "pos": _LIVE,
+        "full": _LIVE,
+        "get": f"index its arrays, such as observations[step_mask]: {_LIVE}",
+        "episode_starts": "an episode ends where terminated or truncated is True.",
+    }
 )
 # Steps per branch of whole episodes that there is room for at first.
 _FIRST_EPISODE_STEPS = 64
@@ -120,6 +132,12 @@ class GroupRollout:
     values: Floats
     advantages: Floats
     value_targets: Floats
+    # What PPO's has, too, for callbacks; set when a rollout begins.
+    buffer_size: int
+    n_envs: int
+    gamma: float
+    gae_lambda: float
+    device: torch.device
 
     def __init__(
         self,
@@ -145,6 +163,30 @@ class GroupRollout:
         horizon = plan.horizon or min(_FIRST_EPISODE_STEPS, plan.n_steps)
         n_groups = n_envs * max(1, plan.n_steps // (plan.group_size * horizon))
         return cls(horizon, n_groups, plan.group_size, observation_space, action_space)
+
+    if not TYPE_CHECKING:  # which goes on to find what is misspelt
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what to read instead of what only PPO's rollout buffer has."""
+            if name in _INSTEAD_OF:
+                raise AttributeError(
+                    f"the rollout has no {name!r}, for it holds groups of branches; {_INSTEAD_OF[name]}"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def size(self) -> int:
+        """Count the steps that were taken."""
+        return int(self.step_mask.sum())
+
+    @property
+    def obs_shape(self) -> Any:
+        """Shape of an observation; of a Dict, one for each key."""
+        return get_obs_shape(self.observation_space)
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers that an action is made of."""
+        return get_action_dim(self.action_space)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -286,7 +286,7 @@ def make_nothing() -> None:
         (lambda: None, r"a function; call it, to pass the environment that it makes: env\(\)\."),
         (make_nothing, r"a function; call it, to pass the environment that it makes: make_nothing\(\)\."),
         ([make_nothing], r"a list; DummyVecEnv\(\[\.\.\.\]\) makes a vectorised"),
-        (gym.make_vec("CartPole-v1", 2, vectorization_mode="sync"), r"Gymnasium's, and SB3 has its own: .*make_vec_env"),
+        (gym.make_vec("CartPole-v1", 2, vectorization_mode="sync"), r"of Gymnasium's, and SB3 has .*make_vec_env"),
         (5, r"env is 5, of type int, which has no step\(\); pass an environment"),
     ],
 )

@@ -109,6 +109,29 @@ def test_locals_of_learn_are_there_too() -> None:
     assert {"self", "total_timesteps", "callback", "log_interval"} <= set(names)
 
 
+def test_the_rollout_has_what_ppos_has_or_says_what_to_read_instead() -> None:
+    seen: list[Any] = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            rollout: Any = self.model.rollout_buffer  # type: ignore[attr-defined]
+            seen.append((rollout.buffer_size, rollout.n_envs, rollout.gamma, rollout.gae_lambda, rollout.device))
+            seen.append((rollout.size(), rollout.obs_shape, rollout.action_dim))
+            for name in ("pos", "full", "get", "episode_starts"):
+                with pytest.raises(AttributeError, match=f"no '{name}', for it holds groups .* is True"):
+                    getattr(rollout, name)
+            with pytest.raises(AttributeError, match="'GroupRollout' object has no attribute 'position'"):
+                assert rollout.position
+
+    model = build(make_long_env(), n_steps=16, gamma=0.9)
+    model.learn(16, Look())
+    shape = model.observation_space.shape
+    assert seen == [(16, 1, 0.9, model.gae_lambda, model.device), (16, shape, 1)]
+
+
 def test_a_list_and_a_function_are_callbacks() -> None:
     counts, n_calls = [Count(), Count()], [0]
 

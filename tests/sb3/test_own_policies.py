@@ -508,14 +508,15 @@ def replace_a_method(policy: Any) -> None:
 
 
 def script_layers(policy: Any) -> None:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="is deprecated"):
         policy.mlp_extractor.policy_net = torch.jit.script(policy.mlp_extractor.policy_net)
 
 
 def trace_layers(policy: Any) -> None:
+    trace: Any = torch.jit.trace
     shown = torch.zeros(1, 4, device=DEVICE)
-    with pytest.warns(DeprecationWarning):
-        policy.mlp_extractor.policy_net = torch.jit.trace(policy.mlp_extractor.policy_net, shown)
+    with pytest.warns(DeprecationWarning, match="is deprecated"):
+        policy.mlp_extractor.policy_net = trace(policy.mlp_extractor.policy_net, shown)
 
 
 CHANGES = [
