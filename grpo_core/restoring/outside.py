@@ -5,55 +5,30 @@ A curriculum or an opponent is set on an environment between two steps: by a cal
 without it, and so would all that follow.
 """
 
-import copy
-import functools
 import operator
-import types
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import gymnasium as gym
-import numpy as np
 from stable_baselines3.common.monitor import Monitor
 
 from grpo_core.environments.nested import Env, list_nested_envs
-from grpo_core.restoring.copying.layers import IMMUTABLE
+from grpo_core.restoring.holding import (
+    copy_contents,
+    holds,
+    is_compared,
+    is_plain,
+    is_same,
+    is_small,
+    make_contents,
+    write_contents,
+)
 from grpo_core.restoring.native.mujoco_state import MujocoModel, is_model
 from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.restoring.state import BOOKKEEPING, CONSTANTS, DRAWING_NAMES, access_own_methods, is_known
 
-
-class _Attributes(dict[str, Any]):
-    """What a plain object held.
-
-    :param owner: The object.
-    """
-
-    def __init__(self, attributes: Mapping[str, Any], owner: Any) -> None:
-        super().__init__(attributes)
-        self.owner = owner
-
-    def __copy__(self) -> "_Attributes":
-        return _Attributes(self, self.owner)
-
-
 # What these packages' environments hold beside their engine's state is never restored.
 _ENGINES = ("gymnasium.envs.mujoco.", "ale_py.")
-# What is compared after every step: containers of just these types with up to so many items, those inside them
-# included, and arrays of up to so many bytes.
-_MAPPINGS = frozenset({dict, defaultdict, Counter, OrderedDict, _Attributes})
-_SEQUENCES = frozenset({list, deque})
-_NESTING = _MAPPINGS | _SEQUENCES
-_CONTAINERS = _NESTING | {set, bytearray}
-_MAX_ITEMS = 256
-_MAX_DEPTH = 4
-_MAX_BYTES = 2**16
-# An object whose class has none of these of its own is its attributes and nothing else.
-_WAYS_TO_COPY = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__deepcopy__", "__copy__", "__del__")
-# Of classes that are written in Python.
-_IS_OF_PYTHON = 1 << 9
 # For so many steps it is learned what an environment changes by itself: a counter or a position shows in the first,
 # what few episodes come to shows later.
 _N_LEARNED_STEPS = 512
@@ -125,7 +100,7 @@ class OutsideChanges:
         """Remember what the environments hold: whatever is another at the next ``keep`` was set from outside."""
         if 0 < self._n_looks <= _N_LEARNED_STEPS:
             # An object may be another only because a restore has copied it.
-            changed = {place for place, value in self._list_changed().items() if _is_compared(value)}
+            changed = {place for place, value in self._list_changed().items() if is_compared(value)}
             self._state |= (changed | self._list_written()) - {*self._kept, *self._written}
         self._n_looks += 1
         self._remember()
@@ -151,7 +126,7 @@ class OutsideChanges:
             self._kept[place] = value
             self._written.pop(place, None)
         for i, name in written:
-            self._written[i, name] = _copy(vars(self._layers[i])[name])
+            self._written[i, name] = copy_contents(vars(self._layers[i])[name])
         for i, (model, before) in enumerate(zip(self._models, self._edited, strict=False)):
             edited = model.capture()
             if edited[0] is not before[0] or edited[1] != before[1]:  # copies of what is equal are the same
@@ -178,8 +153,8 @@ class OutsideChanges:
     def _put_written(self, places: Set[_Place]) -> None:
         for i, name in places:
             attributes, contents = vars(self._layers[i]), self._written[i, name]
-            if not _write(attributes.get(name), contents):
-                attributes[name] = _make(contents)
+            if not write_contents(attributes.get(name), contents):
+                attributes[name] = make_contents(contents)
 
     def renew(self, simulator: Simulator, state: SimulatorState) -> SimulatorState:
         """Set what is kept in a state that was captured before, and leave the environment there.
@@ -199,10 +174,10 @@ class OutsideChanges:
     def _remember(self) -> None:
         self._held = [dict(vars(layer)) for layer in self._layers]
         self._contents = {
-            (i, name): _copy(value)
+            (i, name): copy_contents(value)
             for i, held in enumerate(self._held)
             for name, value in held.items()
-            if name not in CONSTANTS and _is_small(value)
+            if name not in CONSTANTS and is_small(value)
         }
         self._edited = [model.capture() for model in self._models]
         self._calls = self._list_calls()
@@ -219,9 +194,9 @@ class OutsideChanges:
                 continue
             for name in held.keys() | now.keys():
                 value, before = now.get(name, _DELETED), held.get(name, _DELETED)
-                if value is before or name in CONSTANTS or (name in DRAWING_NAMES and not _is_plain(value)):
+                if value is before or name in CONSTANTS or (name in DRAWING_NAMES and not is_plain(value)):
                     continue
-                if not (_is_same(before, value) or _holds(value, self._contents.get((i, name), _DELETED))):
+                if not (is_same(before, value) or holds(value, self._contents.get((i, name), _DELETED))):
                     changed[i, name] = value
         return changed
 
@@ -231,7 +206,7 @@ class OutsideChanges:
             (i, name)
             for (i, name), contents in self._contents.items()
             if (value := vars(self._layers[i]).get(name, _DELETED)) is self._held[i][name]
-            and not _holds(value, contents)
+            and not holds(value, contents)
         }
 
 
@@ -267,152 +242,3 @@ def _list_copied(env: Env) -> list[Env]:
         if not is_known(layer) and not type(layer).__module__.startswith(_ENGINES):
             return [inner for inner in layers[i:] if type(inner) not in BOOKKEEPING]
     return []
-
-
-def _is_same(held: Any, value: Any) -> bool:
-    if held is value:
-        return True
-    if isinstance(value, tuple):  # of arrays, for one, which cannot be compared at once
-        return type(held) is type(value) and len(held) == len(value) and all(map(_is_same, held, value))
-    return isinstance(value, IMMUTABLE) and type(held) is type(value) and bool(held == value)
-
-
-def _is_compared(value: Any) -> bool:
-    """Return whether a value is compared by what it is; others may only be found to be other objects."""
-    return isinstance(value, IMMUTABLE) or _is_small(value)
-
-
-def _is_plain(value: Any) -> bool:
-    """Return whether an attribute with a name of drawing tools holds none of them."""
-    return value is not None and _is_compared(value)
-
-
-def _is_small(value: Any) -> bool:
-    """Return whether a value is an array, a container or a plain object whose contents are compared."""
-    if type(value) is np.ndarray:
-        return bool(value.nbytes <= _MAX_BYTES)
-    return _is_opened(type(value)) and _count(value, _MAX_DEPTH) <= _MAX_ITEMS
-
-
-def _hold_items(kind: Any) -> bool:
-    """Return whether values of a type are compared by what they hold: containers, and what is its attributes alone."""
-    if kind in _CONTAINERS or kind is types.SimpleNamespace:
-        return True
-    if issubclass(kind, gym.Env | gym.Space | type | types.ModuleType) or kind.__new__ is not object.__new__:
-        return False
-    changed = (getattr(kind, name, None) is not getattr(object, name, None) for name in _WAYS_TO_COPY)
-    return kind.__dictoffset__ != 0 and bool(kind.__flags__ & _IS_OF_PYTHON) and not any(changed)
-
-
-_is_opened: Callable[[Any], bool] = functools.lru_cache(maxsize=1024)(_hold_items)
-
-
-def _open(value: Any) -> Any:
-    """Return what holds a value's items: itself, or the attributes of an object."""
-    return value if type(value) in _CONTAINERS else vars(value)
-
-
-def _get_kind(value: Any) -> Any:
-    """Return the type of a copy of a value's items."""
-    return type(value) if type(value) in _CONTAINERS or not _is_opened(type(value)) else _Attributes
-
-
-def _count(value: Any, depth: int) -> int:
-    """Count the items of a container and of those inside it, to one more than are compared."""
-    n_items = len(_open(value))
-    for _, item in _list_inner(value, depth):
-        if n_items > _MAX_ITEMS:
-            break
-        n_items += _count(item, depth - 1)
-    return n_items
-
-
-def _list_inner(value: Any, depth: int) -> list[tuple[Any, Any]]:
-    """List the containers and objects inside one, with their keys or places, unless it is too deep or too large."""
-    kind, value = _get_kind(value), _open(value)
-    if depth == 1 or len(value) > _MAX_ITEMS or kind not in _NESTING:
-        return []
-    if not any(map(_is_opened, {*map(type, value.values() if kind in _MAPPINGS else value)})):  # most hold none
-        return []
-    items = value.items() if kind in _MAPPINGS else enumerate(value)
-    return [(key, item) for key, item in items if _is_opened(type(item))]
-
-
-def _copy(value: Any, depth: int = _MAX_DEPTH) -> Any:
-    """Copy the items of a container or a plain object, with those inside it, but not what else it holds."""
-    kind = _get_kind(value)
-    copied = copy.copy(value) if type(value) is kind else _Attributes(vars(value), value)
-    if kind in _CONTAINERS:
-        for key, item in _list_inner(value, depth):
-            copied[key] = _copy(item, depth - 1)
-    return copied
-
-
-def _holds(value: Any, contents: Any, depth: int = _MAX_DEPTH) -> bool:
-    """Return whether a container, an object or an array holds just what a copy of it holds."""
-    kind = _get_kind(value)
-    if kind is not type(contents):
-        return False
-    if type(value) is np.ndarray:
-        if value.dtype != contents.dtype or value.shape != contents.shape:
-            return False
-        if value.dtype.hasobject:
-            return all(map(_is_same, contents.flat, value.flat))
-        return bool(value.tobytes() == contents.tobytes())
-    if kind not in _CONTAINERS or len(value := _open(value)) != len(contents):
-        return False
-    if kind in _MAPPINGS:
-        return all(key in contents and _is_equal(contents[key], item, depth) for key, item in value.items())
-    if kind in _SEQUENCES:
-        if all(map(operator.is_, value, contents)):  # the usual case, at C's speed
-            return True
-        return all(_is_equal(before, item, depth) for before, item in zip(contents, value, strict=True))
-    return bool(value == contents)
-
-
-def _is_equal(before: Any, item: Any, depth: int) -> bool:
-    return _is_same(before, item) or (depth > 1 and _is_opened(type(item)) and _holds(item, before, depth - 1))
-
-
-def _write(value: Any, contents: Any, depth: int = _MAX_DEPTH) -> bool:
-    """Write contents into the object that an environment holds now, which others of its layers may hold too.
-
-    :return: Whether that was possible.
-    """
-    kind = _get_kind(value)
-    if kind is not type(contents):
-        return False
-    if type(value) is np.ndarray:
-        if value.shape != contents.shape or not value.flags.writeable:
-            return False
-        value[...] = contents
-        return True
-    value, new = _open(value), copy.copy(contents)
-    for key, item in _list_inner(contents, depth):
-        held = value[key] if _has(value, key) else None
-        new[key] = held if _write(held, item, depth - 1) else _make(item, depth - 1)
-    if kind in _MAPPINGS or kind is set:
-        value.clear()
-        value.update(new)
-    else:
-        value.clear()
-        value.extend(new)
-    return True
-
-
-def _make(contents: Any, depth: int = _MAX_DEPTH) -> Any:
-    """Make a container or an array with some contents; of an object give the very same its contents back."""
-    if type(contents) is not _Attributes and type(contents) not in _CONTAINERS:
-        return contents.copy()
-    made = copy.copy(contents)
-    for key, item in _list_inner(contents, depth):
-        made[key] = _make(item, depth - 1)
-    if type(contents) is not _Attributes:
-        return made
-    vars(contents.owner).clear()
-    vars(contents.owner).update(made)
-    return contents.owner
-
-
-def _has(contents: Any, key: Any) -> bool:
-    return key in contents if type(contents) in _MAPPINGS else key < len(contents)

@@ -1,17 +1,19 @@
 """What is set on an environment from outside stays set, as with SB3's algorithms."""
 
 import copy
+import dataclasses
 import gc
 import threading
 import weakref
-from collections import Counter, defaultdict, deque
-from typing import Any, ClassVar
+from collections import Counter, UserDict, defaultdict, deque
+from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.wrappers import TimeLimit
@@ -449,6 +451,64 @@ def test_what_is_changed_once_holds_wherever_it_is_stored(change: Any) -> None:
     def meddle(callback: Meddling) -> None:
         if callback.num_timesteps == 128:
             change(task)
+            callback.levels = set()
+
+    callback = Meddling(meddle)
+    build(GRPO, task).learn(320, callback)
+    assert callback.levels == {1}
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    level: Any = 0
+
+
+class OwnDict(dict[str, int]): ...
+
+
+class OwnList(list[int]): ...
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+class Kept(Task):
+    """Holds its level where it is told to."""
+
+    def __init__(self, place: Any, read: Any) -> None:
+        super().__init__()
+        self.place, self.read = place, read
+
+    def step(self, action: Any) -> Any:
+        *outcome, info = super().step(action)
+        return *outcome, {**info, "level": int(self.read(self.place))}
+
+
+@pytest.mark.parametrize(
+    ("place", "read", "write"),
+    [
+        (Slotted(), lambda kept: kept.level, lambda kept: setattr(kept, "level", 1)),
+        (Slotted([0]), lambda kept: kept.level[0], lambda kept: kept.level.__setitem__(0, 1)),
+        (([0], 2), lambda kept: kept[0][0], lambda kept: kept[0].__setitem__(0, 1)),
+        ((2, ([0],)), lambda kept: kept[1][0][0], lambda kept: kept[1][0].__setitem__(0, 1)),
+        ((Slotted(), 2), lambda kept: kept[0].level, lambda kept: setattr(kept[0], "level", 1)),
+        (Pair(np.zeros(1), 2), lambda kept: kept.first[0], lambda kept: kept.first.fill(1)),
+        ({"a": np.zeros(1)}, lambda kept: kept["a"][0], lambda kept: kept["a"].fill(1)),
+        (OwnDict(level=0), lambda kept: kept["level"], lambda kept: kept.update(level=1)),
+        (OwnList([0]), lambda kept: kept[0], lambda kept: kept.__setitem__(0, 1)),
+        (UserDict(level=0), lambda kept: kept["level"], lambda kept: kept.update(level=1)),
+        (torch.zeros(1), lambda kept: kept[0], lambda kept: kept.fill_(1)),
+    ],
+    ids=["slots", "in slots", "tuple", "tuples", "object", "named", "array", "dict", "list", "user dict", "tensor"],
+)
+def test_what_is_written_to_holds_whatever_it_is(place: Any, read: Any, write: Any) -> None:
+    task = Kept(copy.deepcopy(place), read)
+
+    def meddle(callback: Meddling) -> None:
+        if callback.num_timesteps == 128:
+            write(task.place)
             callback.levels = set()
 
     callback = Meddling(meddle)
