@@ -65,6 +65,7 @@ _IS_OF_PYTHON = 1 << 9
 
 
 def is_same(held: Any, value: Any) -> bool:
+    """Return whether two values are one object, or of a kind that nobody can write to, and equal."""
     if held is value:
         return True
     if isinstance(value, tuple):  # of arrays, for one, which cannot be compared at once
@@ -93,9 +94,7 @@ def _is_opened(value: Any, depth: int = _MAX_DEPTH) -> bool:
     """Return whether a value inside another is compared by what it holds; tuples are where something in them is."""
     base = _get_base(type(value))
     if base is tuple:
-        return (
-            depth > 1 and any(map(_get_base, map(type, value))) and any(_is_opened(item, depth - 1) for item in value)
-        )
+        return depth > 1 and any(_is_opened(item, depth - 1) for item in value)
     return base is not None and (base not in _ARRAYS or _measure(value) <= _MAX_INNER_BYTES)
 
 
