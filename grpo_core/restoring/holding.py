@@ -100,8 +100,8 @@ def _is_opened(value: Any, depth: int = _MAX_DEPTH) -> bool:
 
 def _measure(array: Any) -> float:
     """Return the bytes of an array; infinitely many of a tensor on a GPU, for one, which is not looked into."""
-    is_plain = type(array) is np.ndarray or (array.is_cpu and array.layout is torch.strided and array.is_contiguous())
-    return array.nbytes if is_plain else math.inf
+    is_array = type(array) is np.ndarray or (array.is_cpu and array.layout is torch.strided and array.is_contiguous())
+    return array.nbytes if is_array else math.inf
 
 
 def _find_base(kind: Any) -> Any:
