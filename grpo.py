@@ -75,7 +75,6 @@ from grpo_core.update.policies import (
 )
 from grpo_core.update.seeding import borrow_torch_generator
 from grpo_core.update.structure import StructureCheck, is_learning_watched
-from grpo_core.update.trust_region import Evaluation, take_natural_step
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
@@ -163,8 +162,6 @@ class GRPO(GroupedAlgorithm):
         their noise.
     :param clip_range_high: How far the ratio may rise above 1, > 0, if not as far as below (DAPO's clip-higher).
     :param loss_type: ``"clip"``: PPO's surrogate. ``"cispo"``: the clipped ratio weighs the log probability.
-        ``"trust_region"``: TRPO's step, one per rollout, to the divergence ``target_kl``; ``n_epochs``, ``batch_size``
-        and ``learning_rate`` are the value network's then.
     :param importance_level: Probability ratio of each ``"step"``, or of its whole ``"branch"`` (GSPO).
     :param loss_normalization: Every ``"step"`` counts alike, or every ``"branch"``, or steps are summed and divided by
         the constant ``"horizon"`` (Dr. GRPO).
@@ -574,10 +571,7 @@ class GRPO(GroupedAlgorithm):
             return
 
         self.policy.set_training_mode(True)
-        if self.loss_type == "trust_region":
-            self._train_in_trust_region(*networks)
-            return
-        steps = self._batch.to_tensors(self.device)
+        steps, n_branches = self._batch.to_tensors(self.device), math.prod(self.rollout_buffer.shape[1:])
         lowest_ratio = 0.0 if self.loss_type == "cispo" else 1.0 - clip_range  # CISPO bounds the ratio only above
         measured = list[dict[str, torch.Tensor]]()
         for chosen in self._draw_minibatches():
@@ -589,7 +583,10 @@ class GRPO(GroupedAlgorithm):
 
             # The policy: how much more likely each action became, times its advantage, clipped.
             log_ratio = log_prob - batch.old_log_prob
-            ratio = self._compute_ratio(log_ratio, batch)
+            if self.importance_level == "step":
+                ratio = log_ratio.exp()
+            else:
+                ratio = compute_sequence_ratio(log_ratio, batch.branch_index, n_branches)
             if self.loss_type == "clip":
                 losses = compute_clipped_surrogate(ratio, batch.advantages, clip_range, clip_range_high)
             else:
@@ -618,51 +615,6 @@ class GRPO(GroupedAlgorithm):
             self.policy.optimizer.step()
         self._log_update(_compute_means(measured), clip_range)
 
-    def _train_in_trust_region(self, of_policy: list[torch.nn.Parameter], of_values: list[torch.nn.Parameter]) -> None:
-        """Take TRPO's step with the policy, one on the whole rollout, and then fit the value network as ``train`` does.
-
-        :param of_policy: Its parameters, and those that it shares with the value network.
-        :param of_values: The value network's own.
-        """
-        steps = self._batch.to_tensors(self.device)
-
-        def evaluate() -> Evaluation:
-            with self._layer_noise():
-                _, log_prob, entropy = evaluate_actions(
-                    self.policy, steps.observations, steps.actions, steps.action_masks
-                )
-            ratio = self._compute_ratio(log_prob - steps.old_log_prob, steps)
-            policy_loss, entropy_loss = -(steps.weights * ratio * steps.advantages).mean(), -entropy.mean()
-            loss = policy_loss + self.ent_coef * entropy_loss
-            terms = {"policy_gradient_loss": policy_loss.detach(), "entropy_loss": entropy_loss.detach()}
-            if steps.ref_log_prob is not None:
-                kl_ref = (steps.weights * compute_kl(steps.ref_log_prob - log_prob)).mean()
-                loss, terms["kl_ref"] = loss + self.kl_coef * kl_ref, kl_ref.detach()
-            return Evaluation(loss, log_prob, terms)
-
-        assert self.target_kl is not None  # see check_hyperparameters
-        metrics = take_natural_step(of_policy, evaluate, steps.old_log_prob, steps.weights, self.target_kl)
-        value_losses = list[dict[str, torch.Tensor]]()
-        for chosen in self._draw_minibatches():
-            batch = steps.select(torch.from_numpy(chosen).to(self.device))
-            with self._layer_noise():
-                values = self.policy.predict_values(batch.observations).flatten()
-            value_loss = torch.nn.functional.mse_loss(values, batch.value_targets)
-            value_losses.append({"value_loss": value_loss.detach()})
-            self.policy.optimizer.zero_grad()
-            torch.autograd.backward(self.vf_coef * value_loss)
-            for parameter in of_policy:  # layers that both share, too: the policy moves as far as the region allows
-                parameter.grad = None
-            torch.nn.utils.clip_grad_norm_(of_values, self.max_grad_norm)
-            self.policy.optimizer.step()
-        self._log_update(_compute_means([metrics]) | _compute_means(value_losses), None)
-
-    def _compute_ratio(self, log_ratio: torch.Tensor, batch: StepBatch) -> torch.Tensor:
-        """Compute new over old probability, of each step's action or of its whole branch, ``(batch_size,)``."""
-        if self.importance_level == "step":
-            return log_ratio.exp()
-        return compute_sequence_ratio(log_ratio, batch.branch_index, math.prod(self.rollout_buffer.shape[1:]))
-
     def _get_clip_ranges(self) -> tuple[float, float]:
         """Return how far the ratio may now fall below 1, and how far it may rise above it."""
         clip_range = FloatSchedule(self.clip_range)(self._current_progress_remaining)
@@ -686,8 +638,6 @@ class GRPO(GroupedAlgorithm):
         """Make the learner that takes the steps of ``train`` faster; None where it does not apply."""
         if not self._uses_fast_path or self.importance_level != "step" or self._batch.action_masks is not None:
             return None
-        if self.loss_type == "trust_region":
-            return None
         # Asked anew every time: a user may have replaced a layer or the optimizer, frozen a parameter or registered a
         # hook in the meantime.
         if not isinstance(self._actor, Actor) or not self._is_known_to_numpy():
@@ -706,11 +656,10 @@ class GRPO(GroupedAlgorithm):
         )
         return fast.MlpLearner(self.policy, self._actor, self._batch, rule)
 
-    def _log_update(self, means: Mapping[str, float], clip_range: float | None) -> None:
+    def _log_update(self, means: Mapping[str, float], clip_range: float) -> None:
         """Log an update.
 
         :param means: Means over its minibatches; empty if it was stopped before the first.
-        :param clip_range: None if nothing was clipped.
         :raises ValueError: If one is not finite, or a weight.
         """
         if not means:
@@ -725,8 +674,7 @@ class GRPO(GroupedAlgorithm):
         if isinstance(self.action_space, spaces.Box) and hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if clip_range is not None:
-            self.logger.record("train/clip_range", clip_range)
+        self.logger.record("train/clip_range", clip_range)
 
     def _suggest_for_not_finite(self) -> str:
         remedy = "lower learning_rate or the size of the rewards."

@@ -312,8 +312,6 @@ def test_two_step_branches_do_tell_them_apart() -> None:
         {"baseline": "leave_one_out", "advantage_scaling": "none"},
         {"loss_type": "cispo"},
         {"loss_type": "cispo", "algorithm": PlainGRPO},
-        {"loss_type": "trust_region", "target_kl": 0.02},
-        {"loss_type": "trust_region", "target_kl": 0.02, "importance_level": "branch", "supervision": "outcome"},
         {"importance_level": "branch", "supervision": "outcome"},
         {"loss_normalization": "horizon"},
         {"loss_normalization": "branch"},
@@ -1194,7 +1192,6 @@ def test_a_ratio_of_whole_branches_is_taken_over_whole_branches() -> None:
     "changes",
     [
         {"loss_type": "cispo"},
-        {"loss_type": "trust_region", "target_kl": 0.01},
         {"importance_level": "branch"},
         {"importance_level": "branch", "loss_type": "cispo"},
         {"loss_normalization": "horizon"},

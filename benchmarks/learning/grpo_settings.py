@@ -51,18 +51,6 @@ _TASK_SETTINGS: dict[str, Settings] = {
 # Defaults of GRPO when the first runs were stored, which do not name them. One that has changed since is named, so that
 # those runs do not pass for today's.
 _STORED_DEFAULTS: Settings = {"baseline": "residual", "anchor_selection": "continue"}
-# TRPO's step with the zoo's settings (peer_settings.py), on the rollouts and advantages of the preset.
-_TRUST_REGION: Settings = {
-    "loss_type": "trust_region",
-    "target_kl": 0.01,
-    "n_epochs": 20,
-    "batch_size": 128,
-    "learning_rate": 1e-3,
-}
-_TRUST_REGION_SETTINGS: dict[str, Settings] = {
-    **dict.fromkeys(("Hopper-v5", "Walker2d-v5", "Ant-v5"), _TRUST_REGION),
-    "HalfCheetah-v5": _TRUST_REGION | {"target_kl": 0.04},
-}
 # What choose_general_preset answers, without making the environments.
 GENERAL_PRESETS = {
     **dict.fromkeys(("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "FrozenLake-v1"), "general-discrete"),
@@ -123,14 +111,6 @@ def get_action_settings(env_name: str) -> Settings | None:
     if settings is None or env_name not in _ACTION_SETTINGS:
         return None
     return settings | {"group_mode": "action"} | _ACTION_SETTINGS[env_name]
-
-
-def get_trust_region_settings(env_name: str) -> Settings | None:
-    """Return the settings of an environment's preset, with TRPO's step in place of PPO's; None where it is not run."""
-    settings = get_grpo_settings(env_name)
-    if settings is None or env_name not in _TRUST_REGION_SETTINGS:
-        return None
-    return settings | _TRUST_REGION_SETTINGS[env_name]
 
 
 def make_grpo(env_name: str, settings: Settings, seed: int) -> GRPO:

@@ -6,12 +6,7 @@ from inspect import signature
 
 from stable_baselines3 import PPO
 
-from benchmarks.learning.grpo_settings import (
-    get_action_settings,
-    get_general_settings,
-    get_grpo_settings,
-    get_trust_region_settings,
-)
+from benchmarks.learning.grpo_settings import get_action_settings, get_general_settings, get_grpo_settings
 from benchmarks.learning.peer_settings import ARS_ZOO, PPO_NORMALIZED, PPO_SHORT, PPO_ZOO, TRPO_ZOO
 from benchmarks.learning.zero_advantage import ZERO_ADVANTAGE
 from benchmarks.lib.runs import RunSpec, Settings
@@ -75,9 +70,6 @@ METHODS = {
     "grpo_general": Method("GRPO, general preset", "GRPO", get_general_settings, first_seed=10_000),
     "grpo_episode": Method("GRPO, episode groups", "GRPO", _get_episode_settings),
     "grpo_action": Method("GRPO, action groups", "GRPO", lambda task: get_action_settings(task.env_name)),
-    "grpo_trust_region": Method(
-        "GRPO, preset with TRPO's step", "GRPO", lambda task: get_trust_region_settings(task.env_name)
-    ),
     "ppo_zoo": Method("SB3 PPO, zoo settings", "PPO", _list(PPO_ZOO)),
     "ppo_default": Method("SB3 PPO, defaults", "PPO", lambda task: {"source": "SB3's defaults"}),
     "ppo_normalized": Method("SB3 PPO, defaults, falling rate, normalised", "PPO", _list(PPO_NORMALIZED)),

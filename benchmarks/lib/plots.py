@@ -34,7 +34,6 @@ STYLES = {
     "ppo_normalized": Style("#0072B2", "--"),
     "ppo_shared": Style("#56B4E9", "--"),
     "ppo_short": Style("#0072B2", ":"),
-    "grpo_trust_region": Style("#009E73", "-", 2.0),
     "trpo_zoo": Style("#009E73", "--"),
     "ars_zoo": Style("#000000", "--"),
     "linear_search": Style("#808080", ":"),

@@ -153,8 +153,6 @@ def _check_combinations(model: Any) -> None:
             model.antithetic_actions,
             f"only the noise of continuous actions has an opposite, and {model.action_space} has none; use False.",
         )
-    if model.loss_type == "trust_region" and model.target_kl is None:
-        refuse("target_kl", None, "loss_type='trust_region' steps as far as target_kl allows; set it, such as to 0.01.")
     if model.ref_sync_steps is not None and model.kl_coef == 0:
         refuse("ref_sync_steps", model.ref_sync_steps, "with kl_coef=0 there is no reference policy; set kl_coef.")
 

@@ -16,6 +16,6 @@ NEEDS_VALUES: frozenset[Baseline] = frozenset({"residual", "adaptive", "value"})
 # What all members of a group share cancels in these, so a group's spread may divide them.
 COMPARES_IN_GROUPS: frozenset[Baseline] = frozenset({"group", "leave_one_out", "residual"})
 
-LossType = Literal["clip", "cispo", "trust_region"]
+LossType = Literal["clip", "cispo"]
 ImportanceLevel = Literal["step", "branch"]
 LossNormalization = Literal["step", "branch", "horizon"]

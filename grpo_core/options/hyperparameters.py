@@ -302,9 +302,7 @@ class Hyperparameters(SharedHyperparameters):
         Row(
             "clip",
             "Loss",
-            "`clip`: PPO's surrogate. `cispo`: the clipped ratio as a weight, which never drops a step's gradient. "
-            "`trust_region`: TRPO's step, one per rollout, to the divergence `target_kl`; `n_epochs`, `batch_size` and "
-            "`learning_rate` are the value network's then",
+            "`clip`: PPO's surrogate. `cispo`: the clipped ratio as a weight, which never drops a step's gradient",
         ),
     ]
     importance_level: Annotated[

@@ -205,7 +205,6 @@ def logged_keys() -> set[str]:
     for env_name, arguments in (
         ("CartPole-v1", {"reward_function": [None, optimized_cartpole], "kl_coef": 0.1, "anchor_selection": "archive"}),
         ("Pendulum-v1", {"baseline": "adaptive"}),
-        ("Pendulum-v1", {"loss_type": "trust_region", "target_kl": 0.01}),
     ):
         env = make_vec_env(env_name, wrapper_class=Verdict)
         model = GRPO("MlpPolicy", env, n_steps=64, n_epochs=1, seed=0, device="cpu", **arguments)

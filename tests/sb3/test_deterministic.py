@@ -53,7 +53,6 @@ def test_every_space_repeats_itself(observation: str, action: str) -> None:
         {"restart_probability": 0.5},
         {"importance_level": "branch"},
         {"loss_type": "cispo"},
-        {"loss_type": "trust_region", "target_kl": 0.01},
         {"filter_zero_std_groups": True, "baseline": "group"},
     ],
     ids=str,

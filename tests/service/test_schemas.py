@@ -50,7 +50,7 @@ CHOICES = {
     "supervision": ["process", "outcome"],
     "anchor_selection": ["continue", "archive"],
     "advantage_scaling": ["group", "batch", "none"],
-    "loss_type": ["clip", "cispo", "trust_region"],
+    "loss_type": ["clip", "cispo"],
     "importance_level": ["step", "branch"],
     "loss_normalization": ["step", "branch", "horizon"],
     "lr_schedule": ["linear", "constant"],

@@ -177,7 +177,6 @@ TRAININGS: dict[str, tuple[Callable[[], VecEnv], dict[str, Any]]] = {
         {"group_mode": "action", "kl_coef": 0.1, "ref_sync_steps": 150},
     ),
     "same noise": (lambda: make_vec_env("FrozenLake-v1"), {"common_random_numbers": True}),
-    "trust region": (lambda: make_vec_env("Pendulum-v1"), {"loss_type": "trust_region", "target_kl": 0.01}),
     "episodes": (normalized("CartPole-v1"), {"group_mode": "episode", "horizon": None}),
     "unknown": (lambda: make_vec_env(Walk, 2), {"restart_probability": 0.3, "group_mode": "branch"}),
     "unknown, wrapped": (lambda: VecFrameStack(make_vec_env(make_shown), 2), {"group_mode": "branch"}),

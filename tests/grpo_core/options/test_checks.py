@@ -60,11 +60,7 @@ def build(**changes: Any) -> GRPO:
         ({"advantage_scaling": True}, "advantage_scaling=True is not allowed: choose one of group, batch, none"),
         ({"group_mode": "tree"}, "group_mode='tree' is not allowed: choose one of auto, branch, episode, action"),
         ({"supervision": "result"}, "supervision='result' is not allowed: choose one of process, outcome"),
-        ({"loss_type": "ppo"}, "loss_type='ppo' is not allowed: choose one of clip, cispo, trust_region"),
-        (
-            {"loss_type": "trust_region"},
-            "target_kl=None is not allowed: loss_type='trust_region' steps as far as target_kl allows; set it",
-        ),
+        ({"loss_type": "ppo"}, "loss_type='ppo' is not allowed: choose one of clip, cispo"),
         ({"importance_level": "token"}, "importance_level='token' is not allowed: choose one of step, branch"),
         ({"loss_normalization": None}, "loss_normalization=None is not allowed: choose one of step, branch, horizon"),
         ({"bootstrap_value": 1}, "bootstrap_value=1 is not allowed: it must be True or False"),
