@@ -95,8 +95,8 @@ def _compute_rewards(reward_function: RewardFunction, arguments: Sequence[Any], 
     try:
         rewards = _to_array(returned)
     except Exception as error:  # of torch's, for what is no numbers, or foreign
-        kind = type(returned).__name__
-        raise ValueError(f"reward function '{name}' returned {returned!r:.100}, a {kind}; {rule}") from error
+        shown = f"{returned!r:.100} of type {type(returned).__name__}"
+        raise ValueError(f"reward function '{name}' returned {shown} ({error}); {rule}") from error
     if rewards.size != n_steps:
         raise ValueError(f"reward function '{name}' returned shape {rewards.shape} for {n_steps} steps; {rule}")
     return rewards.reshape(n_steps)
@@ -104,6 +104,8 @@ def _compute_rewards(reward_function: RewardFunction, arguments: Sequence[Any], 
 
 def _to_array(returned: Any) -> Array:
     """Turn what a reward function returned into an array, in double precision only if it is."""
+    if isinstance(returned, np.ndarray):
+        returned = np.ascontiguousarray(returned)  # torch takes no array that runs backwards
     rewards = torch.as_tensor(returned).detach().cpu()
     if rewards.is_complex():
         raise TypeError("rewards are real numbers")

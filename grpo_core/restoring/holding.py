@@ -112,7 +112,11 @@ def _find_base(kind: Any) -> Any:
         return None
     if (base := next((base for base in kind.__mro__ if base in _NESTING or base is tuple), None)) is not None:
         return base
-    changed = (getattr(kind, name, None) is not getattr(object, name, None) for name in _WAYS_TO_COPY)
+    changed = (
+        getattr(kind, name, None) is not getattr(object, name, None)
+        and getattr(getattr(kind, name), "__module__", None) != "dataclasses"  # a frozen one with slots has its own
+        for name in _WAYS_TO_COPY
+    )
     is_python = kind.__new__ is object.__new__ and kind.__flags__ & _IS_OF_PYTHON
     if not is_python or not (kind.__dictoffset__ or _get_slots(kind)):
         return None

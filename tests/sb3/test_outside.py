@@ -463,6 +463,11 @@ class Slotted:
     level: Any = 0
 
 
+@dataclasses.dataclass(slots=True, frozen=True)
+class Frozen:
+    levels: list[int]
+
+
 class OwnDict(dict[str, int]): ...
 
 
@@ -491,6 +496,7 @@ class Kept(Task):
     [
         (Slotted(), lambda kept: kept.level, lambda kept: setattr(kept, "level", 1)),
         (Slotted([0]), lambda kept: kept.level[0], lambda kept: kept.level.__setitem__(0, 1)),
+        (Frozen([0]), lambda kept: kept.levels[0], lambda kept: kept.levels.__setitem__(0, 1)),
         (([0], 2), lambda kept: kept[0][0], lambda kept: kept[0].__setitem__(0, 1)),
         ((2, ([0],)), lambda kept: kept[1][0][0], lambda kept: kept[1][0].__setitem__(0, 1)),
         ((Slotted(), 2), lambda kept: kept[0].level, lambda kept: setattr(kept[0], "level", 1)),
@@ -501,7 +507,10 @@ class Kept(Task):
         (UserDict(level=0), lambda kept: kept["level"], lambda kept: kept.update(level=1)),
         (torch.zeros(1), lambda kept: kept[0], lambda kept: kept.fill_(1)),
     ],
-    ids=["slots", "in slots", "tuple", "tuples", "object", "named", "array", "dict", "list", "user dict", "tensor"],
+    ids=[
+        *("slots", "in slots", "frozen", "tuple", "tuples", "object", "named", "array", "dict", "list", "user dict"),
+        "tensor",
+    ],
 )
 def test_what_is_written_to_holds_whatever_it_is(place: Any, read: Any, write: Any) -> None:
     task = Kept(copy.deepcopy(place), read)

@@ -198,13 +198,13 @@ def test_a_reward_of_the_wrong_size_is_refused_with_the_remedy(
 @pytest.mark.parametrize(
     ("returned", "shown"),
     [
-        ("1.0", "'1.0', a str"),
-        (["1.0"] * 8, "a list"),
-        ([[1.0], [2.0, 3.0]], "[[1.0], [2.0, 3.0]], a list"),
-        (np.array([None] * 8), "a ndarray"),
-        (torch.ones(8, dtype=torch.complex64), "a Tensor"),
-        (torch.ones(8).to_sparse(), "a Tensor"),
-        ([10**400] * 8, "a list"),
+        ("1.0", "'1.0' of type str"),
+        (["1.0"] * 8, "of type list"),
+        ([[1.0], [2.0, 3.0]], "[[1.0], [2.0, 3.0]] of type list"),
+        (np.array([None] * 8), "of type ndarray (can't convert"),
+        (torch.ones(8, dtype=torch.complex64), "of type Tensor (rewards are real numbers)"),
+        (torch.ones(8).to_sparse(), "of type Tensor"),
+        ([10**400] * 8, "of type list"),
     ],
     ids=["text", "texts", "ragged", "objects", "complex", "sparse", "huge"],
 )
@@ -215,6 +215,13 @@ def test_what_is_no_numbers_is_refused_with_the_name(returned: Any, shown: str) 
     with pytest.raises(ValueError, match=r"(?s)^reward function 'odd' returned .* one reward per step") as refusal:
         apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, odd)
     assert shown in str(refusal.value)
+
+
+def test_rewards_may_run_backwards_through_an_array() -> None:
+    def flip(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> Any:
+        return np.flip(np.arange(8.0))
+
+    assert apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, flip)["flip"] == 3.5
 
 
 def test_an_error_of_a_reward_function_says_whose_it_is() -> None:
