@@ -105,10 +105,13 @@ class JobState(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_how_it_ended(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Take from the text of a record how its job ended, if it was written before there was a field for that."""
-        message = fields.get("error_message") or ""
-        if "ended_how" in fields or not message:
+    def _read_how_it_ended(cls, fields: Any) -> Any:
+        """Take from the text of a record how its job ended, if it was written before there was a field for that.
+
+        :param fields: What the record holds; not checked yet, and a damaged one may hold anything.
+        """
+        message = fields.get("error_message") if isinstance(fields, dict) else None
+        if not isinstance(message, str) or not message or "ended_how" in fields:
             return fields
         is_unsaved = "unsaved" if _UNSAVED in message else None
         return {**fields, "ended_how": "interrupted" if message.startswith(INTERRUPTED) else is_unsaved}

@@ -191,7 +191,8 @@ def make_older(path: Path) -> None:
     connection.close()
 
 
-def test_an_older_file_is_brought_up_to_date(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("state", ["{", "[]", "null", '{"error_message": 5}'])
+def test_an_older_file_is_brought_up_to_date(path: Path, caplog: pytest.LogCaptureFixture, state: str) -> None:
     evaluated, damaged, plain = make_job(seed=3, model_name="m"), make_job(seed=9), make_job(seed=5)
     run_for_a_while(evaluated)
     evaluated.progress.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
@@ -200,7 +201,7 @@ def test_an_older_file_is_brought_up_to_date(path: Path, caplog: pytest.LogCaptu
     write(path, evaluated, damaged, plain)
     make_older(path)
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE jobs SET state = '{' WHERE job_id = ?", (damaged.job_id,))
+    connection.execute("UPDATE jobs SET state = ? WHERE job_id = ?", (state, damaged.job_id))
     connection.commit()
     connection.close()
     for _ in range(2):
