@@ -293,7 +293,7 @@ class JobRunner:
                 if job.finished.is_set():
                     run.kill()
                     return None
-        except BaseException:  # or its worker would be left: foreign code in it may write what is no message
+        except BaseException:  # or its worker would be left, and go on for nobody
             run.kill()
             raise
         return run.get_content()

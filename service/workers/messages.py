@@ -3,10 +3,14 @@
 A worker runs code of environments and reward functions, so the server unpickles nothing that a worker sends.
 """
 
+import json
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from service.errors import ConflictError, InvalidRequestError, ServiceError, TooLargeError
+from service.schemas.jobs import EndedBy, EpisodeFigures, FinalEvaluation
 from service.workers.task import Progress, TaskFailedError, WorkerLostError
 
 # Errors that a worker may refuse with, by the status code it sends; others become InvalidRequestError.
@@ -45,7 +49,33 @@ class Message(StrEnum):
 WITH_CONTENT = (Message.RESULT, Message.CHECKPOINT)
 _ENDS = (Message.RESULT, Message.FAILURE, Message.REFUSAL, Message.LOST)
 
+_Timesteps = Annotated[int, Field(ge=0, lt=2**63)]
+# What a message's value must be.
+_VALUES: dict[Message, TypeAdapter[Any]] = {
+    Message.PROGRESS: TypeAdapter(list[tuple[_Timesteps | None, dict[str, float]]]),
+    Message.EVALUATION: TypeAdapter(EpisodeFigures),
+    Message.FINAL_EVALUATION: TypeAdapter(FinalEvaluation),
+    Message.CHECKPOINT: TypeAdapter(dict[str, Any]),
+    Message.WARNING: TypeAdapter(str),
+    Message.ENDED_BY: TypeAdapter(EndedBy),
+    Message.RESULT: TypeAdapter(None),
+    Message.FAILURE: TypeAdapter(str),
+    Message.REFUSAL: TypeAdapter(tuple[int, str]),
+    Message.LOST: TypeAdapter(str),
+}
+
 Outcome = bytes | ServiceError | TaskFailedError
+
+
+def read_message(sent: bytes) -> tuple[Message, Any]:
+    """Read a message's kind and value.
+
+    :raises ValueError: If it is none; so do TypeError and RecursionError.
+    """
+    kind, value = json.loads(sent)
+    kind = Message(kind)
+    _VALUES[kind].validate_python(value)
+    return kind, value
 
 
 def deliver(progress: Progress, kind: str, value: Any, content: bytes) -> None:

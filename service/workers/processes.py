@@ -25,11 +25,12 @@ from weakref import WeakSet
 import cloudpickle
 import gymnasium as gym
 
+from grpo_core.checkpoints import MAX_JOB_BYTES
 from grpo_core.process import list_import_paths
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import InvalidRequestError, describe_error, printable
 from service.logs import LogStyle
-from service.workers.messages import CLOSED_STATUS, WITH_CONTENT, Outcome, deliver, read_outcome
+from service.workers.messages import CLOSED_STATUS, WITH_CONTENT, Outcome, deliver, read_message, read_outcome
 from service.workers.task import (
     Progress,
     Task,
@@ -62,9 +63,13 @@ _LOST = (
     "Resume the job, or send the request again."
 )
 _GARBLED = (
-    "the worker process sent what is no message of a worker; the environment, the reward function or one of their "
-    "libraries writes to file descriptors that are not its own."
+    "the worker process sent bytes that are not a worker's message; the environment, the reward function or one of "
+    "their libraries writes to file descriptors that are not its own."
 )
+# What reading and taking such bytes may raise.
+_GARBAGE_ERRORS = (ValueError, TypeError, OverflowError, RecursionError, MemoryError)
+# Any four letters make a longer length: text that is written to the connection is not waited for.
+_MAX_MESSAGE_BYTES, _MAX_CONTENT_BYTES = 2**24, MAX_JOB_BYTES
 # Takes a message of a worker: its kind, its value, and the bytes that followed.
 Receiver = Callable[[str, Any, bytes], None]
 # Guards the start of the forkserver, which all services of a process share.
@@ -250,16 +255,24 @@ class ProcessRun:
 
     def _receive(self) -> None:
         try:
-            kind, value = json.loads(self._connection.recv_bytes())
-            content = self._connection.recv_bytes() if kind in WITH_CONTENT else b""
-            self._outcome = read_outcome(kind, value, content)
+            kind, value = read_message(self._connection.recv_bytes(_MAX_MESSAGE_BYTES))
+            content = self._connection.recv_bytes(_MAX_CONTENT_BYTES) if kind in WITH_CONTENT else b""
         except (EOFError, OSError):
-            self._sources.remove(self._connection)
+            if self._connection.readable:
+                self._sources.remove(self._connection)
+            else:  # a message is too long, and nothing can be read after it
+                self._outcome = TaskFailedError(_GARBLED)
             return
-        except (ValueError, TypeError):
+        except _GARBAGE_ERRORS:
             self._outcome = TaskFailedError(_GARBLED)
-        if self._outcome is None:
-            self._receive_message(kind, value, content)
+            return
+        try:
+            self._outcome = read_outcome(kind, value, content)
+            if self._outcome is None:
+                self._receive_message(kind, value, content)
+        except _GARBAGE_ERRORS:
+            logger.warning("a message of a worker cannot be taken", exc_info=True)
+            self._outcome = TaskFailedError(_GARBLED)
 
     def _read_status(self) -> None:
         """Read from the forkserver how the worker ended, or notice that the forkserver is gone."""

@@ -79,7 +79,7 @@ class ShortTasks:
                 run = self._executor.start(task, signal)
                 try:
                     self._wait_for(run, signal, remedy)
-                except BaseException:  # or its worker would be left: foreign code in it may write what is no message
+                except BaseException:  # or its worker would be left, and go on for nobody
                     run.kill()
                     raise
                 return run.get_content()

@@ -371,7 +371,7 @@ class TestAProcess:
             (functools.partial(ctypes.string_at, 0), "signal SIGSEGV"),
             (functools.partial(signal.raise_signal, signal.SIGKILL), "memory runs out"),
             (functools.partial(os.closerange, 3, 64), "closed file descriptors"),
-            (write_to_sockets, "sent what is no message"),
+            (write_to_sockets, "bytes that are not a worker's message"),
         ],
         ids=["exit 3", "exit 0", "abort", "segfault", "kill", "close", "write"],
     )

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import struct
 import sys
 import threading
 import time
@@ -10,8 +11,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
@@ -58,12 +59,17 @@ def hang(progress: Progress) -> bytes:
     return b""
 
 
-def babble(progress: Progress) -> bytes:
+def babble(sent: bytes, progress: Progress) -> bytes:
     for fd in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                Connection(os.dup(fd)).send_bytes(b"no message")
+                os.write(fd, sent)
     return hang(progress)
+
+
+def frame(message: bytes) -> bytes:
+    """Put a message's length before it, as ``multiprocessing`` does."""
+    return struct.pack("!i", len(message)) + message
 
 
 def make_short_tasks(executor: Executor, limit_seconds: float = PATIENCE_SECONDS, **bounds: int) -> ShortTasks:
@@ -169,12 +175,23 @@ def test_a_thread_that_does_not_stop_is_abandoned_and_frees_its_place(
     wait_until(lambda: not executor.is_busy)
 
 
-def test_a_process_that_writes_what_is_no_message_is_killed(processes: ProcessExecutor) -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello world\n",
+        frame(b"no message"),
+        frame(b"[" * 10**5),
+        frame(b'["progress", 5]'),
+        frame(b'["result", null]') + b"hello world\n",
+    ],
+    ids=["text", "no JSON", "too deep", "another value", "text for content"],
+)
+def test_a_process_that_writes_what_is_not_a_message_is_killed(processes: ProcessExecutor, sent: bytes) -> None:
     short_tasks = make_short_tasks(processes)
     short_tasks.run(make_task(answer), "")  # afterwards the forkserver is there
     n_open = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(InvalidRequestError, match=ENV_NAME):
-        short_tasks.run(make_task(babble), "")
+    with pytest.raises(InvalidRequestError, match=rf"{ENV_NAME}.*not a worker's message"):
+        short_tasks.run(make_task(partial(babble, sent)), "")
     assert len(os.listdir("/proc/self/fd")) <= n_open
     wait_until(lambda: list_workers() == [])
 

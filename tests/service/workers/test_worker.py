@@ -4,8 +4,10 @@ import json
 import os
 from multiprocessing import Pipe
 
+import pytest
+
 from service.jobs.job import Job
-from service.workers.messages import deliver
+from service.workers.messages import deliver, read_message
 from service.workers.worker import Reporter
 from tests.support import make_plan
 
@@ -40,3 +42,28 @@ def test_a_child_that_an_environment_has_forked_reports_nothing_and_ends() -> No
                 os._exit(1)
         assert os.waitpid(child, 0) == (child, 0)
         assert not here.poll()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"5",
+        b"[]",
+        b'["unknown", 5]',
+        b'[["progress"], 5]',
+        b'["progress", 5]',
+        b'["progress", [[1e999, {}]]]',
+        b'["progress", [[64, {"train/loss": "a"}]]]',
+        b'["evaluation", {"a": 1}]',
+        b'["final_evaluation", {"a": 1}]',
+        b'["checkpoint", 5]',
+        b'["warning", {}]',
+        b'["ended_by", "chance"]',
+        b'["failure", null]',
+        b'["refusal", [400]]',
+        b'["lost", [1]]',
+    ],
+)
+def test_what_an_environment_writes_to_the_connection_is_not_taken_for_a_message(sent: bytes) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        read_message(sent)
