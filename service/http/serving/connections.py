@@ -40,8 +40,8 @@ _MAX_IGNORED_BYTES = 128 * 2**20
 _MAX_PIPELINED = 16
 # A client that takes nothing of its answer for so long is gone.
 _UNREAD_SECONDS = 30.0
-# Who sends nothing more may still read, or be gone: only writing to it tells. Such a client is sent what is ready by
-# then, and a stream for as long as it does not pause for so long.
+# A client that has closed its side may still read, or be gone; only writing to it shows which. It is sent what begins
+# within this time, and a stream until that pauses for longer.
 _HALF_CLOSED_SECONDS = 2.0
 _MAX_CONNECTIONS = 2048
 # The rest of the files that may be open is for models, workers and the log.
@@ -112,6 +112,8 @@ class Connection(HttpToolsProtocol):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Answer what the client has asked, though it sends nothing more; close the connection if that is nothing."""
+        if self._end_after_answers is not None:
+            self._in_body = False  # what is not read is not waited for
         if self._in_body or self._n_ignorable is not None or not self._is_answering():
             return None
         if self._end_after_answers is None:

@@ -436,6 +436,13 @@ class TestHalfClosed:
             held.may_end = True
             assert read_to_end(connection).count(b"HTTP/1.1 200 OK") == 3
 
+    def test_so_it_is_if_it_has_sent_too_many_ahead(self, port: int, held: Held) -> None:
+        with connect(port, HELD + b"\r\n" + 17 * (START + b"\r\n")) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            wait_until(lambda: held.n_open == 1)
+            held.may_end = True
+            assert read_to_end(connection).count(b"HTTP/1.1 200 OK") == 17
+
     def test_one_that_is_read_slowly_is_sent_all(
         self, app: FastAPI, port: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
