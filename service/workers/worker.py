@@ -43,9 +43,7 @@ def work(connection: "Connection[bytes, bytes]", server_fd: int) -> NoReturn:
     try:
         _run_task(connection, server_fd)
     except OSError as error:
-        if error.errno == errno.EBADF:
-            os._exit(CLOSED_STATUS)  # the server ends what the environment has started
-        _end_all()
+        _end_unconnected(error)
     except BaseException:  # the server or the memory is gone, so nothing can be reported
         _end_all()
     os._exit(0)  # without waiting for threads that an environment has left
@@ -106,6 +104,13 @@ def _end_with_server(server_fd: int) -> None:
         fcntl.fcntl(server_fd, fcntl.F_SETFL, fcntl.fcntl(server_fd, fcntl.F_GETFL) | os.O_ASYNC)
         if wait([server_fd], 0.0):  # the server died before the signal was set up
             _end_all()
+
+
+def _end_unconnected(error: EOFError | OSError) -> NoReturn:
+    """End this process, whose connection cannot be used: the server is gone, or the environment has closed it."""
+    if isinstance(error, OSError) and error.errno == errno.EBADF:
+        os._exit(CLOSED_STATUS)  # the server ends what the environment has started
+    _end_all()
 
 
 def _end_all() -> NoReturn:
@@ -186,14 +191,15 @@ class Reporter:
 
     def listen(self) -> None:
         """Stop the task when the server says so, and end the process when the server is gone."""
-        with suppress(EOFError, OSError):
+        try:
             while True:
                 self._connection.recv_bytes()
                 with self._lock:
                     self._n_stops += 1
                     if self._stop_training is not None:
                         self._stop_training()
-        _end_all()
+        except (EOFError, OSError) as error:
+            _end_unconnected(error)
 
     def send(self, kind: Message, value: Any) -> None:
         """Send a message, after all steps and metrics that are not sent yet."""

@@ -7,7 +7,7 @@ from multiprocessing import Pipe
 import pytest
 
 from service.jobs.job import Job
-from service.workers.messages import deliver, read_message
+from service.workers.messages import CLOSED_STATUS, deliver, read_message
 from service.workers.worker import Reporter
 from tests.support import make_plan
 
@@ -42,6 +42,20 @@ def test_a_child_that_an_environment_has_forked_reports_nothing_and_ends() -> No
                 os._exit(1)
         assert os.waitpid(child, 0) == (child, 0)
         assert not here.poll()
+
+
+def test_a_worker_whose_environment_has_closed_the_connection_says_so_when_it_is_stopped() -> None:
+    here, there = Pipe()
+    with here, there:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(there.fileno())
+                Reporter(there).listen()
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == CLOSED_STATUS
 
 
 @pytest.mark.parametrize(
