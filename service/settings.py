@@ -165,10 +165,12 @@ class Settings(BaseSettings):
         try:
             return {**values, "api_key": _read_small_file(_expand_home(Path(file)))}
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ValueError(
-                f"api_key_file {file} cannot be read ({reason}); fix the path or its permissions"
-            ) from error
+            reason, remedy = str(error), "name a regular file, or set GRPO_API_KEY"
+            if isinstance(error, UnicodeDecodeError):
+                reason = "it is not UTF-8 text"
+            elif error.strerror:
+                reason, remedy = error.strerror, "fix the path or its permissions"
+            raise ValueError(f"api_key_file {file} cannot be read ({reason}); {remedy}") from error
 
     @model_validator(mode="after")
     def _check_role(self) -> Self:
@@ -391,11 +393,11 @@ def _normalize_origin(origin: str) -> str:
 def _read_small_file(path: Path) -> str:
     """Read a text, without waiting for a pipe's other end, and not without end.
 
-    :raises OSError: If it cannot be read, is no regular file, or is too large for a key.
+    :raises OSError: If it cannot be read, is not a regular file, or is too large for a key.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
         content = file.read(_MAX_KEY_FILE_BYTES + 1)
     if len(content) > _MAX_KEY_FILE_BYTES:
         raise OSError(f"it has more than {_MAX_KEY_FILE_BYTES:,} bytes")

@@ -539,7 +539,7 @@ def test_a_refusal_is_the_exit_status_of_the_process(tmp_path: Path) -> None:
         ([], {"GRPO_API_KEY": "short-secret"}, ["api_key", "16 characters"]),
         ([], {"GRPO_API_KEY_FILE": "nowhere.key"}, ["api_key_file nowhere.key", "No such file"]),
         ([], {"GRPO_PORT": "eighty"}, ["port (GRPO_PORT) must be a whole number"]),
-        ([], {"GRPO_API_KEY_FILE": "/dev/zero"}, ["api_key_file /dev/zero", "no regular file"]),
+        ([], {"GRPO_API_KEY_FILE": "/dev/zero"}, ["api_key_file /dev/zero", "not a regular file", "GRPO_API_KEY"]),
         (["--env-module", "not_there"], {}, ["not_there", "ModuleNotFoundError", "PYTHONPATH"]),
         (["--env-module", "os/path"], {}, ["os/path", "name of a module"]),
         ([], {"GRPO_ENV_MODULES": "json,my_envs.py:Env"}, ["my_envs.py:Env", "name of a module"]),

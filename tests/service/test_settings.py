@@ -386,7 +386,7 @@ def test_a_file_that_holds_no_key_is_refused_without_showing_it(
 
 def test_a_pipe_is_no_file_with_a_key(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "api.key")
-    with pytest.raises(ValidationError, match="no regular file"):
+    with pytest.raises(ValidationError, match=r"not a regular file\); name a regular file, or set GRPO_API_KEY"):
         Settings(api_key_file=tmp_path / "api.key")
 
 
