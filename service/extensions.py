@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import TypeAdapter, ValidationError
 
+from grpo_core.options.rewards import ENVIRONMENT_REWARD
 from service.errors import describe_error, printable
 from service.schemas.fields import RewardName
 
@@ -54,6 +55,11 @@ def _check_reward_functions(reward_functions: Mapping[str, object], origin: str)
                 f"{origin} adds a reward function under the name {printable(repr(name))}, which no request can give; "
                 "choose up to 64 letters from a to z, digits, '.', '_' and '-'."
             ) from error
+        if name == ENVIRONMENT_REWARD:
+            raise ExtensionError(
+                f"{origin} adds a reward function under the name '{name}', which stands for the environment's own "
+                "reward; choose another."
+            )
         if not callable(function):
             kind = type(function).__name__
             raise ExtensionError(

@@ -1500,6 +1500,7 @@ def test_the_application_is_built_when_it_is_first_asked_for(tmp_path: Path, mon
         ("with space", "pow", "the name 'with space', which no request can give; choose up to 64 letters"),
         ("a" * 65, "pow", "choose up to 64 letters"),
         (5, "pow", "the name 5,"),
+        ("environment", "pow", "the name 'environment', which stands for the environment's own reward; choose another"),
         ("five", "5", "'five', which is of type int and cannot be called; give REWARD_FUNCTIONS a function"),
     ],
 )
