@@ -156,7 +156,8 @@ class JobRecorder:
         with self._news:
             self._unwritten.add(record.job_id)
             self._running = {job: seen for job, seen in self._running.items() if job.job_id != record.job_id}
-        self._write_now(record)
+            order = self._append_order(record)  # the thread must not find a job that is neither running nor ordered
+        self._wait_for(order)
 
     def has_written(self, job_id: str) -> bool:
         """Return whether an ended job can be read again."""
@@ -197,13 +198,21 @@ class JobRecorder:
             self._journal.close()
 
     def _write_now(self, subject: JobRecord | Recorded) -> None:
-        order = _Order(subject, threading.Event())
         with self._news:
-            if self._is_closing:
-                return
-            self._orders.append(order)
-            self._wake()
-        if not order.done.wait(_PATIENCE_SECONDS):
+            order = self._append_order(subject)
+        self._wait_for(order)
+
+    def _append_order(self, subject: JobRecord | Recorded) -> _Order | None:
+        """Have the thread write something at once; None if it ends. The caller holds the lock."""
+        if self._is_closing:
+            return None
+        order = _Order(subject, threading.Event())
+        self._orders.append(order)
+        self._wake()
+        return order
+
+    def _wait_for(self, order: _Order | None) -> None:
+        if order is not None and not order.done.wait(_PATIENCE_SECONDS):
             self._note_trouble(f"the disk has not answered for {_PATIENCE_SECONDS:g} s")
 
     def _wake(self) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,21 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
     assert recorder.problem is None
     in_order = [job.job_id for job in jobs]
     assert [past.job_id for past in recorder.list_past_jobs()] == in_order
+    recorder.close()
+
+
+def test_an_ended_job_is_at_no_time_left_out_of_what_is_to_be_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = JobRecorder(JobJournal(path))
+
+    class Looking(threading.Condition):
+        def __exit__(self, *error: Any) -> None:
+            assert recorder._unwritten <= {getattr(order.subject, "job_id", None) for order in recorder._orders}
+            super().__exit__(*error)
+
+    monkeypatch.setattr(recorder, "_news", Looking())
+    recorder.end(make_job().make_record(0, 1))
     recorder.close()
 
 
