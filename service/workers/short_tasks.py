@@ -58,8 +58,9 @@ class ShortTasks:
         self._max_waiting = max_waiting
         # Guards everything below.
         self._changed = threading.Condition()
-        self._n_callers = 0
-        self._n_running = 0
+        # Threads that wait for an answer, and those of them whose task runs.
+        self._callers: set[int] = set()
+        self._running: set[int] = set()
 
     def run(self, task: Task, remedy: str) -> bytes:
         """Run a task and return what it made.
@@ -103,12 +104,20 @@ class ShortTasks:
         deadline, has_left = time.monotonic() + self._limit_seconds, HAS_LEFT.get()
         while not run.wait(_WATCH_SECONDS):
             # If nobody waits, it goes on: its answer is kept for whoever asks again.
-            if has_left() and self._n_callers > self._n_running:
+            if has_left() and self._give_way():
                 signal.stop()
                 raise QueueFullError("the client has left, and others wait for their turn.")
             if self._closing.is_set() or time.monotonic() > deadline:
                 signal.stop()
                 raise self._make_refusal(remedy)
+
+    def _give_way(self) -> bool:
+        """Leave at once if another caller waits for this one's place; return whether one does."""
+        with self._changed:
+            is_needed = len(self._callers) > len(self._running) == self._max_running
+            if is_needed:
+                self._leave()
+            return is_needed
 
     def _make_refusal(self, remedy: str) -> ServiceError:
         if self._closing.is_set():
@@ -120,17 +129,14 @@ class ShortTasks:
     @contextmanager
     def _wait_in_line(self) -> Iterator[None]:
         with self._changed:
-            if self._n_callers >= self._max_running + self._max_waiting:
-                raise QueueFullError(f"{self._n_callers} requests like this are being answered; try again later.")
-            self._n_callers += 1
+            if len(self._callers) >= self._max_running + self._max_waiting:
+                raise QueueFullError(f"{len(self._callers)} requests like this are being answered; try again later.")
+            self._callers.add(threading.get_ident())
         try:
             self._wait_for_turn()
-            try:
-                yield
-            finally:
-                self._leave(running=True)
+            yield
         finally:
-            self._leave(running=False)
+            self._leave()
 
     def _wait_for_turn(self) -> None:
         deadline, has_left = time.monotonic() + self._limit_seconds, HAS_LEFT.get()
@@ -138,20 +144,18 @@ class ShortTasks:
             while not self._closing.is_set():
                 if has_left():
                     raise QueueFullError("the client has left before its turn.")
-                if self._n_running < self._max_running:
-                    self._n_running += 1
+                if len(self._running) < self._max_running:
+                    self._running.add(threading.get_ident())
                     return
                 if time.monotonic() > deadline:
                     raise QueueFullError("earlier requests like this take long; try again later.")
                 self._changed.wait(_WATCH_SECONDS)  # with a limit, since setting `closing` wakes nobody
         raise self._make_refusal("")
 
-    def _leave(self, running: bool) -> None:
+    def _leave(self) -> None:
         with self._changed:
-            if running:
-                self._n_running -= 1
-            else:
-                self._n_callers -= 1
+            self._callers.discard(threading.get_ident())
+            self._running.discard(threading.get_ident())
             self._changed.notify_all()
 
 

@@ -254,7 +254,7 @@ def test_callers_are_limited_and_all_accepted_ones_are_answered(callers: ThreadP
     first = [call(callers, short_tasks, waiting) for _ in range(2)]
     wait_until(lambda: waiting.n_begun == 2)
     third = call(callers, short_tasks, waiting)
-    wait_until(lambda: short_tasks._n_callers == 3)
+    wait_until(lambda: len(short_tasks._callers) == 3)
     assert is_full(short_tasks)
     assert waiting.n_begun == 2
     waiting.let_go.set()
@@ -269,11 +269,11 @@ def test_a_caller_whose_client_leaves_makes_room_in_the_line(callers: ThreadPool
     context = copy_context()
     context.run(HAS_LEFT.set, has_left.is_set)
     second = callers.submit(context.run, short_tasks.run, make_task(waiting), "")
-    wait_until(lambda: short_tasks._n_callers == 2)
+    wait_until(lambda: len(short_tasks._callers) == 2)
     has_left.set()
     with pytest.raises(QueueFullError, match="has left"):
         second.result(PATIENCE_SECONDS)
-    assert short_tasks._n_callers == 1
+    assert len(short_tasks._callers) == 1
     waiting.let_go.set()
     assert first.result(PATIENCE_SECONDS) == b"done"
     assert waiting.n_begun == 1
@@ -291,6 +291,27 @@ def test_one_that_runs_without_its_client_makes_room_for_who_waits(
     assert short_tasks.run(make_task(answer), "") == b"content"
     with pytest.raises(QueueFullError, match="has left, and others wait"):
         left.result(PATIENCE_SECONDS)
+
+
+def test_only_one_of_two_makes_room_for_one_that_waits(
+    callers: ThreadPoolExecutor, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_ended = threading.Event()
+    monkeypatch.setattr("service.workers.threads._ThreadRun.kill", lambda run: has_ended.wait())
+    short_tasks, has_left = make_short_tasks(ThreadExecutor(), max_running=2, max_waiting=1), threading.Event()
+    context = copy_context()
+    context.run(HAS_LEFT.set, has_left.is_set)
+    left = [callers.submit(context.copy().run, short_tasks.run, make_task(waiting), "") for _ in range(2)]
+    wait_until(lambda: waiting.n_begun == 2)
+    has_left.set()
+    try:
+        third = call(callers, short_tasks, waiting)
+        wait_until(lambda: waiting.n_begun == 3)  # before the one that makes room has ended
+    finally:
+        has_ended.set()
+        waiting.let_go.set()
+    assert third.result(PATIENCE_SECONDS) == b"done"
+    assert [type(future.exception(PATIENCE_SECONDS)) for future in left].count(QueueFullError) == 1
 
 
 def is_full(short_tasks: ShortTasks) -> bool:
