@@ -233,7 +233,7 @@ class Job:
             self._begin_again()
             self._rewind()
             self._clock.start()
-            self._progress.warn(f"{reason} The job went on from step {self._state.current_timesteps:,}.")
+            self._progress.note_warning(f"{reason} The job went on from step {self._state.current_timesteps:,}.")
             return True
 
     def wake(self) -> None:
@@ -269,9 +269,9 @@ class Job:
             self._home, state = home, self._state
             ended = _describe_end(state)
             if unsaved_model is None and state.ended_how == "unsaved":
-                self._progress.warn("its finished policy is not in memory any more, so the job trains again.")
+                self._progress.note_warning("its finished policy is not in memory any more, so the job trains again.")
             if checkpoint is None and state.checkpoint is not None and unsaved_model is None:
-                self._progress.warn("its checkpoint is gone or cannot be used here, so the job began again.")
+                self._progress.note_warning("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
             self.unsaved_model = unsaved_model
             self._begin_again()
@@ -464,7 +464,7 @@ class Job:
             if content is None and self._end is None:
                 self._state.checkpoint = None
                 self._progress.rewind(0)
-                self._progress.warn("training began again: the job's checkpoint is gone, or cannot be read.")
+                self._progress.note_warning("training began again: the job's checkpoint is gone, or cannot be read.")
         return content
 
     def read_finished_model(self) -> bytes | None:

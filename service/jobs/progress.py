@@ -25,7 +25,9 @@ _PROGRESS_SECONDS = 0.1
 class JobProgress:
     """The ``Progress`` of one attempt at a job: takes reports until the job has ended. Safe to use from any thread.
 
-    :param lock: The job's, which guards changes of all that follows.
+    Public methods take the lock, but for those that the job calls while it holds it.
+
+    :param lock: The job's, which guards changes of the state and the history.
     :param is_closed: Tells whether the job has ended, so that nothing more is taken.
     :param state: Has the latest figures.
     :param history: Has all of them.
@@ -128,7 +130,7 @@ class JobProgress:
         """Note a warning for the client."""
         with self._lock:
             if not self._is_closed():
-                self.warn(warning)
+                self.note_warning(warning)
 
     def publish_ended_by(self, ended_by: EndedBy) -> None:
         """Note the rule that ends the training early."""
@@ -147,7 +149,7 @@ class JobProgress:
         """Forget what stops the training, which is over."""
         self._stop = None
 
-    def warn(self, warning: str) -> None:
+    def note_warning(self, warning: str) -> None:
         """Note a warning for the client, once: a job that is resumed would repeat them."""
         if warning in self._state.warnings:
             return

@@ -178,10 +178,7 @@ class JobRunner:
         except TaskDrainedError as error:
             with suppress(ConflictError):  # it may know of the shutdown before the registry does
                 job.stop("shutdown")
-            learned = "Nothing was learned, and nothing is saved."
-            if job.describe().checkpoint is not None:
-                learned = "A resume goes on from the job's checkpoint."
-            job.finish(JobStatus.STOPPED, f"{error} {learned}")
+            job.finish(JobStatus.STOPPED, f"{error} {job.describe_resume()}")
         except (TaskFailedError, ServiceError) as error:
             logger.warning("job %s failed: %s", job.job_id, error)
             job.finish(JobStatus.FAILED, str(error), ended_how="unsaved" if isinstance(error, _UnsavedError) else None)
