@@ -29,6 +29,7 @@ from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 from service.schemas.training import TrainConfig
 from service.training.planning.plan import TrainingPlan
+from service.workers.task import TaskDrainedError
 from service.workers.threads import ThreadExecutor
 from tests.conftest import RegisterEnv
 from tests.support import (
@@ -644,6 +645,20 @@ class TestStopping:
         registry.shutdown(grace_seconds=0.05)
         assert job.describe().ended_by == "shutdown"
         gate.admit()
+
+
+def test_a_job_that_the_shutdown_finds_without_a_worker_says_from_where_a_resume_goes_on(
+    open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise TaskDrainedError("the server ended before a worker process was ready.")
+
+    monkeypatch.setattr("service.jobs.runner.JobRunner._start", refuse)
+    job = run(open_registry())
+    assert (job.status, job.describe().ended_by) == (JobStatus.STOPPED, "shutdown")
+    assert job.describe().error_message == (
+        f"the server ended before a worker process was ready. POST /training/{job.job_id}/resume lets it begin."
+    )
 
 
 class UnspeakableError(Exception):
