@@ -40,7 +40,7 @@ _STOP_PATIENCE_SECONDS = 5.0
 _MAX_UNSAVED_BYTES = 2**26
 
 
-class _UnsavedError(StorageError):
+class _UnsavedError(Exception):
     """The disk does not take a finished model, which is kept in memory for a resume."""
 
 
@@ -179,7 +179,7 @@ class JobRunner:
             with suppress(ConflictError):  # it may know of the shutdown before the registry does
                 job.stop("shutdown")
             job.finish(JobStatus.STOPPED, f"{error} {job.describe_resume()}")
-        except (TaskFailedError, ServiceError) as error:
+        except (TaskFailedError, ServiceError, _UnsavedError) as error:
             logger.warning("job %s failed: %s", job.job_id, error)
             job.finish(JobStatus.FAILED, str(error), ended_how="unsaved" if isinstance(error, _UnsavedError) else None)
         except BaseException as error:  # the job boundary: whatever an environment raises ends only its own job
