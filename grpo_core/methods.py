@@ -7,7 +7,7 @@ from typing import Any
 
 
 class KnownMethods:
-    """The methods of some classes as they are when this is made: where modules are imported, before most programs act.
+    """The methods of some classes as they are when this is made: where ours are imported, or first need the classes.
 
     :param kinds: The classes; methods that they inherit are theirs, too.
     :param names: What methods are called that count; None: all but Python's own.
