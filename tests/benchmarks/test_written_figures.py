@@ -102,9 +102,14 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
         ],
     ),
     (
+        "figures",
+        r"after 300,000 steps: it ends at (\S+) on ten, from (\S+) to (\S+) It was not run",
+        [Figure(*EARLY_HOPPER, "trpo_zoo", statistic) for statistic in (compute_iqm, np.min, np.max)],  # type: ignore[arg-type]
+    ),
+    (
         "from-ppo",
-        r"after a million they are at (\S+) and (\S+) On",
-        [Figure(*HOPPER), Figure(*HOPPER, "ppo_normalized")],
+        r"after a million they are at (\S+) and (\S+) TRPO is at (\S+) after 300,000",
+        [Figure(*HOPPER), Figure(*HOPPER, "ppo_normalized"), Figure(*EARLY_HOPPER, "trpo_zoo")],
     ),
     (
         "figures",
