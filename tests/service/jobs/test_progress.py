@@ -200,7 +200,7 @@ class TestTheNoSignalWarning:
         assert "no signal" in job.describe().warnings[1]
 
     def test_each_rollout_is_counted_once(self) -> None:
-        # With one step per branch and equal rewards, there is nothing to learn.
+        # One step per branch and equal rewards leave nothing to learn.
         job = Job(plan(total_timesteps=11 * 256, n_steps=256, horizon=1, gamma=0.0, seed=0))
         train_policy(TrainingOrder(job.config, reward_nothing), job.progress)
         assert any("the last 11 rollouts" in warning for warning in job.describe().warnings)

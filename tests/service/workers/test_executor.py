@@ -255,7 +255,7 @@ class TestAllAlike:
     def test_the_last_metrics_and_the_warnings_are_complete(
         self, open_registry: Callable[..., JobRegistry], executor: str
     ) -> None:
-        # With one step per branch and equal rewards, there is nothing to learn in any of the eleven rollouts.
+        # One step per branch and equal rewards leave nothing to learn in any of the eleven rollouts.
         silent = {"n_steps": 256, "horizon": 1, "gamma": 0.0, "reward_function_type": "pay_seven"}
         status = run(open_registry(executor), total_timesteps=11 * 256, **silent).describe()
         assert status.current_timesteps == 11 * 256
