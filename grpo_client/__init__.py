@@ -3,42 +3,23 @@
 It imports neither the library nor the server, and so not torch.
 """
 
-from grpo_client.answers import (
+from grpo_client.answers.environments import Environment, EnvironmentSummary, RewardFunction
+from grpo_client.answers.evaluations import Comparison, EpisodeFigures, Evaluation, FinalEvaluation, ValueCheck
+from grpo_client.answers.events import JobEvent
+from grpo_client.answers.jobs import Forgotten, JobSummary, MetricHistory, MetricRow, Stopped, TrainingStatus, Verdict
+from grpo_client.answers.models import (
     Alias,
-    BestSetting,
-    Comparison,
     Deleted,
-    Environment,
-    EnvironmentSummary,
-    EpisodeFigures,
-    Evaluation,
-    FinalEvaluation,
-    Forgotten,
-    Health,
-    ItemError,
-    JobEvent,
-    JobSummary,
-    MetricHistory,
-    MetricRow,
     ModelCard,
     ModelSummary,
     ModelVersion,
     ModelVersions,
-    Prediction,
-    RewardFunction,
     RolledBack,
-    ServerInfo,
-    SettingRow,
-    Stopped,
-    Sweep,
-    SweepStarted,
-    SweepSummary,
-    TrainingStatus,
-    Trial,
-    ValueCheck,
-    Verdict,
     Video,
 )
+from grpo_client.answers.predictions import ItemError, Prediction
+from grpo_client.answers.server import Health, ServerInfo
+from grpo_client.answers.sweeps import BestSetting, SettingRow, Sweep, SweepStarted, SweepSummary, Trial
 from grpo_client.async_client import AsyncClient, AsyncJob
 from grpo_client.client import Client, Job
 from grpo_client.errors import (

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 import httpx2
 
-from grpo_client import answers
+from grpo_client.answers.environments import Environment, EnvironmentSummary, RewardFunction
+from grpo_client.answers.evaluations import Comparison
+from grpo_client.answers.events import AsyncEvents, JobEvent, make_last_event, read_event
+from grpo_client.answers.jobs import Forgotten, JobSummary, MetricHistory, Resumed, Stopped, Submission, TrainingStatus
+from grpo_client.answers.models import Alias, Deleted, ModelCard, ModelSummary, ModelVersions, RolledBack, Video
+from grpo_client.answers.predictions import ItemError, Prediction, parse_item
+from grpo_client.answers.reading import Answer, check_type, import_numpy, read_array, read_json, read_list, to_plain
+from grpo_client.answers.server import Health, ServerInfo
+from grpo_client.answers.sweeps import Sweep, SweepChanged, SweepStarted, SweepSummary
 from grpo_client.connection import explain_proxy, explain_request, make_options, quote_name
 from grpo_client.errors import Busy, JobFailed, ServerUnreachable, check_response, make_error
 from grpo_client.files import (
@@ -31,7 +39,7 @@ from grpo_client.retries import Deadline, Retries
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-A = TypeVar("A", bound=answers.Answer)
+A = TypeVar("A", bound=Answer)
 
 DEFAULT_URL = "http://localhost:8000"
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -115,7 +123,7 @@ class AsyncClient:
         :raises InvalidArgument: If it cannot be written.
         """
         if "json" in options:
-            options["json"] = answers.to_plain(options["json"])
+            options["json"] = to_plain(options["json"])
         try:
             with explain_request():
                 return await self._http.request(method, path, **options)
@@ -123,27 +131,27 @@ class AsyncClient:
             return error
 
     async def _ask(self, kind: type[A], method: str, path: str, **options: Any) -> A:
-        return kind.parse(answers.read_json(await self._request(method, path, **options)))
+        return kind.parse(read_json(await self._request(method, path, **options)))
 
     async def _list(self, kind: type[A], key: str, path: str, **query: Any) -> list[A]:
         # Without a query, None keeps the one that stands in the URL.
         response = await self._request("GET", path, params=_leave_out_none(**query) or None)
-        return [kind.parse(item) for item in answers.read_list(response, key)]
+        return [kind.parse(item) for item in read_list(response, key)]
 
-    async def server_info(self) -> answers.ServerInfo:
+    async def server_info(self) -> ServerInfo:
         """Get the server's version and endpoints."""
-        return await self._ask(answers.ServerInfo, "GET", "/")
+        return await self._ask(ServerInfo, "GET", "/")
 
-    async def health(self) -> answers.Health:
+    async def health(self) -> Health:
         """Check that the server is alive, and count its jobs and models."""
-        return await self._ask(answers.Health, "GET", "/health")
+        return await self._ask(Health, "GET", "/health")
 
     async def train(self, /, **settings: Any) -> "AsyncJob":
         """Start a job.
 
         :param settings: Fields of ``POST /train``, such as ``env_name``, ``total_timesteps``, ``model_name``.
         """
-        submission = await self._ask(answers.Submission, "POST", "/train", json=settings, timeout=_WORK_TIMEOUT_SECONDS)
+        submission = await self._ask(Submission, "POST", "/train", json=settings, timeout=_WORK_TIMEOUT_SECONDS)
         return AsyncJob(self, submission.job_id, submission.config)
 
     async def job(self, job_id: str = LATEST_JOB) -> "AsyncJob":
@@ -165,7 +173,7 @@ class AsyncClient:
         env_name: str | None = None,
         tag: str | None = None,
         hidden: bool | None = None,
-    ) -> list[answers.JobSummary]:
+    ) -> list[JobSummary]:
         """List the jobs, oldest first unless sorted otherwise.
 
         :param status: Only jobs with this status, such as ``"running"``.
@@ -179,40 +187,40 @@ class AsyncClient:
         """
         query = {"status": status, "limit": limit, "after": after, "sort": sort, "search": search}
         query |= {"env_name": env_name, "tag": tag, "hidden": hidden}
-        return await self._list(answers.JobSummary, "jobs", "/training/jobs", **query)
+        return await self._list(JobSummary, "jobs", "/training/jobs", **query)
 
-    async def label(self, /, job_id: str, **labels: Any) -> answers.JobSummary:
+    async def label(self, /, job_id: str, **labels: Any) -> JobSummary:
         """Write something on a job; what is left out stays as it is, and None takes it away.
 
         :param labels: ``display_name``, ``tags``, ``note`` and ``hidden``.
         """
         path = f"/training/{quote_name(job_id)}"
-        return await self._ask(answers.JobSummary, "PATCH", path, json=labels)
+        return await self._ask(JobSummary, "PATCH", path, json=labels)
 
-    async def forget(self, job_id: str) -> answers.Forgotten:
+    async def forget(self, job_id: str) -> Forgotten:
         """Delete a job that has ended; its model stays."""
-        return await self._ask(answers.Forgotten, "DELETE", f"/training/{quote_name(job_id)}")
+        return await self._ask(Forgotten, "DELETE", f"/training/{quote_name(job_id)}")
 
-    async def status(self, job_id: str) -> answers.TrainingStatus:
+    async def status(self, job_id: str) -> TrainingStatus:
         """Get the status of a job; ``"latest"`` is the one submitted last, here and below."""
-        return await self._ask(answers.TrainingStatus, "GET", f"/training/{quote_name(job_id)}/status")
+        return await self._ask(TrainingStatus, "GET", f"/training/{quote_name(job_id)}/status")
 
-    async def stop(self, job_id: str) -> answers.Stopped:
+    async def stop(self, job_id: str) -> Stopped:
         """Stop a job and keep its policy."""
-        return await self._ask(answers.Stopped, "POST", f"/training/{quote_name(job_id)}/stop")
+        return await self._ask(Stopped, "POST", f"/training/{quote_name(job_id)}/stop")
 
-    async def resume(self, job_id: str) -> answers.Resumed:
+    async def resume(self, job_id: str) -> Resumed:
         """Let a stopped or failed job go on from its checkpoint; without one it begins again."""
-        return await self._ask(answers.Resumed, "POST", f"/training/{quote_name(job_id)}/resume")
+        return await self._ask(Resumed, "POST", f"/training/{quote_name(job_id)}/resume")
 
-    async def metrics(self, job_id: str) -> answers.MetricHistory:
+    async def metrics(self, job_id: str) -> MetricHistory:
         """Get the metrics of a job over time."""
-        return await self._ask(answers.MetricHistory, "GET", f"/training/{quote_name(job_id)}/metrics")
+        return await self._ask(MetricHistory, "GET", f"/training/{quote_name(job_id)}/metrics")
 
     async def metrics_csv(self, job_id: str) -> str:
         """Get the metrics of a job as a CSV table."""
         path = f"/training/{quote_name(job_id)}/metrics"
-        return answers.check_type(await self._request("GET", path, params={"format": "csv"}), "text/csv").text
+        return check_type(await self._request("GET", path, params={"format": "csv"}), "text/csv").text
 
     async def curve(self, job_id: str, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
         """Save a learning curve as PNG.
@@ -222,11 +230,11 @@ class AsyncClient:
         """
         target, query = read_target(path), _leave_out_none(metric=metric, theme=theme)
         response = await self._request("GET", f"/training/{quote_name(job_id)}/curve", params=query or None)
-        return save_file(target, answers.check_type(response, "image/png").content)
+        return save_file(target, check_type(response, "image/png").content)
 
     async def job_video(
         self, job_id: str, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500
-    ) -> answers.Video:
+    ) -> Video:
         """Film an episode of a job's newest policy, also while it trains, and save it.
 
         :param path: Ends in ``.gif`` or ``.mp4``.
@@ -235,7 +243,7 @@ class AsyncClient:
         """
         return await self._film(f"/training/{quote_name(job_id)}/video", path, seed, deterministic, max_steps)
 
-    async def events(self, job_id: str, after: int = 0, timeout_seconds: float | None = None) -> answers.AsyncEvents:
+    async def events(self, job_id: str, after: int = 0, timeout_seconds: float | None = None) -> AsyncEvents:
         """Iterate over the events of a job, past ones first, until the last one.
 
         A lost connection is opened again, and goes on after the last event received.
@@ -257,7 +265,7 @@ class AsyncClient:
             try:
                 async with self._open_stream(path, after, deadline.limit(silence_seconds)) as source:
                     async for received in source:
-                        event = answers.read_event(received)
+                        event = read_event(received)
                         after, n_failed = event.event_id, 0
                         yield event
                         if event.is_terminal:
@@ -285,7 +293,7 @@ class AsyncClient:
                 if not source.response.is_success:
                     await source.response.aread()
                     raise httpx2.HTTPStatusError("refused", request=source.response.request, response=source.response)
-                answers.check_type(source.response, "text/event-stream")
+                check_type(source.response, "text/event-stream")
                 yield source
 
     async def _pause_stream(
@@ -300,7 +308,7 @@ class AsyncClient:
         await anyio.sleep(deadline.limit(pause_seconds))
         return n_failed + 1
 
-    async def _find_end(self, job_id: str, after: int, deadline: Deadline) -> answers.JobEvent:
+    async def _find_end(self, job_id: str, after: int, deadline: Deadline) -> JobEvent:
         """Return the last event of a job that is over, although its deadline passed before that event was read.
 
         :param after: The id of the last event that was read.
@@ -309,20 +317,20 @@ class AsyncClient:
         path = f"/training/{quote_name(job_id)}/status"
         outcome = await self._send("GET", path, timeout=_DEADLINE_CHECK_SECONDS)
         try:
-            status = answers.TrainingStatus.parse(answers.read_json(check_response(outcome)))
+            status = TrainingStatus.parse(read_json(check_response(outcome)))
         except (ServerUnreachable, Busy) as error:
             raise deadline.make_error(job_id) from error
         if not status.is_final:
             raise deadline.make_error(job_id)
-        return answers.make_last_event(status, after + 1)
+        return make_last_event(status, after + 1)
 
     async def wait(
         self,
         job_id: str,
         timeout_seconds: float | None = None,
-        on_event: Callable[[answers.JobEvent], None] | None = None,
+        on_event: Callable[[JobEvent], None] | None = None,
         progress: bool = False,
-    ) -> answers.TrainingStatus:
+    ) -> TrainingStatus:
         """Wait for a job to end, and return its final status.
 
         :param timeout_seconds: How long to wait; None without a limit.
@@ -340,7 +348,7 @@ class AsyncClient:
             raise JobFailed(status)
         return status
 
-    async def start_sweep(self, /, space: dict[str, Any] | None = None, **settings: Any) -> answers.SweepStarted:
+    async def start_sweep(self, /, space: dict[str, Any] | None = None, **settings: Any) -> SweepStarted:
         """Try several settings, each in jobs of its own.
 
         :param space: Fields of ``POST /train``, each with a list of values or a range, such as ``{"distribution":
@@ -348,26 +356,26 @@ class AsyncClient:
         :param settings: Other fields of ``POST /sweeps``, such as ``base``, ``method``, ``n_trials``, ``seeds``.
         """
         body = {"space": space or {}, **settings}
-        return await self._ask(answers.SweepStarted, "POST", "/sweeps", json=body, timeout=_WORK_TIMEOUT_SECONDS)
+        return await self._ask(SweepStarted, "POST", "/sweeps", json=body, timeout=_WORK_TIMEOUT_SECONDS)
 
-    async def sweeps(self, limit: int | None = None, after: str | None = None) -> list[answers.SweepSummary]:
+    async def sweeps(self, limit: int | None = None, after: str | None = None) -> list[SweepSummary]:
         """List the sweeps, newest first.
 
         :param limit: The most to list; None leaves it to the server, which lists 50.
         :param after: Only sweeps before the one with this id.
         """
-        return await self._list(answers.SweepSummary, "sweeps", "/sweeps", limit=limit, after=after)
+        return await self._list(SweepSummary, "sweeps", "/sweeps", limit=limit, after=after)
 
-    async def sweep(self, sweep_id: str = LATEST_SWEEP) -> answers.Sweep:
+    async def sweep(self, sweep_id: str = LATEST_SWEEP) -> Sweep:
         """Get a sweep: its settings by what they earned, and which is the best; by default the newest one."""
-        return await self._ask(answers.Sweep, "GET", f"/sweeps/{quote_name(sweep_id)}")
+        return await self._ask(Sweep, "GET", f"/sweeps/{quote_name(sweep_id)}")
 
     async def wait_for_sweep(
         self,
         sweep_id: str = LATEST_SWEEP,
         timeout_seconds: float | None = None,
-        on_look: Callable[[answers.Sweep], None] | None = None,
-    ) -> answers.Sweep:
+        on_look: Callable[[Sweep], None] | None = None,
+    ) -> Sweep:
         """Wait until no job of a sweep is left, and return what came of it.
 
         :param timeout_seconds: How long to wait; None without a limit.
@@ -386,21 +394,21 @@ class AsyncClient:
                 raise deadline.make_error(sweep_id, "sweep")
             await anyio.sleep(deadline.limit(_SWEEP_SECONDS))
 
-    async def stop_sweep(self, sweep_id: str) -> answers.SweepChanged:
+    async def stop_sweep(self, sweep_id: str) -> SweepChanged:
         """Stop all jobs of a sweep, and start no more; its best model is kept."""
-        return await self._ask(answers.SweepChanged, "POST", f"/sweeps/{quote_name(sweep_id)}/stop")
+        return await self._ask(SweepChanged, "POST", f"/sweeps/{quote_name(sweep_id)}/stop")
 
-    async def resume_sweep(self, sweep_id: str) -> answers.SweepChanged:
+    async def resume_sweep(self, sweep_id: str) -> SweepChanged:
         """Go on with a sweep that was stopped, or interrupted by the end of the server."""
-        return await self._ask(answers.SweepChanged, "POST", f"/sweeps/{quote_name(sweep_id)}/resume")
+        return await self._ask(SweepChanged, "POST", f"/sweeps/{quote_name(sweep_id)}/resume")
 
-    async def delete_sweep(self, sweep_id: str) -> answers.SweepChanged:
+    async def delete_sweep(self, sweep_id: str) -> SweepChanged:
         """Forget a sweep that has ended; its jobs and the models that it has kept stay."""
-        return await self._ask(answers.SweepChanged, "DELETE", f"/sweeps/{quote_name(sweep_id)}")
+        return await self._ask(SweepChanged, "DELETE", f"/sweeps/{quote_name(sweep_id)}")
 
     async def predict(
         self, model_name: str, observation: Any, deterministic: bool = True, action_masks: Any = None
-    ) -> answers.Prediction:
+    ) -> Prediction:
         """Ask a policy for an action.
 
         :param observation: Numbers, lists or arrays of them, or a dict of these, as the environment gives it.
@@ -409,7 +417,7 @@ class AsyncClient:
         """
         body = {"model_name": model_name, "observation": observation, "deterministic": deterministic}
         masks = _leave_out_none(action_masks=action_masks)
-        return await self._ask(answers.Prediction, "POST", "/inference", json=body | masks)
+        return await self._ask(Prediction, "POST", "/inference", json=body | masks)
 
     async def predict_batch(
         self,
@@ -417,12 +425,12 @@ class AsyncClient:
         observations: Sequence[Any],
         deterministic: bool = True,
         action_masks: Sequence[Any] | None = None,
-    ) -> list[answers.Prediction | answers.ItemError]:
+    ) -> list[Prediction | ItemError]:
         """Ask a policy for one action per observation; an observation that does not fit gets an error of its own."""
         body = {"model_name": model_name, "observations": observations, "deterministic": deterministic}
         masks = _leave_out_none(action_masks=action_masks)
         response = await self._request("POST", "/inference/batch", json=body | masks)
-        return [answers.parse_item(item) for item in answers.read_list(response, "answers")]
+        return [parse_item(item) for item in read_list(response, "answers")]
 
     async def predict_array(
         self, model_name: str, observations: "npt.NDArray[Any]", deterministic: bool = True
@@ -432,7 +440,7 @@ class AsyncClient:
         :param observations: ``(batch_size, *observation_shape)``.
         :return: ``(batch_size, *action_shape)``.
         """
-        np = answers.import_numpy()
+        np = import_numpy()
         file = io.BytesIO()
         with explain_request():
             np.save(file, observations, allow_pickle=False)
@@ -443,22 +451,22 @@ class AsyncClient:
             content=file.getvalue(),
             headers={"Content-Type": _ARRAY_TYPE, "Accept": _ARRAY_TYPE},
         )
-        return answers.read_array(response)
+        return read_array(response)
 
-    async def models(self) -> list[answers.ModelSummary]:
+    async def models(self) -> list[ModelSummary]:
         """List the models."""
-        return await self._list(answers.ModelSummary, "models", "/models")
+        return await self._list(ModelSummary, "models", "/models")
 
-    async def model(self, model_name: str) -> answers.ModelCard:
+    async def model(self, model_name: str) -> ModelCard:
         """Get the card of a model: what its file says of it."""
-        return await self._ask(answers.ModelCard, "GET", f"/models/{quote_name(model_name)}")
+        return await self._ask(ModelCard, "GET", f"/models/{quote_name(model_name)}")
 
     async def evaluate(
         self, model_name: str, n_episodes: int = 20, seed: int = 0, deterministic: bool = True
-    ) -> answers.Comparison:
+    ) -> Comparison:
         """Play whole episodes with a policy and with random actions."""
         return await self._ask(
-            answers.Comparison,
+            Comparison,
             "POST",
             f"/models/{quote_name(model_name)}/evaluate",
             json={"n_episodes": n_episodes, "seed": seed, "deterministic": deterministic},
@@ -467,7 +475,7 @@ class AsyncClient:
 
     async def video(
         self, model_name: str, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500
-    ) -> answers.Video:
+    ) -> Video:
         """Film an episode, and save it.
 
         :param path: Ends in ``.gif`` or ``.mp4``.
@@ -475,9 +483,7 @@ class AsyncClient:
         """
         return await self._film(f"/models/{quote_name(model_name)}/video", path, seed, deterministic, max_steps)
 
-    async def _film(
-        self, address: str, path: FilePath, seed: int, deterministic: bool, max_steps: int
-    ) -> answers.Video:
+    async def _film(self, address: str, path: FilePath, seed: int, deterministic: bool, max_steps: int) -> Video:
         target = read_target(path)
         query = {
             "format": get_video_format(target),
@@ -511,7 +517,7 @@ class AsyncClient:
         )
         return save_export(target, response)
 
-    async def upload(self, model_name: str, path: FilePath, overwrite: bool = False) -> answers.ModelCard:
+    async def upload(self, model_name: str, path: FilePath, overwrite: bool = False) -> ModelCard:
         """Put a model file on the server.
 
         :param overwrite: Whether to replace a model of that name.
@@ -519,7 +525,7 @@ class AsyncClient:
         :raises FileProblem: If the file cannot be read.
         """
         return await self._ask(
-            answers.ModelCard,
+            ModelCard,
             "PUT",
             f"/models/{quote_name(model_name)}/file",
             params={"overwrite": overwrite},
@@ -527,50 +533,50 @@ class AsyncClient:
             headers={"Content-Type": "application/zip"},
         )
 
-    async def delete(self, model_name: str) -> answers.Deleted:
+    async def delete(self, model_name: str) -> Deleted:
         """Delete a model."""
-        return await self._ask(answers.Deleted, "DELETE", f"/models/{quote_name(model_name)}")
+        return await self._ask(Deleted, "DELETE", f"/models/{quote_name(model_name)}")
 
-    async def versions(self, model_name: str) -> answers.ModelVersions:
+    async def versions(self, model_name: str) -> ModelVersions:
         """List the versions of a model, the newest first, and its aliases."""
-        return await self._ask(answers.ModelVersions, "GET", f"/models/{quote_name(model_name)}/versions")
+        return await self._ask(ModelVersions, "GET", f"/models/{quote_name(model_name)}/versions")
 
-    async def set_alias(self, model_name: str, alias: str, version: int | None = None) -> answers.Alias:
+    async def set_alias(self, model_name: str, alias: str, version: int | None = None) -> Alias:
         """Point an alias at a version: ``<model_name>@<alias>`` means it wherever a model is named.
 
         :param version: Its number; None for the newest.
         """
         path = f"/models/{quote_name(model_name)}/aliases/{quote_name(alias)}"
-        return await self._ask(answers.Alias, "PUT", path, json=_leave_out_none(version=version))
+        return await self._ask(Alias, "PUT", path, json=_leave_out_none(version=version))
 
-    async def delete_alias(self, model_name: str, alias: str) -> answers.Alias:
+    async def delete_alias(self, model_name: str, alias: str) -> Alias:
         """Delete an alias."""
-        return await self._ask(answers.Alias, "DELETE", f"/models/{quote_name(model_name)}/aliases/{quote_name(alias)}")
+        return await self._ask(Alias, "DELETE", f"/models/{quote_name(model_name)}/aliases/{quote_name(alias)}")
 
-    async def rollback(self, model_name: str, version: int | None = None) -> answers.RolledBack:
+    async def rollback(self, model_name: str, version: int | None = None) -> RolledBack:
         """Make an earlier version of a model the newest again.
 
         :param version: Its number; None for the one before the newest.
         """
         path = f"/models/{quote_name(model_name)}/rollback"
-        return await self._ask(answers.RolledBack, "POST", path, json=_leave_out_none(version=version))
+        return await self._ask(RolledBack, "POST", path, json=_leave_out_none(version=version))
 
-    async def environments(self, search: str | None = None) -> list[answers.EnvironmentSummary]:
+    async def environments(self, search: str | None = None) -> list[EnvironmentSummary]:
         """List the environments.
 
         :param search: Only those with this text in their names.
         """
-        return await self._list(answers.EnvironmentSummary, "environments", "/environments", search=search)
+        return await self._list(EnvironmentSummary, "environments", "/environments", search=search)
 
-    async def environment(self, env_name: str) -> answers.Environment:
+    async def environment(self, env_name: str) -> Environment:
         """Get the spaces, the limits and the preset of an environment."""
         names = env_name.split("/") if isinstance(env_name, str) else [env_name]  # one may have a namespace before it
         path = f"/environments/{'/'.join(map(quote_name, names))}"
-        return await self._ask(answers.Environment, "GET", path, timeout=_WORK_TIMEOUT_SECONDS)
+        return await self._ask(Environment, "GET", path, timeout=_WORK_TIMEOUT_SECONDS)
 
-    async def reward_functions(self) -> list[answers.RewardFunction]:
+    async def reward_functions(self) -> list[RewardFunction]:
         """List the reward functions that a job can name."""
-        return await self._list(answers.RewardFunction, "reward_functions", "/reward-functions")
+        return await self._list(RewardFunction, "reward_functions", "/reward-functions")
 
 
 class AsyncJob:
@@ -589,28 +595,28 @@ class AsyncJob:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.job_id!r})"
 
-    async def status(self) -> answers.TrainingStatus:
+    async def status(self) -> TrainingStatus:
         """Get the status of the job."""
         return await self._client.status(self.job_id)
 
-    async def stop(self) -> answers.Stopped:
+    async def stop(self) -> Stopped:
         """Stop the job and keep its policy."""
         return await self._client.stop(self.job_id)
 
-    async def metrics(self) -> answers.MetricHistory:
+    async def metrics(self) -> MetricHistory:
         """Get the metrics of the job over time."""
         return await self._client.metrics(self.job_id)
 
-    def events(self, after: int = 0, timeout_seconds: float | None = None) -> answers.AsyncEvents:
+    def events(self, after: int = 0, timeout_seconds: float | None = None) -> AsyncEvents:
         """Iterate over the events of the job, like ``events`` of the client."""
         return self._client.events(self.job_id, after, timeout_seconds)
 
     async def wait(
         self,
         timeout_seconds: float | None = None,
-        on_event: Callable[[answers.JobEvent], None] | None = None,
+        on_event: Callable[[JobEvent], None] | None = None,
         progress: bool = False,
-    ) -> answers.TrainingStatus:
+    ) -> TrainingStatus:
         """Wait for the job to end, like ``wait`` of the client."""
         return await self._client.wait(self.job_id, timeout_seconds, on_event, progress)
 
@@ -618,8 +624,6 @@ class AsyncJob:
         """Save a learning curve of the job as PNG."""
         return await self._client.curve(self.job_id, path, metric, theme)
 
-    async def video(
-        self, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500
-    ) -> answers.Video:
+    async def video(self, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500) -> Video:
         """Film an episode of the job's newest policy, also while it trains, and save it."""
         return await self._client.job_video(self.job_id, path, seed, deterministic, max_steps)

@@ -8,7 +8,7 @@ import httpx2
 from grpo_client.proxies import describe_proxy
 
 if TYPE_CHECKING:
-    from grpo_client.answers import TrainingStatus
+    from grpo_client.answers.jobs import TrainingStatus
 
 _MAX_DETAIL_CHARS = 500
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import httpx2
 
-from grpo_client.answers import Video, check_type
+from grpo_client.answers.models import Video
+from grpo_client.answers.reading import check_type
 from grpo_client.errors import FileProblem, GRPOError, InvalidArgument, ServerUnreachable
 
 VIDEO_FORMATS = ("gif", "mp4")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from grpo_client.answers import JobEvent
+from grpo_client.answers.events import JobEvent
 from grpo_client.answers.text import clean
 from grpo_client.errors import MissingPackage
 from grpo_client.listeners import tell

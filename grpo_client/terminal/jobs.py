@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from grpo_client.answers import Resumed
+from grpo_client.answers.jobs import Resumed
 from grpo_client.client import LATEST_JOB, Client
 from grpo_client.errors import GRPOError, JobFailed, ServerUnreachable
 from grpo_client.terminal import reports

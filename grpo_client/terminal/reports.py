@@ -2,17 +2,12 @@
 
 from collections.abc import Sequence
 
-from grpo_client.answers import (
-    Comparison,
-    EnvironmentSummary,
-    JobSummary,
-    ModelSummary,
-    ModelVersions,
-    Prediction,
-    RewardFunction,
-    SweepSummary,
-)
-from grpo_client.answers.evaluations import describe_evaluation
+from grpo_client.answers.environments import EnvironmentSummary, RewardFunction
+from grpo_client.answers.evaluations import Comparison, describe_evaluation
+from grpo_client.answers.jobs import JobSummary
+from grpo_client.answers.models import ModelSummary, ModelVersions
+from grpo_client.answers.predictions import Prediction
+from grpo_client.answers.sweeps import SweepSummary
 from grpo_client.answers.text import describe_facts, format_counts, tabulate
 
 _NO_VALUE = (

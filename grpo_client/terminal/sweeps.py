@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from grpo_client.answers import Sweep, SweepChanged
+from grpo_client.answers.sweeps import Sweep, SweepChanged
 from grpo_client.client import LATEST_SWEEP, Client
 from grpo_client.terminal import reports
 from grpo_client.terminal.command import PROGRAM, REFUSED, Command, Reply, add_command, complain

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 import grpo_client
 from grpo_client import GRPOError, JobEvent, JobSummary, MetricHistory, ServerUnreachable, TrainingStatus
-from grpo_client.answers import Submission
+from grpo_client.answers.jobs import Submission
 from service.schemas import environments, inference, jobs, models, server, training
 from tests.grpo_client.scripted_server import make_status
 
