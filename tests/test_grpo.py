@@ -26,7 +26,6 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
     CheckpointCallback,
-    EvalCallback,
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.env_util import make_vec_env
@@ -576,14 +575,6 @@ def test_set_env_moves_training_to_the_new_environment() -> None:
     assert model.get_env() is not None
 
 
-def test_set_env_refuses_another_number_of_environments_and_other_spaces() -> None:
-    model = build()
-    with pytest.raises(AssertionError, match="number of environments"):
-        model.set_env(make_vec_env("CartPole-v1", n_envs=2, vec_env_cls=DummyVecEnv))
-    with pytest.raises(ValueError, match="spaces do not match"):
-        model.set_env(gym.make("Pendulum-v1"))
-
-
 def test_a_refused_environment_leaves_the_old_one_in_place() -> None:
     class LockedCartPole(gym.envs.classic_control.cartpole.CartPoleEnv):
         def __init__(self) -> None:
@@ -622,14 +613,6 @@ def test_without_a_log_folder_none_is_written(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_printed_unless_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    build().learn(32)
-    captured = capsys.readouterr()
-    assert captured.out == captured.err == ""
-    build(verbose=1).learn(32)
-    assert "rollout/" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("mode", ["branch", "action", "episode"])
 def test_a_callback_that_returns_false_ends_it_on_that_step(mode: str) -> None:
     model = build(n_steps=64, group_mode=mode)
@@ -653,23 +636,6 @@ def test_a_plain_function_is_a_callback_too() -> None:
     model = build(make_vec_env("CartPole-v1", n_envs=2, seed=0, vec_env_cls=DummyVecEnv))
     model.learn(256, callback=callback)
     assert seen == [2] * 7
-
-
-def test_eval_callback_evaluates_and_keeps_the_best_model(tmp_path: Path) -> None:
-    callback = EvalCallback(
-        Monitor(gym.make("CartPole-v1")),
-        n_eval_episodes=1,
-        eval_freq=20,
-        best_model_save_path=str(tmp_path),
-        log_path=str(tmp_path),
-        verbose=0,
-    )
-    build().learn(64, callback=callback)
-    assert callback.n_calls >= 60
-    assert callback.best_mean_reward > 0
-    best = GRPO.load(tmp_path / "best_model")
-    assert best.predict(np.zeros(4, np.float32), deterministic=True)[0] in (0, 1)
-    assert len(np.load(tmp_path / "evaluations.npz")["timesteps"]) >= 3
 
 
 def test_checkpoint_callback_writes_models_that_load(tmp_path: Path) -> None:
@@ -1021,19 +987,6 @@ def test_an_unknown_argument_of_load_is_refused_by_name() -> None:
         GRPO.load(io.BytesIO(build().to_bytes()), xyz=4)
 
 
-def test_an_environment_with_other_spaces_is_refused_on_load() -> None:
-    with pytest.raises(ValueError, match="spaces do not match"):
-        GRPO.load(io.BytesIO(build().to_bytes()), env=gym.make("Pendulum-v1"))
-
-
-def test_loading_into_another_number_of_environments_is_allowed() -> None:
-    env = make_vec_env("CartPole-v1", n_envs=3, vec_env_cls=DummyVecEnv)
-    loaded = GRPO.load(io.BytesIO(build().to_bytes()), env=env)
-    loaded.learn(1)
-    assert loaded.n_envs == 3
-    assert loaded.rollout_buffer.step_mask.shape[1] == 3 * 2
-
-
 class MyReward:
     def __call__(self, state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
         return my_reward(state, action, next_state)
@@ -1062,14 +1015,6 @@ def test_a_lost_reward_function_is_still_lost_after_the_next_save() -> None:
 def test_a_shipped_reward_function_is_found_again_by_its_name() -> None:
     content = build(reward_function=optimized_cartpole).to_bytes()
     assert GRPO.load(io.BytesIO(content)).reward_function is optimized_cartpole
-
-
-def test_parameters_are_handed_out_and_taken_back() -> None:
-    model, other = build(learning_rate=0.01), build(seed=1)
-    model.learn(64)
-    parameters: Any = model.get_parameters()
-    other.set_parameters(parameters)
-    assert is_same(copy_weights(model), copy_weights(other))
 
 
 def test_parameters_are_taken_from_a_model_file(tmp_path: Path) -> None:

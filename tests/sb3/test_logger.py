@@ -87,7 +87,8 @@ def test_a_table_is_printed_when_verbose(capsys: pytest.CaptureFixture[str]) -> 
     for name in ("ep_rew_mean", "total_timesteps", "zero_std_group_fraction", "policy_gradient_loss"):
         assert name in printed
     build(verbose=0).learn(32)
-    assert capsys.readouterr().out == ""
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
 
 
 def read_tensorboard(folder: Path) -> dict[str, list[int]]:

@@ -166,18 +166,6 @@ def test_two_models_from_one_file_go_on_identically(mode: str) -> None:
     assert not is_same(copy_weights(first), copy_weights(model))
 
 
-def test_a_loaded_model_goes_on_just_as_the_saved_one_started_anew() -> None:
-    model = build()
-    model.learn(16)
-    loaded = reload(model, env=MatchEnv())
-    model.set_env(MatchEnv())
-    assert model.env is not None
-    model.env.seed(0 + model.num_timesteps)
-    model.learn(32, reset_num_timesteps=False)
-    loaded.learn(32, reset_num_timesteps=False)
-    assert is_same(copy_weights(model), copy_weights(loaded))
-
-
 @pytest.mark.parametrize("name", ["image", "dict"])
 def test_images_are_transposed_for_a_loaded_model_too(name: str) -> None:
     model = build_over(name, "discrete")
@@ -212,6 +200,7 @@ def test_the_number_of_environments_may_change_on_load(mode: str, n_envs: int) -
     loaded = reload(model, env=make_vec_env(MatchEnv, n_envs))
     assert loaded.n_envs == n_envs
     loaded.learn(24, reset_num_timesteps=False)
+    assert loaded.rollout_buffer.step_mask.shape[1] % n_envs == 0
     assert not is_same(copy_weights(model), copy_weights(loaded))
 
 
@@ -407,13 +396,6 @@ def test_parameters_go_out_and_in(observation: str) -> None:
     assert is_same(copy_weights(model), copy_weights(other))
     model.learn(16)
     assert not is_same(copy_weights(model), copy_weights(other)), "they were copied"
-
-
-def test_parameters_come_from_a_file_too(tmp_path: Path) -> None:
-    model, other = build(), build(seed=1)
-    model.save(tmp_path / "model")
-    other.set_parameters(str(tmp_path / "model"))
-    assert is_same(copy_weights(model), copy_weights(other))
 
 
 def test_parameters_must_match_exactly_unless_told_otherwise() -> None:

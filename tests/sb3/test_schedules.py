@@ -70,17 +70,6 @@ def test_the_value_networks_step_size_follows_in_proportion() -> None:
     assert (policy, value) == pytest.approx((0.04, 0.12))  # a quarter of the way from the end
 
 
-def test_the_upper_clip_range_has_a_schedule_of_its_own() -> None:
-    asked: list[float] = []
-
-    def high(progress: float) -> float:
-        asked.append(progress)
-        return 0.5 * progress + 0.1
-
-    watch(clip_range=0.2, clip_range_high=high)
-    assert sorted({round(progress, 4) for progress in asked}, reverse=True)[-4:] == [1.0, 0.75, 0.5, 0.25]
-
-
 @pytest.mark.parametrize("high", [LinearSchedule(0.3, 0.3, 1.0), 0.3, lambda _: 0.3])
 def test_an_upper_clip_range_may_be_spelt_like_the_lower_one(high: Any) -> None:
     arguments: dict[str, Any] = {"learning_rate": 0.05, "n_epochs": 4, "clip_range": 0.01}
