@@ -152,7 +152,7 @@ class GRPO(GroupedAlgorithm):
     :param anchor_selection: Where groups start. ``"continue"``: at a random step of a random branch of the last group.
         ``"archive"``: half of them instead from states of earlier rollouts, of which up to 2,048 are kept.
     :param common_random_numbers: Whether the members of a group meet the same noise of the environment, as those that
-        share a seeded reset always do. Groups that start from a kept step meet the noise after it again. It reaches the
+        share a seeded reset always do. Groups that start from a kept step see the same noise after it. It reaches the
         generators that an environment holds, such as ``self.np_random``: what it draws from those of the process
         (``numpy.random.normal()``, ``random.random()``) stays each branch's own.
     :param antithetic_actions: Whether the branches of a group draw opposite noise, in pairs, so that what earns both
@@ -398,10 +398,9 @@ class GRPO(GroupedAlgorithm):
         ``obs_tensor``, ``actions``, ``clipped_actions``, ``new_obs``, ``values``, ``log_probs``, ``n_steps``
         (vectorised steps so far), ``n_rollout_steps``, ``rollout_buffer``. Branches take turns, so the next vectorised
         step need not go on where the last one led, and ``new_obs`` is the last observation where an episode ended, not
-        that of a reset. Towards the end of a rollout an environment may have no branch left: ``step_mask``, which SB3
-        does not have, is then False, its ``done`` is False, its reward 0, and the rest is that of its latest step.
-        ``rewards`` are the environment's own; ``obs_tensor`` and ``new_obs`` are normalised where a ``VecNormalize`` is
-        in use.
+        that of a reset. Towards the end of a rollout an environment may have no branch left: its ``step_mask`` (not in
+        SB3) and ``done`` are False, its reward is 0, and everything else repeats its last step. ``rewards`` are the
+        environment's own; ``obs_tensor`` and ``new_obs`` are normalised where a ``VecNormalize`` is in use.
 
         :param n_rollout_steps: ``n_steps``; the collector knows it already.
         :return: False if a callback or ``stop`` ended it early.
