@@ -23,6 +23,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from benchmarks.lib.timing import Case, Comparison, format_comparison, take_turns
 from benchmarks.training.step_speed import _RolloutTimer
 from grpo import GRPO
+from grpo_core.shards.pool import Worker
 from grpo_core.shards.processes import ProcessPool
 
 _ALONE, _CUT = "one process", "one process, 8 shards"
@@ -42,6 +43,42 @@ class SlowCartPole(CartPoleEnv):
 
 def _make_env(name: str) -> Any:
     return gym.wrappers.TimeLimit(SlowCartPole(), 500) if name == "1 ms per step" else gym.make(name)
+
+
+class _CountingPool(ProcessPool):
+    """Counts the bytes that go to workers and come back, without what it sends once per training."""
+
+    def __init__(self, n_workers: int) -> None:
+        super().__init__(n_workers)
+        self._started: list[_CountingWorker] = []
+
+    def _start(self) -> Worker:
+        worker = _CountingWorker(super()._start())
+        self._started.append(worker)
+        return worker
+
+    def count_bytes(self) -> tuple[int, int]:
+        """Return how many were sent and received so far."""
+        return sum(worker.n_sent for worker in self._started), sum(worker.n_received for worker in self._started)
+
+
+class _CountingWorker(Worker):
+    def __init__(self, worker: Worker) -> None:
+        self._worker, self._policy = worker, b""
+        self.n_sent = self.n_received = 0
+
+    def play(self, setup: bytes, policy: bytes, order: bytes, stall_seconds: float) -> bytes:
+        reply = self._worker.play(setup, policy, order, stall_seconds)
+        self.n_sent += len(order) + (0 if policy is self._policy else len(policy))
+        self.n_received += len(reply)
+        self._policy = policy
+        return reply
+
+    def close(self) -> None:
+        self._worker.close()
+
+    def kill(self) -> None:
+        self._worker.kill()
 
 
 class _CpuTimer(_RolloutTimer):
@@ -91,7 +128,7 @@ def _make_case(model: GRPO, n_steps: int, is_whole: bool, per_cpu_second: list[f
 
 
 def _compare(
-    name: str, pools: dict[str, ProcessPool], n_repetitions: int, n_steps: int, is_whole: bool, max_seconds: float
+    name: str, pools: dict[str, _CountingPool], n_repetitions: int, n_steps: int, is_whole: bool, max_seconds: float
 ) -> str:
     """Measure one environment, and return its tables and what travelled."""
     # Policies that only collect stay untrained, so that episodes stay as long as they are.
@@ -103,7 +140,7 @@ def _compare(
         model.rollout_pool = pools.get(label)
         per_cpu_second[label] = []
         cases[label] = _make_case(model, n_steps, is_whole, per_cpu_second[label])
-    before = {label: (pool.n_bytes_sent, pool.n_bytes_received) for label, pool in pools.items()}
+    before = {label: pool.count_bytes() for label, pool in pools.items()}
     measured = take_turns(cases, n_repetitions, max_seconds)
     n_rollouts = len(per_cpu_second[_ALONE]) * -(-n_steps // int(_ROLLOUT["n_steps"]))
     of_cpu = {label: rates[1:] for label, rates in per_cpu_second.items()}  # the first round warms up
@@ -114,12 +151,13 @@ def _compare(
     return "\n\n".join([*tables, _describe_bytes(pools, before, n_rollouts)])
 
 
-def _describe_bytes(pools: dict[str, ProcessPool], before: dict[str, tuple[int, int]], n_rollouts: int) -> str:
-    parts = [
-        f"{label} {(pool.n_bytes_sent - before[label][0]) / n_rollouts / 1024:,.0f} KiB out and "
-        f"{(pool.n_bytes_received - before[label][1]) / n_rollouts / 1024:,.0f} KiB back"
-        for label, pool in pools.items()
-    ]
+def _describe_bytes(pools: dict[str, _CountingPool], before: dict[str, tuple[int, int]], n_rollouts: int) -> str:
+    parts = []
+    for label, pool in pools.items():
+        sent, received = (
+            (now - earlier) / n_rollouts / 1024 for now, earlier in zip(pool.count_bytes(), before[label], strict=True)
+        )
+        parts.append(f"{label} {sent:,.0f} KiB out and {received:,.0f} KiB back")
     return f"Per rollout of {_ROLLOUT['n_steps']} steps: {'; '.join(parts)}."
 
 
@@ -135,7 +173,7 @@ def main() -> None:
     kinds = [(name, is_whole) for name in arguments.environments for is_whole in (False, True)]
     deadline = time.perf_counter() + arguments.seconds
     with ExitStack() as opened:
-        pools = {f"{n} worker{'s' * (n > 1)}": opened.enter_context(ProcessPool(n)) for n in _N_WORKERS}
+        pools = {f"{n} worker{'s' * (n > 1)}": opened.enter_context(_CountingPool(n)) for n in _N_WORKERS}
         for i, (name, is_whole) in enumerate(kinds):
             max_seconds = (deadline - time.perf_counter()) / (len(kinds) - i)  # what one leaves is for the others
             table = _compare(name, pools, arguments.n_repetitions, arguments.n_timesteps, is_whole, max_seconds)

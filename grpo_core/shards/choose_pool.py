@@ -3,23 +3,20 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 from grpo_core.shards.player import ShardPlayer
-from grpo_core.shards.pool import Replies, RolloutPool, Worker
+from grpo_core.shards.pool import Replies, RolloutPool
 
 
 class InProcessPool(RolloutPool):
     """Plays shards in the caller's own thread, one after the other: what every other pool is to match."""
 
-    def __init__(self) -> None:
-        super().__init__(n_workers=1)
-
     @contextmanager
-    def open(self, setup: bytes) -> Iterator[Self]:
+    def open(self, setup: bytes) -> Iterator[None]:
         self._player = ShardPlayer(setup, has_company=True)
         try:
-            yield self
+            yield
         finally:
             self._player.close()
 
@@ -30,9 +27,6 @@ class InProcessPool(RolloutPool):
             if should_stop():
                 return
             yield reply
-
-    def _start(self) -> Worker:
-        raise NotImplementedError("it has no workers")
 
 
 def choose_pool(n_workers: int, stall_seconds: float = RolloutPool.stall_seconds) -> RolloutPool:

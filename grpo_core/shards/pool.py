@@ -1,6 +1,6 @@
 """Hand the shards of a rollout to workers, and the steps back in the order of the shards.
 
-``RolloutPool`` does it for workers of any kind; what a kind adds is how one is started, asked and ended. A shard whose
+``WorkerPool`` does it for workers of any kind; what a kind adds is how one is started, asked and ended. A shard whose
 worker dies is played again by another, with the same steps.
 """
 
@@ -8,7 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Self
 
 # After this many dead workers the shard is to blame.
@@ -37,6 +37,31 @@ def describe_stall(stall_seconds: float) -> str:
     )
 
 
+class RolloutPool(ABC):
+    """Plays the shards of rollouts."""
+
+    #: A worker that takes no step for so long, in seconds, hangs: it is killed, and counts as one that died. The first
+    #: step includes making the environments, and the last one the reward functions. ``math.inf`` waits for ever.
+    stall_seconds = 300.0
+
+    @abstractmethod
+    def open(self, setup: bytes) -> AbstractContextManager[object]:
+        """Play the shards of one training inside the block.
+
+        :param setup: A packed ``ShardSetup``.
+        """
+
+    @abstractmethod
+    def play(self, policy: bytes, orders: Sequence[bytes], should_stop: Callable[[], bool]) -> Replies:
+        """Yield what the shards come to, in their order, each as soon as it and those before it are there.
+
+        :param policy: A packed actor.
+        :param orders: Packed ``ShardOrder``.
+        :param should_stop: Asked while waiting; True ends it early, as closing the iterator does.
+        :raises RolloutWorkersError: If workers keep dying.
+        """
+
+
 class Worker(ABC):
     """One worker. All but ``kill`` are called by one thread at a time."""
 
@@ -59,7 +84,7 @@ class Worker(ABC):
         """End it at once, from any thread; ``play`` then raises."""
 
 
-class RolloutPool(ABC):
+class WorkerPool(RolloutPool):
     """Workers that play shards, and start with the first rollout.
 
     They end with the training, or serve several of them one after the other inside ``with pool:``.
@@ -67,14 +92,8 @@ class RolloutPool(ABC):
     :param n_workers: Workers at once, at least 1.
     """
 
-    #: A worker that takes no step for so long, in seconds, hangs: it is killed, and counts as one that died. The first
-    #: step includes making the environments, and the last one the reward functions. ``math.inf`` waits for ever.
-    stall_seconds = 300.0
-
     def __init__(self, n_workers: int) -> None:
         self.n_workers = n_workers
-        #: Bytes that went to workers and came back, since the pool was made.
-        self.n_bytes_sent, self.n_bytes_received = 0, 0
         self._setup = b""
         # Guards the workers, which threads start while another may end them.
         self._lock = threading.Lock()
@@ -97,26 +116,15 @@ class RolloutPool(ABC):
         """
 
     @contextmanager
-    def open(self, setup: bytes) -> Iterator[Self]:
-        """Let workers play the shards of one training inside the block.
-
-        :param setup: A packed ``ShardSetup``.
-        """
+    def open(self, setup: bytes) -> Iterator[None]:
         self._setup = setup
         try:
-            yield self
+            yield
         finally:
             if not self._is_kept:
                 self._end()
 
     def play(self, policy: bytes, orders: Sequence[bytes], should_stop: Callable[[], bool]) -> Replies:
-        """Yield what the shards come to, in their order, each as soon as it and those before it are there.
-
-        :param policy: A packed actor.
-        :param orders: Packed ``ShardOrder``.
-        :param should_stop: Asked while waiting; True ends it early, as closing the iterator does.
-        :raises RolloutWorkersError: If workers keep dying.
-        """
         rollout = _Rollout(orders)
         threads = [
             threading.Thread(target=self._serve, args=(slot, policy, rollout), name=f"rollout-worker-{slot}")
@@ -134,13 +142,10 @@ class RolloutPool(ABC):
 
     def _serve(self, slot: int, policy: bytes, rollout: "_Rollout") -> None:
         """Let one worker play shards until none is left."""
-        sent: Worker | None = None
         while (number := rollout.take()) is not None:
             try:
                 worker = self._get_worker(slot, rollout)
                 reply = worker.play(self._setup, policy, rollout.orders[number], self.stall_seconds)
-                self._count(0 if sent is worker else len(policy), len(rollout.orders[number]), len(reply))
-                sent = worker
                 rollout.finish(number, reply)
             except WorkerDiedError as error:
                 with self._lock:
@@ -160,11 +165,6 @@ class RolloutPool(ABC):
             if rollout.is_closed:  # meanwhile, by one who did not see this worker
                 raise WorkerDiedError("it was ended")
         return worker
-
-    def _count(self, *n_bytes: int) -> None:
-        with self._lock:
-            self.n_bytes_sent += sum(n_bytes[:2])
-            self.n_bytes_received += n_bytes[2]
 
     def _give_up(self) -> None:
         """End all workers at once, whatever they do, so that no thread waits for one to start."""

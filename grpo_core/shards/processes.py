@@ -27,7 +27,7 @@ import torch
 
 from grpo_core.process import end_with_parent, list_import_paths
 from grpo_core.shards.player import ShardPlayer
-from grpo_core.shards.pool import RolloutPool, Worker, WorkerDiedError, describe_stall
+from grpo_core.shards.pool import Worker, WorkerDiedError, WorkerPool, describe_stall
 
 # How often a wait for a worker looks at whether it lives, and a process at whether the one that it serves does.
 _LOOK_SECONDS = 0.5
@@ -55,7 +55,7 @@ serve(int(sys.argv[1]), int(sys.argv[2]))
 """
 
 
-class ProcessPool(RolloutPool):
+class ProcessPool(WorkerPool):
     """Workers in processes of this machine, which needs no package beside the library.
 
     :param n_workers: Processes, at least 1; more than there are cores gain nothing.
@@ -67,7 +67,7 @@ class ProcessPool(RolloutPool):
         # Guards its start, which every worker's thread may be the first to need.
         self._start_lock = threading.Lock()
 
-    def _start(self) -> "_ProcessWorker":
+    def _start(self) -> Worker:
         with self._start_lock:
             if self._nursery is None or self._nursery.has_ended:
                 self._nursery = _Nursery()

@@ -5,7 +5,6 @@ once.
 """
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -13,7 +12,7 @@ import ray.exceptions
 import torch
 
 from grpo_core.shards.player import ShardPlayer
-from grpo_core.shards.pool import RolloutPool, Worker, WorkerDiedError, describe_stall
+from grpo_core.shards.pool import Worker, WorkerDiedError, WorkerPool, describe_stall
 
 # Methods that an actor answers while it plays.
 _SIGNS = "signs"
@@ -23,24 +22,23 @@ _LOOK_SECONDS = 0.5
 _PLACE_SECONDS = 120.0
 
 
-class RayPool(RolloutPool):
+class RayPool(WorkerPool):
     """Workers on a Ray cluster that this process is connected to.
 
     :param n_workers: Actors, at least 1.
     :param num_cpus: Cores that each reserves.
-    :param actor_options: More of Ray's options for an actor, such as ``resources`` or ``runtime_env``.
     """
 
-    def __init__(self, n_workers: int, num_cpus: float = 1, actor_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, n_workers: int, num_cpus: float = 1) -> None:
         super().__init__(n_workers)
-        self._options = {"num_cpus": num_cpus, "max_restarts": 0, **(actor_options or {})}
+        self._num_cpus = num_cpus
         # The setup and the policy in use, and where they are in the object store.
         self._shared: list[tuple[bytes, Any]] = []
 
     def _start(self) -> "_RayWorker":
         # A group of their own lets signs of life through while a shard is played.
         actor = ray.remote(concurrency_groups={_SIGNS: 1})(_ShardActor)
-        return _RayWorker(self, actor.options(**self._options).remote())
+        return _RayWorker(self, actor.options(num_cpus=self._num_cpus, max_restarts=0).remote())
 
     def share(self, *messages: bytes) -> list[Any]:
         """Put messages into the object store, unless they are there, and take earlier ones out."""

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO
 from grpo_core.saving.model_state import get_weights
-from grpo_core.shards.pool import RolloutPool
+from grpo_core.shards.pool import WorkerPool
 
 TOTAL = 300
 
@@ -92,7 +92,7 @@ def make_model(env: Any = "CartPole-v1", n_shards: int | None = 4, **arguments: 
     return GRPO("MlpPolicy", env, **(defaults | arguments))
 
 
-def learn(model: GRPO, n_workers: int, pool: RolloutPool, total: int = TOTAL) -> bytes:
+def learn(model: GRPO, n_workers: int, pool: WorkerPool, total: int = TOTAL) -> bytes:
     """Train a model, and return its weights."""
     pool.n_workers = n_workers
     model.rollout_pool = pool if n_workers > 1 else None

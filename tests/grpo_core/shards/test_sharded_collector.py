@@ -18,7 +18,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.groups.group import GroupPlan
-from grpo_core.shards.choose_pool import InProcessPool
 from grpo_core.shards.pool import RolloutWorkersError
 from grpo_core.shards.processes import ProcessPool
 from grpo_core.shards.sharded_collector import count_shards
@@ -266,7 +265,7 @@ def test_stop_ends_a_shard_that_this_process_plays() -> None:
             model.stop()
 
     model.after_minibatch = count  # called after every step, as where nothing is cut
-    learn(model, 1, InProcessPool(), total=10**9)
+    learn(model, 1, ProcessPool(1), total=10**9)
     assert n_asked < 10
     assert model.num_timesteps == 0
 
