@@ -4,13 +4,12 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from functools import partial, wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import gymnasium as gym
 
 from grpo_core.environments.first_calls import check_methods
-from grpo_core.environments.flags import InvalidEnvironmentError
 from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.proving.proof import Shipment
@@ -19,6 +18,7 @@ from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.simulators.single_env import Order, SingleEnv
 
 _T = TypeVar("_T")
+_Given = ParamSpec("_Given")
 
 
 class Failure(NamedTuple):
@@ -38,7 +38,19 @@ class Failure(NamedTuple):
         return cls(traceback.format_exc(), str(error) if isinstance(error, ReplacedLayerError) else None)
 
 
-# A worker that raises dies without a message. The methods that the parent process calls therefore return every error.
+def _return_errors(method: Callable[_Given, _T]) -> Callable[_Given, _T | Failure]:
+    """Let a method that the parent process calls return every error: a worker that raises dies without a message."""
+
+    @wraps(method)
+    def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _T | Failure:
+        try:
+            return method(*args, **kwargs)
+        except Exception:  # foreign code, whose error the parent process raises
+            return Failure.of_current_error()
+
+    return call
+
+
 class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
     """Makes an environment in a ``SubprocVecEnv`` worker restorable, so that groups can branch in it.
 
@@ -78,6 +90,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             self._player.leave(is_to_step)
         return call()
 
+    @_return_errors
     def prove_restoring(self, common_random_numbers: bool) -> RestoringReport | str | Failure | None:
         """Try out the environment, with its states sent as bytes as in training.
 
@@ -91,8 +104,6 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             return self._explain(error)
         except NotBranchableError as error:
             return str(error)
-        except Exception:  # foreign code, whose error the parent process raises
-            return Failure.of_current_error()
         self._rewound = () if report is None else report.rewound
         return report
 
@@ -105,67 +116,57 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             self._simulators, self._single_envs, self._player = {}, {}, None
 
     def _explain(self, problem: FailedTrialError) -> str | Failure:
-        """Say what is wrong with an environment that failed a trial: what a method returned, if that was the reason."""
-        try:
-            check_methods(self.env)
-        except InvalidEnvironmentError:
-            return Failure.of_current_error()
+        """Say what is wrong with an environment that failed a trial.
+
+        :raises InvalidEnvironmentError: If that is what a method returned.
+        """
+        check_methods(self.env)
         if isinstance(problem, FailedResetError) and problem.__cause__ is not None:
             return Failure("".join(traceback.format_exception(problem.__cause__)))
         return str(problem)
 
+    @_return_errors
     def take_reset(self, seed: int | None, common_random_numbers: bool) -> Any:
-        """Reset and capture in one round trip; return errors instead of raising them."""
-        try:
-            single_env = self._get_single_env(common_random_numbers)
-            with self._outside_changes.looking_away():
-                observed, state = single_env.reset(seed)
-            return observed, pickle.dumps(state)
-        except Exception:  # foreign code, whose error the parent process raises
-            return Failure.of_current_error()
+        """Reset and capture in one round trip."""
+        single_env = self._get_single_env(common_random_numbers)
+        with self._outside_changes.looking_away():
+            observed, state = single_env.reset(seed)
+        return observed, pickle.dumps(state)
 
+    @_return_errors
     def take_order(self, order: Order, common_random_numbers: bool) -> Any:
-        """Restore, step and capture in one round trip; return errors instead of raising them.
+        """Restore, step and capture in one round trip.
 
         States are sent as bytes, since only the worker reads their content.
         """
-        try:
-            if order.restore is not None:
-                state = pickle.loads(order.restore)  # this worker made the bytes itself; they never touch a disk
-                order = order._replace(restore=state)
-            single_env = self._get_single_env(common_random_numbers)
-            with self._outside_changes.looking_away():
-                outcome = single_env.step(order)
-            return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
-        except Exception:  # foreign code, whose error the parent process raises
-            return Failure.of_current_error()
+        if order.restore is not None:
+            state = pickle.loads(order.restore)  # this worker made the bytes itself; they never touch a disk
+            order = order._replace(restore=state)
+        single_env = self._get_single_env(common_random_numbers)
+        with self._outside_changes.looking_away():
+            outcome = single_env.step(order)
+        return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
 
+    @_return_errors
     def try_call(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """Call a method of the environment; return errors instead of raising them."""
-        try:
-            return self.get_wrapper_attr(name)(*arguments, **options)
-        except Exception:  # foreign code, whose error the parent process raises
-            return Failure.of_current_error()
+        """Call a method of the environment."""
+        return self.get_wrapper_attr(name)(*arguments, **options)
 
-    def has_outside_changes(self) -> bool | Failure:
+    @_return_errors
+    def has_outside_changes(self) -> bool:
         """Return whether anything was set on the environment from outside."""
-        try:
-            self._outside_changes.keep()
-            return self._outside_changes.has_changes()
-        except Exception:  # foreign code, whose error the parent process raises
-            return Failure.of_current_error()
+        self._outside_changes.keep()
+        return self._outside_changes.has_changes()
 
-    def renew_states(self, states: Sequence[bytes], common_random_numbers: bool) -> list[bytes] | Failure:
+    @_return_errors
+    def renew_states(self, states: Sequence[bytes], common_random_numbers: bool) -> list[bytes]:
         """Set what was set from outside in states that were captured before, and in the environment."""
-        try:
-            simulator = self._get_simulator(common_random_numbers)
-            # This worker made the bytes itself; they never touch a disk.
-            renewed = [self._outside_changes.renew(simulator, pickle.loads(state)) for state in states]
-            self._outside_changes.put()
-            self._outside_changes.clear()
-            return [pickle.dumps(state) for state in renewed]
-        except Exception:  # foreign code, whose error the parent process raises
-            return Failure.of_current_error()
+        simulator = self._get_simulator(common_random_numbers)
+        # This worker made the bytes itself; they never touch a disk.
+        renewed = [self._outside_changes.renew(simulator, pickle.loads(state)) for state in states]
+        self._outside_changes.put()
+        self._outside_changes.clear()
+        return [pickle.dumps(state) for state in renewed]
 
     def _get_single_env(self, common_random_numbers: bool) -> SingleEnv:
         if not self._single_envs:
