@@ -1,5 +1,6 @@
-"""Arrays in ``numpy.save``'s format from anybody: NumPy's own reader would pass their headers to Python's parser."""
+"""Arrays in ``numpy.save``'s format, strangers' too: NumPy's reader would pass their headers to Python's parser."""
 
+import io
 import math
 import re
 from typing import Any, Literal, NamedTuple
@@ -35,6 +36,13 @@ class ArrayHead(NamedTuple):
     def view(self, content: bytes) -> npt.NDArray[Any]:
         """Return the array as a view of a content of ``n_bytes``."""
         return np.frombuffer(content, self.dtype, offset=self.offset).reshape(self.shape, order=self.order)
+
+
+def to_npy(array: npt.ArrayLike) -> bytes:
+    """Write an array of numbers or flags, in the order of its own memory."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
 
 
 def read_head(content: bytes) -> ArrayHead | None:

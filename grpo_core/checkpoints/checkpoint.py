@@ -26,6 +26,7 @@ from grpo_core.checkpoints.objects import Node, Reader, UnknownObjectError, Writ
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.archive import AnchorArchive
 from grpo_core.groups.correlation import GroupCorrelation
+from grpo_core.npy import to_npy
 from grpo_core.restoring.contents import walk
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.generators import find_noise
@@ -133,8 +134,8 @@ def take(
     }
     text = json.dumps(described, default=_to_json, skipkeys=True)  # a Monitor's infos may have any keys, too
     members = {FACTS_MEMBER: text.encode(), MODEL_MEMBER: model.to_bytes()}
-    members |= {f"arrays/{i}.npy": _to_npy(array) for i, array in enumerate(arrays)}
-    members |= {f"reference/{i}.npy": _to_npy(array) for i, array in enumerate(reference.values())}
+    members |= {f"arrays/{i}.npy": to_npy(array) for i, array in enumerate(arrays)}
+    members |= {f"reference/{i}.npy": to_npy(array) for i, array in enumerate(reference.values())}
     members |= {f"{ATTACHED}{name}": content for name, content in (attachments or {}).items()}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -356,12 +357,6 @@ def _list_packages(envs: Sequence[gym.Env[Any, Any]]) -> set[str]:
 
 def _list_names(names: Sequence[str], folder: str) -> list[str]:
     return [name.removeprefix(folder) for name in names if name.startswith(folder)]
-
-
-def _to_npy(array: Any) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
 
 
 def _read_npy(content: bytes) -> npt.NDArray[Any]:

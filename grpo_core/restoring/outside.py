@@ -163,7 +163,7 @@ class OutsideChanges:
         """
         simulator.restore(state)
         self.put()
-        simulator.look_again()
+        simulator.originals.look_again()
         return simulator.capture()
 
     def clear(self) -> None:

@@ -5,7 +5,7 @@ of them, and ``restore`` puts it back. By default random generators are left alo
 noise.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -59,6 +59,8 @@ class Simulator:
         self.step = env.step
         self.reset = env.reset
         self._layers = Layers(list_nested_envs(env), keeps_originals)
+        #: The objects that restores write into.
+        self.originals = self._layers.originals
         self._nested: list[tuple[Any, Any]] = list(pairwise(list_restored_layers(env)))
         of_wrappers: list[StateAccess] = []
         accesses: list[LayerAccess] = []
@@ -108,15 +110,7 @@ class Simulator:
         """Return the objects that restores write into, by where they are."""
         if self._copies_together:
             self.capture()
-        return self._layers.originals.by_path
-
-    def release(self, values: Sequence[Any]) -> None:
-        """Let copies take the places of some objects, instead of writing into them."""
-        self._layers.originals.release(values)
-
-    def look_again(self) -> None:
-        """Write from the next capture on into the objects that are there then."""
-        self._layers.originals.look_again()
+        return self.originals.by_path
 
     def restore(self, state: SimulatorState, *, in_place: bool = True) -> None:
         """Put the environment and its wrappers back into a captured state, which can be restored again later.

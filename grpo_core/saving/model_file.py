@@ -23,7 +23,7 @@ from gymnasium import spaces
 from grpo_core.actor.actor import ACTIVATIONS, Actor
 from grpo_core.actor.extractors import ExtractorPlan, count_features, list_shapes
 from grpo_core.actor.normalization import ObservationStatistics
-from grpo_core.npy import read_head
+from grpo_core.npy import read_head, to_npy
 from grpo_core.saving.errors import ForeignModelError, ModelFileError, OwnPartsError
 from grpo_core.saving.space_json import space_from_json
 from grpo_core.spaces import count_outputs
@@ -237,7 +237,9 @@ def to_bytes(
     """
     groups = {"weights": weights, "optimizer": optimizer, "normalization": normalization or {}}
     members = {
-        f"{group}/{name}.npy": _to_npy(array) for group, arrays in groups.items() for name, array in arrays.items()
+        f"{group}/{name}.npy": to_npy(np.asarray(array, order="C"))
+        for group, arrays in groups.items()
+        for name, array in arrays.items()
     }
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
     header = json.dumps({"format": FORMAT, **meta, "sha256": digests}, indent=1, allow_nan=False)
@@ -311,12 +313,6 @@ def from_bytes(
     except Exception as error:  # the content is foreign, and may be wrong in every way that its readers can fail
         raise ModelFileError(f"the file is damaged ({type(error).__name__}).") from error
     return ModelContent(meta, weights, optimizer, normalization)
-
-
-def _to_npy(array: Any) -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.asarray(array, order="C"), allow_pickle=False)
-    return file.getvalue()
 
 
 def _check_directory(content: bytes, limits: Limits) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import lru_cache
 from typing import Any
-from weakref import ref
+from weakref import WeakMethod
 
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -21,7 +21,7 @@ from grpo_core.simulators.bank import Findings, SimulatorBank, list_rewound
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv
 from grpo_core.simulators.vec_wrappers import ObservationTransform
-from grpo_core.simulators.visits import Player, notice_visits
+from grpo_core.simulators.visits import Leave, notice_visits
 
 # The first environment of each kind is tried out thoroughly, the others of its kind only for what is theirs alone.
 _N_BRIEF_STEPS = 8
@@ -72,14 +72,14 @@ class LocalBank(SimulatorBank):
                 single_env.after_restore = self.outside_changes.put_again
         self._visits = notice_visits(base)
         self._visits.add(self.outside_changes)
-        self._me: ref[Player] = ref(self)
+        self._leave: WeakMethod[Leave] = WeakMethod(self.leave)
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
-        self._visits.begin(self._me)
+        self._visits.begin(self._leave)
         return {i: self._single_envs[i].reset(seed) for i, seed in seeds.items()}
 
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]:
-        self._visits.begin(self._me)
+        self._visits.begin(self._leave)
         return {i: self._single_envs[i].step(order) for i, order in orders.items()}
 
     def is_outdated(self, *, tries_capture: bool = False) -> bool:
@@ -167,7 +167,7 @@ def _prove_all(simulators: Sequence[Simulator]) -> list[RestoringReport]:
             reports.append(report)
             changed += [shared[path] for path in report.shared]
     for simulator in simulators if changed else ():
-        simulator.release(changed)
+        simulator.originals.release(changed)
     return reports
 
 
@@ -182,7 +182,7 @@ def _find_shared(simulators: Sequence[Simulator]) -> list[dict[str, Any]]:
     layers = {id(layer) for simulator in simulators for layer in list_nested_envs(simulator.env)}
     for simulator, held in zip(simulators, originals, strict=True):
         if others := [value for value in held.values() if id(value) in layers]:
-            simulator.release(others)
+            simulator.originals.release(others)
     n_holders = Counter(i for held in originals for i in set(map(id, held.values())))
     return [{path: value for path, value in held.items() if n_holders[id(value)] > 1} for held in originals]
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Protocol
-from weakref import ref
+from typing import Any
+from weakref import WeakMethod, ref
 
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -12,19 +12,16 @@ from grpo_core.restoring.outside import OutsideChanges
 _MOVES = ("reset", "step", "step_wait")
 
 
-class Player(Protocol):
-    """Moves environments, and lets others do so."""
-
-    def leave(self, indices: Iterable[int], is_to_step: bool) -> None:
-        """Learn that some environments will be moved, and whether they are to be stepped and not reset."""
+# Called with the environments that are about to be moved, and whether they are to be stepped and not reset.
+Leave = Callable[[Iterable[int], bool], None]
 
 
 class Visits:
     """Who is to know of visits to the environments of a ``DummyVecEnv``, which may be those of several models."""
 
     def __init__(self) -> None:
-        # Whoever moved the environments last.
-        self._player: ref[Player] | None = None
+        # Of whoever moved the environments last.
+        self._leave: WeakMethod[Leave] | None = None
         self._watchers: list[ref[OutsideChanges]] = []
 
     def add(self, changes: OutsideChanges) -> None:
@@ -32,16 +29,16 @@ class Visits:
         self._watchers = [watcher for watcher in self._watchers if watcher() is not None]
         self._watchers.append(ref(changes))
 
-    def begin(self, player: "ref[Player]") -> None:
-        """Learn who moves the environments now."""
-        self._player = player
+    def begin(self, leave: "WeakMethod[Leave]") -> None:
+        """Learn who moves the environments now, by the method that lets others do so."""
+        self._leave = leave
 
     def receive(self, visit: Callable[[], Any], indices: Iterable[int], is_to_step: bool) -> Any:
         """Let a visit move environments, once whoever moved them last knows of it."""
 
         def leave_and_visit() -> Any:
-            if self._player is not None and (player := self._player()) is not None:
-                player.leave(indices, is_to_step)
+            if self._leave is not None and (leave := self._leave()) is not None:
+                leave(indices, is_to_step)
             return visit()
 
         call: Callable[[], Any] = leave_and_visit
