@@ -28,11 +28,6 @@ _MAX_KEPT_JOBS = 10_000
 def write_page(figures: Figures) -> str:
     """Write the whole page."""
     rates, replica = read_steps_per_second(), read_replica()
-    job_seconds = figures.job_seconds[_JOB_STEPS]
-    short, long = (_count_workers(figures, seconds) for seconds in (job_seconds, math.inf))
-    kept_megabytes = _MAX_KEPT_JOBS * figures.job_bytes / 1e6
-    gigabits = 8e6 * figures.exchange_bytes / 1e9
-    n_batch_cores = math.ceil(1e6 / read_batch_rate() / _REPLICA_UTILISATION)
     return f"""# Capacity
 
 What a given number of cores can do, from one to a thousand workers and a million inferences a second. The figures were
@@ -47,7 +42,24 @@ measured on {figures.machine}; everything else is calculated from them, as each 
 CartPole-v1's steps/s are of jobs that evaluate their policies, as jobs do by default, and the seconds of a job are of
 jobs that do not (`n_eval_episodes=0`): the one does not follow from the other.
 
-## Training
+{_write_training(figures, rates)}
+
+{_write_serving(figures, replica)}
+
+## The simulation beside measurements
+
+The times of a job and of an answer come from one alone; the simulation then predicts several at once on the same
+machine.
+
+{_tabulate_checks(figures.checks)}
+"""
+
+
+def _write_training(figures: Figures, rates: dict[str, float]) -> str:
+    job_seconds = figures.job_seconds[_JOB_STEPS]
+    short, long = (_count_workers(figures, seconds) for seconds in (job_seconds, math.inf))
+    kept_megabytes = _MAX_KEPT_JOBS * figures.job_bytes / 1e6
+    return f"""## Training
 
 Assumed: each worker is one core and runs one job of {int(_JOB_STEPS):,} steps of CartPole-v1 after the other, for
 {job_seconds:.1f} s each; cores are as fast as the measured one, and share nothing that slows them (memory bandwidth,
@@ -66,9 +78,13 @@ cores in one machine, or `GRPO_EXECUTOR=ray` for cores of several, are all that 
 - **Fewer checkpoints** (`checkpoint_every`) where the disk is slow: to write a file of their size so that it survives a
   power cut took {figures.model_save_ms:.1f} ms of the measured one.
 - The jobs' file is bounded: {_MAX_KEPT_JOBS:,} remembered jobs are {kept_megabytes:,.0f} MB.
-- What Ray itself adds to a report on its way is not in these figures.
+- What Ray itself adds to a report on its way is not in these figures."""
 
-## Serving
+
+def _write_serving(figures: Figures, replica: dict[str, float]) -> str:
+    gigabits = 8e6 * figures.exchange_bytes / 1e9
+    n_batch_cores = math.ceil(1e6 / read_batch_rate() / _REPLICA_UTILISATION)
+    return f"""## Serving
 
 Assumed: one observation of CartPole-v1 to a 64x64 policy in each request, over kept connections; each replica has a
 core to itself, and the kernel or a proxy spreads requests at random; replicas are busy {_REPLICA_UTILISATION:.0%} of
@@ -88,15 +104,7 @@ What breaks first, in order:
 - **The network**: a million exchanges a second are {gigabits:.1f} Gbit/s before TCP's headers.
 - **The clients' way of asking.** Whoever has many observations at once sends them as one array to
   `POST /inference/batch`: {n_batch_cores} core{"s" * (n_batch_cores > 1)} would do for a million a second. Change this
-  before buying the cores of the last row.
-
-## The simulation beside measurements
-
-The times of a job and of an answer come from one alone; the simulation then predicts several at once on the same
-machine.
-
-{_tabulate_checks(figures.checks)}
-"""
+  before buying the cores of the last row."""
 
 
 def _list_figures(figures: Figures, rates: dict[str, float], replica: dict[str, float]) -> str:
