@@ -51,7 +51,7 @@ from grpo_core.options.rewards import Reward
 from grpo_core.restoring.errors import ReplacedLayerError
 from grpo_core.restoring.simulator import check_branchable
 from grpo_core.saving.model_state import warn_if_too_large
-from grpo_core.shards.messages import MakeCollector
+from grpo_core.shards.shard_messages import MakeCollector
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.vec_wrappers import warn_of_options
 from grpo_core.spaces import Observations, check_action_space, check_observation_space, check_spaces

@@ -24,7 +24,7 @@ from benchmarks.lib.timing import Case, Comparison, format_comparison, take_turn
 from benchmarks.training.step_speed import _RolloutTimer
 from grpo import GRPO
 from grpo_core.shards.pool import Worker
-from grpo_core.shards.processes import ProcessPool
+from grpo_core.shards.process_pool import ProcessPool
 
 _ALONE, _CUT = "one process", "one process, 8 shards"
 _N_WORKERS = (1, 2, 4)

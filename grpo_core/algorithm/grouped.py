@@ -21,8 +21,8 @@ from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
 from grpo_core.saving.model_state import wrap_like
 from grpo_core.shards.choose_pool import choose_pool
-from grpo_core.shards.messages import MakeCollector
 from grpo_core.shards.pool import RolloutPool
+from grpo_core.shards.shard_messages import MakeCollector
 from grpo_core.shards.sharded_collector import ShardedCollector, choose_collector, count_shards
 from grpo_core.simulators.bank import Findings, SimulatorBank
 from grpo_core.simulators.choose_bank import make_bank

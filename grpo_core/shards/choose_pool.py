@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from grpo_core.shards.player import ShardPlayer
 from grpo_core.shards.pool import Replies, RolloutPool
+from grpo_core.shards.shard_player import ShardPlayer
 
 
 class InProcessPool(RolloutPool):
@@ -47,6 +47,6 @@ def _make_pool(n_workers: int) -> RolloutPool:
         from grpo_core.shards.ray_pool import RayPool
 
         return RayPool(n_workers)
-    from grpo_core.shards.processes import ProcessPool
+    from grpo_core.shards.process_pool import ProcessPool
 
     return ProcessPool(n_workers)

@@ -26,8 +26,8 @@ from multiprocessing.connection import Connection
 import torch
 
 from grpo_core.process import end_with_parent, list_import_paths
-from grpo_core.shards.player import ShardPlayer
 from grpo_core.shards.pool import Worker, WorkerDiedError, WorkerPool, describe_stall
+from grpo_core.shards.shard_player import ShardPlayer
 
 # How often a wait for a worker looks at whether it lives, and a process at whether the one that it serves does.
 _LOOK_SECONDS = 0.5
@@ -50,7 +50,7 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.putenv(name, "1")
 sys.path[:] = json.loads(sys.argv[3])
-from grpo_core.shards.processes import serve
+from grpo_core.shards.process_pool import serve
 serve(int(sys.argv[1]), int(sys.argv[2]))
 """
 

@@ -11,8 +11,8 @@ import ray
 import ray.exceptions
 import torch
 
-from grpo_core.shards.player import ShardPlayer
 from grpo_core.shards.pool import Worker, WorkerDiedError, WorkerPool, describe_stall
+from grpo_core.shards.shard_player import ShardPlayer
 
 # Methods that an actor answers while it plays.
 _SIGNS = "signs"

@@ -15,7 +15,7 @@ from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.restoring.generators import find_noise
-from grpo_core.shards.messages import ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, pack_infos, unpack
+from grpo_core.shards.shard_messages import ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, pack_infos, unpack
 from grpo_core.simulators.bank import SimulatorBank
 from grpo_core.simulators.choose_bank import make_bank
 from grpo_core.simulators.rewrapping import wrap_env

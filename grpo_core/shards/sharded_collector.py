@@ -17,7 +17,8 @@ from grpo_core.groups.rollout import GroupRollout, SteppedPlace
 from grpo_core.options.checks import refuse
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.outside import find_monitor
-from grpo_core.shards.messages import (
+from grpo_core.shards.pool import RolloutPool
+from grpo_core.shards.shard_messages import (
     MakeCollector,
     ShardFailure,
     ShardOrder,
@@ -28,7 +29,6 @@ from grpo_core.shards.messages import (
     unpack,
     unpack_infos,
 )
-from grpo_core.shards.pool import RolloutPool
 from grpo_core.simulators.bank import SimulatorBank
 from grpo_core.simulators.rewrapping import unwrap_env
 from grpo_core.update.policies import copy_policy

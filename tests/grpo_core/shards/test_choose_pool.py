@@ -3,7 +3,7 @@
 import sys
 
 from grpo_core.shards.choose_pool import InProcessPool, choose_pool
-from grpo_core.shards.processes import ProcessPool
+from grpo_core.shards.process_pool import ProcessPool
 
 
 def test_a_pool_is_chosen_by_where_the_training_runs() -> None:

@@ -19,7 +19,7 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.groups.group import GroupPlan
 from grpo_core.shards.pool import RolloutWorkersError
-from grpo_core.shards.processes import ProcessPool
+from grpo_core.shards.process_pool import ProcessPool
 from grpo_core.shards.sharded_collector import count_shards
 from tests.grpo_core.shards.models import (
     TOTAL,
