@@ -98,6 +98,8 @@ class BatchedCollector(GroupCollector):
         rng: np.random.Generator,
         on_vec_step: VecStepCallback,
     ) -> bool:
+        # GroupCollector's loop where all branches advance in step: their states are rows of numbers, there are no masks
+        # and no endless episodes, and what is done there for each branch is done once for all.
         assert self._plan.horizon is not None
         self._threads.n_threads = self.n_threads or count_threads()
         branches = self._start_all(self._make_queues(groups), actor, rng)
@@ -105,13 +107,7 @@ class BatchedCollector(GroupCollector):
         states = np.array([branch.state for branch in branches])
         observations, _ = self._to_batch([branch.observed for branch in branches])
         for t in range(self._plan.horizon):
-            source = rng
-            if self._antithetic is not None:
-                source = self._antithetic.draw_for((t, group, branch) for group, branch in live.branches.tolist())
-            actions, log_probs = actor.sample_actions(observations, source)
-            if t == 0 and self._plan.mode == "action":
-                actions = live.branches[:, 1]
-                log_probs = actor.log_probs(observations)[np.arange(len(actions)), actions]
+            actions, log_probs = self._draw_actions(t, live, observations, actor, rng)
             # Step t of a branch is kept as the collector of single steps keeps it, and the draws come in its order.
             draws = rng.random(len(live.candidates)).tolist()
             kept = [i for i, draw in zip(live.candidates, draws, strict=True) if draw * (t + 1) < 1.0]
@@ -120,12 +116,7 @@ class BatchedCollector(GroupCollector):
             rollout.store_actions(at, observations, actions, log_probs, None)
             rollout.store_outcomes(at, outcomes.observations, outcomes.rewards, outcomes.terminated, outcomes.truncated)
             is_over = outcomes.terminated | outcomes.truncated
-            for i in kept:
-                group = self._groups[live.branches[i, 0]]
-                group.kept_t = t
-                group.kept = None
-                if not is_over[i]:  # copied: a view would hold the rows of all branches for as long as it is archived
-                    group.kept = Observed(outcomes.observations[i].copy(), None), outcomes.states[i].copy()
+            self._keep(t, [(i, self._groups[live.branches[i, 0]]) for i in kept], outcomes, is_over)
             if not self._report(t, live, outcomes, is_over.tolist(), on_vec_step):
                 return False
             states, observations = outcomes.states, outcomes.observations
@@ -138,6 +129,31 @@ class BatchedCollector(GroupCollector):
                 live = self._list_live(live.branches[goes_on])
                 states, observations = states[goes_on], observations[goes_on]
         return True
+
+    def _draw_actions(
+        self, t: int, live: _LiveBranches, observations: npt.NDArray[Any], actor: PolicyActor, rng: np.random.Generator
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+        """Draw the actions of step t, and return them with their log-probabilities, ``(n_branches, ...)``."""
+        source = rng
+        if self._antithetic is not None:
+            source = self._antithetic.draw_for((t, group, branch) for group, branch in live.branches.tolist())
+        actions, log_probs = actor.sample_actions(observations, source)
+        if t == 0 and self._plan.mode == "action":
+            actions = live.branches[:, 1]
+            log_probs = actor.log_probs(observations)[np.arange(len(actions)), actions]
+        return actions, log_probs
+
+    def _keep(
+        self, t: int, kept: Sequence[tuple[int, Group]], outcomes: BatchStep, is_over: npt.NDArray[np.bool_]
+    ) -> None:
+        """Keep step t of some branches for the next rollout.
+
+        :param kept: Which row of the outcomes each group keeps.
+        """
+        for i, group in kept:
+            group.kept_t, group.kept = t, None
+            if not is_over[i]:  # copied: a view would hold the rows of all branches for as long as it is archived
+                group.kept = Observed(outcomes.observations[i].copy(), None), outcomes.states[i].copy()
 
     def _list_live(self, branches: BranchIndex) -> _LiveBranches:
         """Order the branches by environment and turn.
