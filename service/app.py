@@ -317,8 +317,8 @@ def _make_registry(store: ModelStore, parts: _JobParts, settings: Settings) -> J
         store,
         runner,
         recorder,
+        CheckpointFolder(settings.models_dir, settings.max_models_bytes),
         max_queued=settings.max_queued_jobs,
         max_kept=settings.max_kept_jobs,
         max_kept_days=settings.max_kept_days,
-        checkpoints=None if settings.is_replica else CheckpointFolder(settings.models_dir, settings.max_models_bytes),
     )

@@ -111,6 +111,7 @@ def make_registry(
 ) -> JobRegistry:
     """Make a registry as a server does; without a recorder, its jobs are in memory only."""
     recorder = recorder or JobRecorder(JobJournal())
+    checkpoints = checkpoints or CheckpointFolder(store.folder.path)
     runner = JobRunner(
         store,
         executor,
@@ -120,7 +121,7 @@ def make_registry(
         n_threads_per_job=n_threads_per_job,
         keeper=keeper,
     )
-    return JobRegistry(store, runner, recorder, max_queued=max_queued, max_kept=max_kept, checkpoints=checkpoints)
+    return JobRegistry(store, runner, recorder, checkpoints, max_queued=max_queued, max_kept=max_kept)
 
 
 def wait_until(condition: Callable[[], bool], timeout_seconds: float = PATIENCE_SECONDS) -> None:

@@ -23,6 +23,7 @@ from api import create_app
 from benchmarks.lib.http_jobs import make_plan
 from benchmarks.lib.server import Server, get_percentile, serve
 from grpo import GRPO
+from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.journal import JobJournal
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
@@ -192,7 +193,7 @@ def measure_jobs(models_dir: Path) -> dict[str, float]:
     app = create_app(Settings(models_dir=models_dir))
     store, recorder = app.state.service.store, JobRecorder(JobJournal())
     runner = JobRunner(store, _Failing(), recorder, max_running=1, stall_seconds=60.0)
-    registry = JobRegistry(store, runner, recorder, max_queued=1, max_kept=N_JOBS)
+    registry = JobRegistry(store, runner, recorder, CheckpointFolder(models_dir), max_queued=1, max_kept=N_JOBS)
     plan = make_plan({})
     logging.getLogger("grpo.service").setLevel(logging.CRITICAL)
     submitting: list[float] = []

@@ -58,7 +58,7 @@ class _End(NamedTuple):
             state.checkpoint = None
 
 
-class JobHome(NamedTuple):
+class JobServices(NamedTuple):
     """What a job uses of its server.
 
     :param totals: Counters to add it to.
@@ -75,12 +75,12 @@ class Job:
     """One training job. Safe to read and to stop from any thread.
 
     :param plan: The job's settings.
-    :param home: What its server has for it; None counts it nowhere and keeps nothing.
+    :param services: What its server has for it; None counts it nowhere and keeps nothing.
     """
 
-    def __init__(self, plan: TrainingPlan, home: JobHome | None = None) -> None:
+    def __init__(self, plan: TrainingPlan, services: JobServices | None = None) -> None:
         self.job_id = str(uuid.uuid4())
-        self._home = home or JobHome(JobTotals())
+        self._services = services or JobServices(JobTotals())
         self.plan = plan
         self._plan_record = PlanRecord.describe(plan)
         self.config = plan.config
@@ -118,8 +118,8 @@ class Job:
             history=self.history,
             clock=self._clock,
             receipts=self.receipts,
-            totals=self._home.totals,
-            checkpoints=self._home.checkpoints,
+            totals=self._services.totals,
+            checkpoints=self._services.checkpoints,
         )
 
     @property
@@ -244,14 +244,14 @@ class Job:
     def resume(
         self,
         reward: Reward | None,
-        home: JobHome,
+        services: JobServices,
         checkpoint: JobCheckpoint | None,
         unsaved_model: bytes | None = None,
     ) -> None:
         """Queue an ended job again, perhaps one of an earlier server, to go on from its checkpoint.
 
         :param reward: The reward functions that its configuration names.
-        :param home: As for a new job.
+        :param services: As for a new job.
         :param checkpoint: What is in its file now: that may be newer than what was written of the job before its server
             was killed, or be gone.
         :param unsaved_model: What it has learned if it only has to be saved: then it goes on from its end.
@@ -266,7 +266,7 @@ class Job:
                     f"job {self.job_id} is {status}; only stopped and failed jobs can be resumed; {remedy}."
                 )
             self.set_reward(reward)
-            self._home, state = home, self._state
+            self._services, state = services, self._state
             ended = _describe_end(state)
             if unsaved_model is None and state.ended_how == "unsaved":
                 self._progress.note_warning("its finished policy is not in memory any more, so the job trains again.")
@@ -335,9 +335,9 @@ class Job:
             with self._lock:
                 record = self._make_record(0, 1)
             # Both without the lock, since a disk may be slow.
-            self._home.write_end(record)
-            if status is JobStatus.COMPLETED and self._home.checkpoints is not None:
-                self._home.checkpoints.delete(self.job_id)
+            self._services.write_end(record)
+            if status is JobStatus.COMPLETED and self._services.checkpoints is not None:
+                self._services.checkpoints.delete(self.job_id)
         finally:  # whatever has failed, a job that has ended must not seem to go on
             with self._lock:
                 self._enter(end)
@@ -351,7 +351,7 @@ class Job:
     def _enter(self, end: _End) -> None:
         end.write_into(self._state)
         self._progress.detach_stop()
-        self._home.totals.add_end(end.status)
+        self._services.totals.add_end(end.status)
         try:
             self._append_end()
         finally:
@@ -395,15 +395,15 @@ class Job:
         return job
 
     @classmethod
-    def revive(cls, record: JobRecord, home: JobHome) -> "Job":
+    def revive(cls, record: JobRecord, services: JobServices) -> "Job":
         """Build a job again from its record that goes on without its server.
 
         Its plan lacks the rewards, as in ``restore``.
         """
-        job = cls(record.plan.make_plan(), home)
+        job = cls(record.plan.make_plan(), services)
         job._restore(record)
-        if home.checkpoints is not None:  # which may be newer than the record
-            job._state.checkpoint = home.checkpoints.describe(job.job_id, job.config)
+        if services.checkpoints is not None:  # which may be newer than the record
+            job._state.checkpoint = services.checkpoints.describe(job.job_id, job.config)
         away = datetime.now(UTC) - (record.written_at or datetime.now(UTC))
         job._clock = JobClock(record.state.elapsed_seconds + max(0.0, away.total_seconds()))
         job._clock.start()
@@ -457,9 +457,9 @@ class Job:
 
         One that is gone, as it may have made room for others in the meantime, is forgotten with a warning.
         """
-        if self._home.checkpoints is None or self._state.checkpoint is None:
+        if self._services.checkpoints is None or self._state.checkpoint is None:
             return None
-        content = self._home.checkpoints.read(self.job_id)
+        content = self._services.checkpoints.read(self.job_id)
         with self._lock:
             if content is None and self._end is None:
                 self._state.checkpoint = None
@@ -469,7 +469,7 @@ class Job:
 
     def read_finished_model(self) -> bytes | None:
         """Return the model of a job that failed after its training was over; None if it was not."""
-        return None if self._home.checkpoints is None else self._home.checkpoints.read_finished(self.job_id)
+        return None if self._services.checkpoints is None else self._services.checkpoints.read_finished(self.job_id)
 
 
 def _describe_end(state: JobState) -> str:

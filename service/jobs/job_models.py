@@ -34,9 +34,9 @@ def list_trained_on(table: JobTable, job: Job) -> list[Job]:
     return found
 
 
-def read_checkpoint_model(checkpoints: CheckpointFolder | None, job: Job) -> tuple[bytes, int] | None:
+def read_checkpoint_model(checkpoints: CheckpointFolder, job: Job) -> tuple[bytes, int] | None:
     """Return the model file in a job's latest checkpoint, and the steps it was trained for; None without one."""
-    if checkpoints is None or (kept := checkpoints.describe(job.job_id, job.config)) is None:
+    if (kept := checkpoints.describe(job.job_id, job.config)) is None:
         return None
     content = checkpoints.read_model(job.job_id)
     return None if content is None else (content, kept.timesteps)

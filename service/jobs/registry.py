@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 from grpo_core.options.rewards import Reward
 from service.errors import ConflictError, DrainingError, QueueFullError, ServiceError, printable
-from service.jobs.job import Job, JobHome
+from service.jobs.job import Job, JobServices
 from service.jobs.job_models import is_own_model
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import JournalError
@@ -35,7 +35,7 @@ class JobRegistry(JobTable):
     :param max_queued: Largest number of waiting jobs.
     :param max_kept: Number of ended jobs to remember; those that ended first are forgotten first.
     :param max_kept_days: Age from which ended jobs are forgotten.
-    :param checkpoints: Where the jobs' checkpoints are kept; None keeps none.
+    :param checkpoints: Where the jobs' checkpoints are kept.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class JobRegistry(JobTable):
         store: ModelStore,
         runner: JobRunner,
         recorder: JobRecorder,
+        checkpoints: CheckpointFolder,
         *,
         max_queued: int,
         max_kept: int,
         max_kept_days: float = math.inf,
-        checkpoints: CheckpointFolder | None = None,
     ) -> None:
         super().__init__(recorder, checkpoints, max_kept, max_kept_days)
         self.totals = JobTotals()
-        self._home = JobHome(self.totals, self.recorder.end, checkpoints)
+        self._services = JobServices(self.totals, self.recorder.end, checkpoints)
         self._store, self._runner = store, runner
         self._max_active = runner.max_running + max_queued
         # Held while a job is written down, so that jobs are listed in the order of the file.
@@ -60,10 +60,9 @@ class JobRegistry(JobTable):
         self._fill(map(self._revive, self.recorder.list_past_jobs()))
         # Jobs that went on without their server and have not been found again yet.
         self._unfollowed = list(self._active)
-        if checkpoints is not None:
-            checkpoints.is_active = self.is_active
-            if self.recorder.knows_all_jobs:
-                checkpoints.remove_orphans(self._jobs)
+        checkpoints.is_active = self.is_active
+        if self.recorder.knows_all_jobs:
+            checkpoints.remove_orphans(self._jobs)
         # Names reserved by uploads and deletions, folded.
         self._reserved: set[str] = set()
         # Held during a deletion, so that a second one of the same model waits and finds none.
@@ -77,7 +76,7 @@ class JobRegistry(JobTable):
         with suppress(JournalError, LookupError, TypeError, ValueError):
             record = self.recorder.load(past.job_id)
             if record is not None:
-                job = Job.revive(record, self._home)
+                job = Job.revive(record, self._services)
                 self.recorder.follow(job, record.history.stride)
                 return job
         logger.warning("job %s cannot be read, so that nobody can follow it", past.job_id)
@@ -106,7 +105,7 @@ class JobRegistry(JobTable):
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
-        job = Job(plan, self._home)
+        job = Job(plan, self._services)
         with self._admission:
             with self._reserve(job.config.model_name):
                 if (warning := self._check_replacement(job)) is not None:
@@ -133,7 +132,7 @@ class JobRegistry(JobTable):
         :raises DrainingError: If the server is shutting down.
         """
         # Before anything is held: it is read to its end, and new jobs need not wait for that.
-        checkpoint = None if self.checkpoints is None else self.checkpoints.describe(job.job_id, job.config)
+        checkpoint = self.checkpoints.describe(job.job_id, job.config)
         with self._admission, self._labelling:  # or a deletion could remove what is written down again
             with self._reserve(job.config.model_name, but_for=job):
                 warning = None if is_own_model(self._store, job) else self._check_replacement(job)
@@ -141,7 +140,7 @@ class JobRegistry(JobTable):
                     if job.job_id not in self._jobs:
                         raise make_not_found(job.job_id)
                     self._check_queue()
-                    job.resume(reward, self._home, checkpoint, self._runner.get_unsaved(job.job_id))
+                    job.resume(reward, self._services, checkpoint, self._runner.get_unsaved(job.job_id))
                     if warning is not None:
                         job.warn(warning)
                     self._drop_ended(job.job_id)

@@ -34,13 +34,13 @@ class JobTable:
     """All jobs by id. Safe to use from any thread.
 
     :param recorder: Writes the jobs down.
-    :param checkpoints: Where the jobs' checkpoints are kept; None keeps none.
+    :param checkpoints: Where the jobs' checkpoints are kept.
     :param max_kept: Number of ended jobs to remember; those that ended first are forgotten first.
     :param max_kept_days: Age from which ended jobs are forgotten.
     """
 
     def __init__(
-        self, recorder: JobRecorder, checkpoints: CheckpointFolder | None, max_kept: int, max_kept_days: float
+        self, recorder: JobRecorder, checkpoints: CheckpointFolder, max_kept: int, max_kept_days: float
     ) -> None:
         self.recorder = recorder
         self.checkpoints = checkpoints
@@ -284,9 +284,7 @@ class JobTable:
         """Remove the checkpoints of forgotten jobs; without the lock, since a disk may be slow."""
         while self._without_job:
             with suppress(IndexError):  # another thread has taken the last
-                job_id = self._without_job.popleft()
-                if self.checkpoints is not None:
-                    self.checkpoints.delete(job_id)
+                self.checkpoints.delete(self._without_job.popleft())
 
     def _drop_ended(self, job_id: str) -> None:
         for ids in (self._ended, self._in_memory):

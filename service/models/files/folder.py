@@ -60,7 +60,8 @@ class ModelFolder:
     ) -> None:
         if not is_read_only:
             _prepare(path)
-        self._dir = path
+        #: The folder.
+        self.path = path
         self._is_read_only = is_read_only
         self._min_free_bytes = min_free_bytes
         self._lock = lock
@@ -72,7 +73,7 @@ class ModelFolder:
     def n_free_bytes(self) -> int | None:
         """Free space on the folder's disk; None if it cannot be read."""
         try:
-            return shutil.disk_usage(self._dir).free
+            return shutil.disk_usage(self.path).free
         except OSError:
             return None
 
@@ -109,7 +110,7 @@ class ModelFolder:
     def find_problem(self) -> str | None:
         """Return why no model could be saved now, or read if that is all there is to do; None if one could."""
         if self._is_read_only:
-            if self._dir.is_dir() and not os.access(self._dir, os.R_OK | os.X_OK):
+            if self.path.is_dir() and not os.access(self.path, os.R_OK | os.X_OK):
                 return "the models folder is not readable"
             return self._find_folder_problem()
         if (problem := self._find_folder_problem()) is not None:
@@ -124,11 +125,11 @@ class ModelFolder:
         return None
 
     def _find_folder_problem(self) -> str | None:
-        if not self._dir.is_dir():
+        if not self.path.is_dir():
             return "the models folder is missing or is not a folder"
         if self._is_read_only:
             return None
-        if not os.access(self._dir, os.W_OK | os.X_OK):
+        if not os.access(self.path, os.W_OK | os.X_OK):
             return "the models folder is not writable"
         return self.versions.find_problem()
 
@@ -313,7 +314,7 @@ class ModelFolder:
 
     def _list_zips(self) -> list[str]:
         try:
-            return [file.removesuffix(SUFFIX) for file in os.listdir(self._dir) if file.endswith(SUFFIX)]
+            return [file.removesuffix(SUFFIX) for file in os.listdir(self.path) if file.endswith(SUFFIX)]
         except (FileNotFoundError, NotADirectoryError):  # the folder was removed
             return []
         except OSError as error:
@@ -330,8 +331,8 @@ class ModelFolder:
             if found is None:
                 raise self.versions.make_not_found(reference)
             if found[1] is not None:
-                return get_version_path(self._dir, found[0], found[1])
-        return get_newest_path(self._dir, name)
+                return get_version_path(self.path, found[0], found[1])
+        return get_newest_path(self.path, name)
 
     def _open_descriptor(self, name: str) -> int:
         """Open the file that a reference means, and no newer one that has just taken its place.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.errors import ConflictError
-from service.jobs.job import Job, JobHome
+from service.jobs.job import Job, JobServices
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.record import EndedHow, JobRecord
 from service.jobs.totals import JobTotals
@@ -69,7 +69,7 @@ class TestOneJob:
         def fail(record: JobRecord) -> None:
             raise RuntimeError("a bug")
 
-        job = Job(plan(total_timesteps=100), JobHome(JobTotals(), fail))
+        job = Job(plan(total_timesteps=100), JobServices(JobTotals(), fail))
         job.start()
         with pytest.raises(RuntimeError):
             job.finish(JobStatus.COMPLETED)
@@ -85,7 +85,7 @@ class TestOneJob:
                 reader.start()
                 reader.join(10.0)
 
-        slow = Job(plan(total_timesteps=100), JobHome(JobTotals(), checkpoints=SlowFolder(tmp_path)))
+        slow = Job(plan(total_timesteps=100), JobServices(JobTotals(), checkpoints=SlowFolder(tmp_path)))
         slow.start()
         slow.finish(JobStatus.COMPLETED)
         assert seen == [JobStatus.RUNNING]
@@ -149,13 +149,13 @@ class TestOneJob:
 
     def test_a_checkpoint_that_is_gone_when_it_is_needed_is_warned_of(self, tmp_path: Path) -> None:
         folder = CheckpointFolder(tmp_path)
-        home = JobHome(JobTotals(), checkpoints=folder)
-        job = Job(plan(total_timesteps=100), home)
+        services = JobServices(JobTotals(), checkpoints=folder)
+        job = Job(plan(total_timesteps=100), services)
         job.start()
         job.progress.advance(64)
         job.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
         job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
-        job.resume(None, home, job.describe().checkpoint)
+        job.resume(None, services, job.describe().checkpoint)
         assert job.read_checkpoint() == b"a checkpoint"
         assert job.warnings == []
         folder.delete(job.job_id)
@@ -166,23 +166,23 @@ class TestOneJob:
         assert job.warnings != []
 
     def test_a_resume_forgets_the_figures_of_steps_that_will_be_taken_again(self, tmp_path: Path) -> None:
-        home = JobHome(JobTotals(), checkpoints=CheckpointFolder(tmp_path))
-        job = Job(plan(total_timesteps=100), home)
+        services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path))
+        job = Job(plan(total_timesteps=100), services)
         job.start()
         for timesteps in (32, 64, 96):
             job.progress.advance(timesteps)
             job.progress.publish_metrics({"rollout/ep_rew_mean": float(timesteps)})
         job.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
         job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
-        job.resume(None, home, job.describe().checkpoint)
+        job.resume(None, services, job.describe().checkpoint)
         assert job.describe().metrics == {"rollout/ep_rew_mean": 64.0}
         job.finish(JobStatus.STOPPED)
-        job.resume(None, home, None)
+        job.resume(None, services, None)
         assert (job.describe().metrics, job.describe().current_timesteps) == ({}, 0)
 
     def test_its_history_remembers_how_it_ended_before_and_from_where_it_went_on(self, tmp_path: Path) -> None:
-        home = JobHome(JobTotals(), checkpoints=CheckpointFolder(tmp_path))
-        job = Job(plan(total_timesteps=100_000), home)
+        services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path))
+        job = Job(plan(total_timesteps=100_000), services)
         job.start()
         job.progress.publish_checkpoint({"timesteps": 6_400}, b"a checkpoint")
         checkpoint = job.describe().checkpoint
@@ -194,7 +194,7 @@ class TestOneJob:
         for status, error, ended_how in ends:
             job.progress.advance(9_600)
             job.finish(status, error, ended_how=ended_how)
-            job.resume(None, home, checkpoint)
+            job.resume(None, services, checkpoint)
             job.start()
         told = [event.payload.get("warning", event.name) for event in job.history.list_kept_events()]
         assert told[2::3] == [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from service.jobs.job import Job, JobHome
+from service.jobs.job import Job, JobServices
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
 from service.jobs.totals import JobTotals
@@ -35,7 +35,7 @@ def job() -> Job:
 
 def test_a_training_that_begins_again_takes_its_steps_again() -> None:
     totals = JobTotals()
-    job = Job(plan(total_timesteps=100), JobHome(totals))
+    job = Job(plan(total_timesteps=100), JobServices(totals))
     job.start()
     for timesteps in (32, 64):
         job.progress.advance(timesteps)
@@ -67,7 +67,7 @@ def test_it_notes_no_checkpoint_if_it_ends_while_that_is_written(tmp_path: Path)
             super().write(job_id, content)
             hung.give_up(JobStatus.FAILED, "It hung.")
 
-    hung = Job(plan(total_timesteps=100), JobHome(JobTotals(), checkpoints=SlowFolder(tmp_path)))
+    hung = Job(plan(total_timesteps=100), JobServices(JobTotals(), checkpoints=SlowFolder(tmp_path)))
     assert hung.start()
     hung.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
     assert (hung.status, hung.describe().checkpoint) == (JobStatus.FAILED, None)
@@ -129,7 +129,7 @@ def test_a_warning_that_it_has_already_is_not_repeated() -> None:
     job = Job(plan()._replace(warnings=("mind the gap",)))
     job.warn("not evaluated")
     job.finish(JobStatus.STOPPED)
-    job.resume(None, JobHome(JobTotals()), None)
+    job.resume(None, JobServices(JobTotals()), None)
     for warning in ("not evaluated", "mind the gap"):
         job.warn(warning)
     assert job.warnings == ["mind the gap", "not evaluated"]

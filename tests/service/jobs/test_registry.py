@@ -17,7 +17,7 @@ import pytest
 
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError, StorageError
 from service.jobs import table
-from service.jobs.job import Job, JobHome
+from service.jobs.job import Job, JobServices
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import JournalError
 from service.jobs.records.history import HistoryEvent
@@ -614,7 +614,7 @@ class TestStopping:
         assert stopped.describe().error_message is None
 
         resumed = Job.restore(queued.make_record(0, 1))
-        resumed.resume(queued.plan.reward, JobHome(registry.totals), None)
+        resumed.resume(queued.plan.reward, JobServices(registry.totals), None)
         assert (resumed.status, resumed.describe().error_message) == (JobStatus.QUEUED, None)
         events = resumed.history.list_events()
         assert [event.payload["warning"] for event in events if event.name == "job.warning"] == [

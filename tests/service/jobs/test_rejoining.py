@@ -11,7 +11,7 @@ import pytest
 
 from grpo_core.options.rewards import Reward
 from service.errors import NotFoundError
-from service.jobs.job import Job, JobHome
+from service.jobs.job import Job, JobServices
 from service.jobs.records.database import FILE_NAME
 from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.recorder import JobRecorder
@@ -378,7 +378,7 @@ def test_a_restart_of_the_server_gives_no_more_workers_than_it_may_have(killed: 
     for i in range(n_restarts):
         assert job.restart("it died."), i
         job.forbid_restarts("its rewards are gone")
-        job = Job.revive(job.make_record(0, 1), JobHome(JobTotals()))
+        job = Job.revive(job.make_record(0, 1), JobServices(JobTotals()))
     assert not job.restart("it died.")
     assert len([warning for warning in job.warnings if "its rewards are gone" in warning]) == 1
 

@@ -3,7 +3,7 @@
 import pytest
 
 from service.errors import ConflictError
-from service.jobs.job import Job, JobHome
+from service.jobs.job import Job, JobServices
 from service.jobs.totals import JobTotals
 from service.jobs.transitions import TRANSITIONS, JobEvent, find_next
 from service.schemas.jobs import JobStatus
@@ -28,7 +28,7 @@ def apply(event: JobEvent, job: Job) -> None:
     elif event is JobEvent.RESTART:
         job.restart("Its worker died.")
     elif event is JobEvent.RESUME:
-        job.resume(None, JobHome(JobTotals()), None)
+        job.resume(None, JobServices(JobTotals()), None)
     else:
         job.finish(ENDS[event])
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.jobs.job import Job, JobHome
+from service.jobs.job import Job, JobServices
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import FILE_NAME, SCHEMA_VERSION, JournalError
 from service.jobs.records.journal import JobJournal, open_journal
@@ -31,8 +31,8 @@ def make_job(**request: Any) -> Job:
     return Job(make_plan(total_timesteps=100, **request))
 
 
-def make_home(recorder: JobRecorder) -> JobHome:
-    return JobHome(JobTotals(), recorder.end)
+def make_services(recorder: JobRecorder) -> JobServices:
+    return JobServices(JobTotals(), recorder.end)
 
 
 def run_for_a_while(job: Job) -> None:
@@ -77,7 +77,7 @@ def test_nor_are_they_of_a_job_that_goes_on_however_often_its_server_is_killed(p
     for _ in range(3):
         seen = job.history.last_event_id + 100
         journal, _ = open_journal(path.parent, keeps_running=True)
-        job = Job.revive(load(journal, job.job_id), JobHome(JobTotals()))
+        job = Job.revive(load(journal, job.job_id), JobServices(JobTotals()))
         job.warn("the server is killed before this is written")
         assert [event.payload for event in job.history.list_events(after=seen)] == [
             {"warning": "the server is killed before this is written"}
@@ -141,7 +141,7 @@ def test_jobs_that_had_not_ended_were_interrupted(path: Path, stopped_by: Any) -
 
 
 def test_an_interrupted_job_says_from_where_a_resume_goes_on(path: Path, tmp_path: Path) -> None:
-    job = Job(make_plan(total_timesteps=100), JobHome(JobTotals(), checkpoints=CheckpointFolder(tmp_path, 1 << 20)))
+    job = Job(make_plan(total_timesteps=100), JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path, 1 << 20)))
     run_for_a_while(job)
     job.progress.publish_checkpoint({"timesteps": 40}, b"content")
     write(path, job)
@@ -310,7 +310,7 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
     (n_pages,) = journal._connection.execute("PRAGMA page_count").fetchone()
     journal._connection.execute(f"PRAGMA max_page_count = {n_pages}")
     recorder = JobRecorder(journal)
-    jobs = [Job(make_plan(), make_home(recorder)) for _ in range(4)]
+    jobs = [Job(make_plan(), make_services(recorder)) for _ in range(4)]
     for job in jobs:
         recorder.begin(job)
     for job in reversed(jobs):
@@ -375,7 +375,7 @@ def test_a_start_on_a_full_disk_knows_earlier_jobs_and_writes_new_ones_later(pat
 
 def test_a_job_that_cannot_be_written_costs_no_other(path: Path) -> None:
     recorder = JobRecorder(JobJournal(path))
-    absurd, sound = (Job(make_plan(total_timesteps=100), make_home(recorder)) for _ in range(2))
+    absurd, sound = (Job(make_plan(total_timesteps=100), make_services(recorder)) for _ in range(2))
     absurd._state.current_timesteps = 2**70  # SQLite's integers have 64 bits
     for job in (absurd, sound):
         recorder.begin(job)
@@ -391,7 +391,7 @@ def test_a_job_whose_record_cannot_be_made_costs_no_other(
 ) -> None:
     journal = JobJournal(path)
     recorder = JobRecorder(journal)
-    broken, sound = (Job(make_plan(), make_home(recorder)) for _ in range(2))
+    broken, sound = (Job(make_plan(), make_services(recorder)) for _ in range(2))
     for job in (broken, sound):
         recorder.begin(job)
         job.start()
@@ -407,7 +407,7 @@ def test_a_job_whose_record_cannot_be_made_costs_no_other(
 def test_what_running_jobs_report_is_written_without_being_asked(path: Path) -> None:
     journal = JobJournal(path)
     recorder = JobRecorder(journal)
-    job = Job(make_plan(), make_home(recorder))
+    job = Job(make_plan(), make_services(recorder))
     recorder.begin(job)
     run_for_a_while(job)
 
