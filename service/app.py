@@ -252,7 +252,7 @@ class Service:
 
 
 def _count_waiting_plans(settings: Settings) -> int:
-    """As many plans may wait as jobs."""
+    """Allow as many waiting plans as jobs."""
     return settings.max_running_jobs + settings.max_queued_jobs
 
 

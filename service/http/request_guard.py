@@ -30,7 +30,7 @@ _EMPTY_PATHS = _HEALTH_PATHS | {"/logout"}
 _OPEN_PATHS = _EMPTY_PATHS | {"/login"}
 _MAX_FORM_BYTES = 4096
 _MAX_KNOWN_HOSTS = 64
-# Answered at a time; a request counts only once it is there in full.
+# Most requests answered at once; each counts only after it has fully arrived.
 _MAX_REQUESTS = 256
 _MAX_SOCKETS = 100
 _CHECKED = "grpo.checked"

@@ -13,7 +13,7 @@ from service.training.planning.plan import TrainingPlan
 
 _REWARD_KEY = "rollout/ep_rew_mean"
 _KL_KEY = "train/approx_kl"
-#: Of a job's id, what tells it from others in a name.
+#: Characters of a job's id that identify it in names.
 SHORT_ID_CHARS = 8
 # More points of a curve would not change the verdict.
 _MAX_JUDGED_POINTS = 200

@@ -205,7 +205,7 @@ class Job:
             self._state.n_stops += 1
             is_waiting = self._state.status is JobStatus.QUEUED
             if not is_waiting:
-                self._progress.stop()
+                self._progress.stop_locked()
         if is_waiting:
             self.finish(JobStatus.STOPPED)
 
@@ -233,7 +233,7 @@ class Job:
             self._begin_again()
             self._rewind()
             self._clock.start()
-            self._progress.note_warning(f"{reason} The job went on from step {self._state.current_timesteps:,}.")
+            self._progress.warn_locked(f"{reason} The job went on from step {self._state.current_timesteps:,}.")
             return True
 
     def wake(self) -> None:
@@ -269,9 +269,9 @@ class Job:
             self._services, state = services, self._state
             ended = _describe_end(state)
             if unsaved_model is None and state.ended_how == "unsaved":
-                self._progress.note_warning("its finished policy is not in memory any more, so the job trains again.")
+                self._progress.warn_locked("its finished policy is not in memory any more, so the job trains again.")
             if checkpoint is None and state.checkpoint is not None and unsaved_model is None:
-                self._progress.note_warning("its checkpoint is gone or cannot be used here, so the job began again.")
+                self._progress.warn_locked("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
             self.unsaved_model = unsaved_model
             self._begin_again()
@@ -295,7 +295,7 @@ class Job:
     def _rewind(self) -> None:
         """Go back to where the checkpoint was taken, or to the start."""
         checkpoint = self._state.checkpoint
-        self._progress.rewind(0 if checkpoint is None else checkpoint.timesteps)
+        self._progress.rewind_locked(0 if checkpoint is None else checkpoint.timesteps)
 
     def settle_outcome(self) -> JobStatus:
         """Decide after training whether the job completed or was stopped; later stops are refused."""
@@ -314,7 +314,7 @@ class Job:
 
         :param was_shut_down: Whether the server ends it; that counts where the job was not told to stop before.
         :param ended_how: What a resume needs to know of the end; None for nothing.
-        :raises ValueError: If it cannot end so yet: one that waits does not complete.
+        :raises ValueError: If it cannot end so yet: a queued job cannot complete.
         """
         with self._lock:
             if self._end is not None:
@@ -345,12 +345,12 @@ class Job:
     def give_up(self, status: JobStatus, error_message: str) -> None:
         """Enter a final status although the training hangs; if it ever continues, it stops at once."""
         with self._lock:
-            self._progress.stop()
+            self._progress.stop_locked()
         self.finish(status, error_message)
 
     def _enter(self, end: _End) -> None:
         end.write_into(self._state)
-        self._progress.detach_stop()
+        self._progress.detach_stop_locked()
         self._services.totals.add_end(end.status)
         try:
             self._append_end()
@@ -463,8 +463,8 @@ class Job:
         with self._lock:
             if content is None and self._end is None:
                 self._state.checkpoint = None
-                self._progress.rewind(0)
-                self._progress.note_warning("training began again: the job's checkpoint is gone, or cannot be read.")
+                self._progress.rewind_locked(0)
+                self._progress.warn_locked("training began again: the job's checkpoint is gone, or cannot be read.")
         return content
 
     def read_finished_model(self) -> bytes | None:

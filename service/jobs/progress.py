@@ -18,14 +18,14 @@ from service.schemas.training import TrainConfig
 from service.workers.receipts import Receipts
 
 _ZERO_STD_KEY = "rollout/zero_std_group_fraction"
-# Nobody sees progress events that come more often.
+# More frequent progress events would go unseen.
 _PROGRESS_SECONDS = 0.1
 
 
 class JobProgress:
     """The ``Progress`` of one attempt at a job: takes reports until the job has ended. Safe to use from any thread.
 
-    Public methods take the lock, but for those that the job calls while it holds it.
+    Public methods take the lock, except those that end in ``_locked``: the job calls these while it holds it.
 
     :param lock: The job's, which guards changes of the state and the history.
     :param is_closed: Tells whether the job has ended, so that nothing more is taken.
@@ -75,7 +75,7 @@ class JobProgress:
             self._clock.wake()
             state.elapsed_seconds = self._clock.elapsed_seconds
             if current_timesteps < state.current_timesteps:
-                self.rewind(0)  # the training could not go on from its checkpoint, and began again
+                self.rewind_locked(0)  # the training could not go on from its checkpoint, and began again
             n_new = current_timesteps - state.current_timesteps
             state.current_timesteps = current_timesteps
             # After training, evaluations give signs of life without new steps.
@@ -130,7 +130,7 @@ class JobProgress:
         """Note a warning for the client."""
         with self._lock:
             if not self._is_closed():
-                self.note_warning(warning)
+                self.warn_locked(warning)
 
     def publish_ended_by(self, ended_by: EndedBy) -> None:
         """Note the rule that ends the training early."""
@@ -138,25 +138,23 @@ class JobProgress:
             if not self._is_closed():
                 self._state.ended_by = ended_by
 
-    # What follows is for the job, which holds the lock.
-
-    def stop(self) -> None:
+    def stop_locked(self) -> None:
         """Stop the training, if it has begun."""
         if self._stop is not None:
             self._stop()
 
-    def detach_stop(self) -> None:
+    def detach_stop_locked(self) -> None:
         """Forget what stops the training, which is over."""
         self._stop = None
 
-    def note_warning(self, warning: str) -> None:
+    def warn_locked(self, warning: str) -> None:
         """Note a warning for the client, once: a job that is resumed would repeat them."""
         if warning in self._state.warnings:
             return
         self._state.warnings.append(warning)
         self._history.append("job.warning", {"warning": warning})
 
-    def rewind(self, timesteps: int) -> None:
+    def rewind_locked(self, timesteps: int) -> None:
         """Forget what came after a number of simulator steps, which will be taken again."""
         state = self._state
         state.repeated_timesteps += max(0, state.current_timesteps - timesteps)

@@ -62,7 +62,7 @@ def is_measured(trial: Trial) -> bool:
     return trial.status is TrialStatus.COMPLETED and trial.mean_reward is not None
 
 
-def compute_mean_interval(rewards: Sequence[float]) -> Interval95:
+def compute_seed_interval(rewards: Sequence[float]) -> Interval95:
     """Return Student's 95 % interval of a mean over seeds; None with fewer than ``MIN_SEEDS_OF_INTERVAL``."""
     n = len(rewards)
     if n < MIN_SEEDS_OF_INTERVAL:
@@ -102,7 +102,7 @@ def _make_row(number: int, values: dict[str, Any], trials: list[Trial]) -> Setti
     shown = [trial for trial in trials if trial.rung == rung]
     measured = [trial for trial in shown if is_measured(trial)]
     rewards = [trial.mean_reward for trial in measured if trial.mean_reward is not None]
-    interval: Interval95 = compute_mean_interval(rewards)
+    interval: Interval95 = compute_seed_interval(rewards)
     if len(rewards) == 1:
         interval = measured[0].mean_reward_ci95
     return SettingRow(

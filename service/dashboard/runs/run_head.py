@@ -5,7 +5,7 @@ from typing import Any
 
 from nicegui import ui
 
-from service.dashboard.widgets.headline import HeadlineText, describe_job
+from service.dashboard.widgets.headline import HeadlineText, choose_headline
 from service.dashboard.widgets.html_elements import (
     Text,
     fill_track,
@@ -103,7 +103,7 @@ class RunHead:
         )
         self._time.set_text(_describe_time(status))
         fill_track(self._track, self._filling, status.progress)
-        self._headline.show(describe_job(status))
+        self._headline.show(choose_headline(status))
         if status.status.is_final:
             self._is_final = True
             self._show_end(status)
@@ -142,7 +142,7 @@ class RunHead:
                 for link in (self._gone, *self._links):  # until it is known where it is
                     link.set_visibility(False)
 
-    def show_model(self, reference: str | None, loss: str) -> None:
+    def offer_model(self, reference: str | None, loss: str) -> None:
         """Offer to play the job's model, and to train it on, while it is there.
 
         :param reference: What names it; None if it is gone.

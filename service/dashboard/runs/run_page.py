@@ -153,7 +153,7 @@ class _RunPage:
             return
         self._family_state = state
         family = await run_in_threadpool(find_family, registry, store, self._job)
-        self._head.show_model(family.model, describe_loss(name, store) if name else "")
+        self._head.offer_model(family.model, describe_loss(name, store) if name else "")
         if family != self._family or self._listed_event != self._lineage_event:
             self._family, self._lineage_event = family, self._listed_event
             self._lineage.clear()

@@ -20,7 +20,7 @@ from service.dashboard.widgets.setting_text import name_setting, write_setting
 from service.jobs.records.record import PastJob
 from service.jobs.views.listing import choose_page
 from service.schemas.jobs import JobStatus, JobSummary
-from service.sweeps.ranking import compute_mean_interval
+from service.sweeps.ranking import compute_seed_interval
 
 # Columns of their own have these, or no column: they do not change what is learned.
 _OTHER = frozenset(
@@ -169,7 +169,7 @@ def _describe_group(
         "status": _describe_statuses(lines),
         "env": first.env_name if is_recipe else "",
         "reward": format_number(statistics.fmean(rewards)) if has_reward else "",
-        "margin": format_margin(compute_mean_interval(rewards)) if has_reward else "",
+        "margin": format_margin(compute_seed_interval(rewards)) if has_reward else "",
         "interval": format_range(rewards) if has_reward else "",
         "steps": format_count(max(line.current_timesteps for line in lines)),
         "steps_of": ""

@@ -25,7 +25,7 @@ class Headline(NamedTuple):
     training: str = ""
 
 
-def describe_job(status: TrainingStatus) -> Headline:
+def choose_headline(status: TrainingStatus) -> Headline:
     """Choose the headline of a job: the final evaluation, or the latest one of a policy that has been trained."""
     mean = status.metrics.get(_TRAINING_KEY)
     training = "" if mean is None else f"training mean {format_number(mean)}"

@@ -85,7 +85,7 @@ def has_no_width(interval: tuple[float, float]) -> bool:
 def format_margin(interval: tuple[float, float] | None) -> str:
     """Format how far a 95 % interval reaches to both sides of its mean; the text is empty without one.
 
-    So is written what rests on a normal distribution, such as Student's interval of a few seeds: its ends may lie
-    beyond what an episode can earn, and nothing more exact is known of them.
+    Use this for intervals that assume a normal distribution, such as Student's interval of a few seeds: its ends may
+    lie beyond what an episode can earn, and nothing more exact is known of them.
     """
     return "" if interval is None else f"± {format_number((interval[1] - interval[0]) / 2)}"

@@ -25,7 +25,7 @@ _BODIES_FULL = Problem("bodies-full", "Too much is being sent at once")
 
 # All bodies together may take so much memory, or twice the largest one if that is more.
 _MIN_BYTES_AT_ONCE = 64 * 2**20
-# So little is always taken in: small requests do not wait for large ones.
+# Bodies this small are always accepted: small requests do not wait for large ones.
 _SMALL_BYTES = 16 * 2**10
 # A body of which nothing has come for so long makes room for others.
 _STALLED_SECONDS = 1.0

@@ -44,7 +44,7 @@ _UNREAD_SECONDS = 30.0
 # within this time, and a stream until that pauses for longer.
 _HALF_CLOSED_SECONDS = 2.0
 _MAX_CONNECTIONS = 2048
-# The rest of the files that may be open is for models, workers and the log.
+# Leave the remaining descriptors for models, workers and the log.
 _SHARE_OF_DESCRIPTORS = 0.75
 
 _HEAD_TOO_LARGE = Problem("head-too-large", "The head of the request is too large")

@@ -20,7 +20,7 @@ from service.schemas.jobs import EvaluationRow
 # A curve on a screen shows no more points than this.
 MAX_METRIC_ROWS = 2000
 _EVALUATION = "job.evaluation"
-# Events that are of steps, and are forgotten with them, and those that end a job.
+# Events tied to steps, which are dropped when these are taken again, and events that end a job.
 _OF_STEPS = (_EVALUATION, "job.final_evaluation")
 _ENDS = ("job.completed", "job.failed", "job.stopped")
 

@@ -70,7 +70,7 @@ class JobJournal:
         """Note that the jobs which had not ended have failed with the server that ran them; return how many.
 
         :param job_ids: Those that may have failed; None means all.
-        :param keeps_running: Whether those that ran may go on elsewhere, and only those that waited have failed.
+        :param keeps_running: Whether running jobs may continue elsewhere, so that only queued ones have failed.
         """
         with self._transact() as connection:
             return _interrupt(connection, job_ids, keeps_running)

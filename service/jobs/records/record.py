@@ -23,7 +23,7 @@ from service.schemas.jobs import (
 from service.schemas.training import ConfigOrigins, TrainConfig
 from service.training.planning.plan import TrainingPlan
 
-# What of a configuration does not change what is learned, or only by chance.
+# Settings that do not affect what is learned, except by chance.
 _NOT_OF_RECIPE = frozenset(
     {"seed", "model_name", "replace", "tensorboard_log", "device", "checkpoint_every", "max_restarts"}
 )
@@ -59,7 +59,7 @@ class PlanRecord(BaseModel):
         )
 
     def make_plan(self) -> TrainingPlan:
-        """Make the plan again, but for its rewards: they are code, and looked up by name when they are needed."""
+        """Rebuild the plan without its rewards: they are code, and looked up by name when they are needed."""
         return TrainingPlan(
             TrainConfig.read(self.config),
             None,
@@ -72,7 +72,7 @@ class PlanRecord(BaseModel):
 
 
 class JobState(BaseModel):
-    """All of a job that changes, but for its history."""
+    """Everything about a job that changes, except its history."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
 

@@ -9,7 +9,7 @@ from service.errors import DrainingError, TooManyStreamsError
 from service.jobs.job import Job
 from service.jobs.records.history import HistoryEvent
 
-# Of the 256 requests that the server takes at a time, most are kept for short ones.
+# Most of the server's 256 request slots are kept for short requests.
 MAX_OPEN_STREAMS = 100
 # Polling a job without news costs a microsecond.
 _POLL_SECONDS = 0.1

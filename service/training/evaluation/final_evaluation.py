@@ -14,7 +14,7 @@ from service.workers.task import Progress
 # An evaluation may take this share of the training's time, but always some seconds and never longer than anybody waits,
 # by the clock too.
 _SHARE, _LEAST_SECONDS, _MOST_SECONDS = 0.1, 2.0, 30.0
-# Who stops a job wants an answer soon; who stops it twice, or shuts the server down, wants none.
+# Someone who stops a job wants an answer soon; someone who stops it twice, or shuts the server down, wants none.
 _SECONDS_AFTER_STOPS = (1.0, 0.0)
 
 

@@ -20,10 +20,10 @@ _PREFERRED_HORIZON = 16
 Settings = dict[str, Any]
 
 
-def list_defaults(
+def choose_defaults(
     rewards: Rewards, preset_name: str, given: Settings, env: DummyVecEnv, obstacle: str | None
 ) -> Settings:
-    """List what is filled in, with or without a preset.
+    """Choose what is filled in, with or without a preset.
 
     :param given: What the request says itself.
     :param obstacle: Why groups cannot branch in the environment; None if they can, or need not.

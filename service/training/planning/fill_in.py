@@ -25,7 +25,7 @@ from service.schemas.fields import MAX_OBSERVATION_NUMBERS
 from service.schemas.training import ConfigOrigin, Normalization, TrainConfig
 from service.spaces import count_numbers
 from service.training.init_model import check_init, read_init_settings
-from service.training.planning.defaults import Settings, find_time_limit, list_defaults, list_preset_choices
+from service.training.planning.defaults import Settings, choose_defaults, find_time_limit, list_preset_choices
 from service.training.planning.memory_limits import check_memory
 from service.training.planning.names import NO_PRESET, NamedRequest
 from service.training.planning.plan import FilledRequest
@@ -67,7 +67,7 @@ def fill_in_request(named: NamedRequest, progress: Progress) -> bytes:
         if named.preset == GENERAL_PRESET:
             is_restorable = obstacle is None and given.get("group_mode") != "episode"
             preset_name = choose_general_preset(env.observation_space, env.action_space, is_restorable)
-        defaults = list_defaults(rewards, preset_name, given, env, obstacle)
+        defaults = choose_defaults(rewards, preset_name, given, env, obstacle)
         if named.init_meta is not None:
             defaults |= read_init_settings(named.init_meta)
         settings = {**defaults, **given, **identity, "preset": preset_name}

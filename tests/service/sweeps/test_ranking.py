@@ -6,7 +6,7 @@ import pytest
 
 from service.schemas.sweeps import SettingRow, Trial, TrialStatus
 from service.sweeps.halving import choose_promoted, plan_rungs
-from service.sweeps.ranking import choose_best, compute_lead_interval, compute_mean_interval, rank_settings
+from service.sweeps.ranking import choose_best, compute_lead_interval, compute_seed_interval, rank_settings
 
 
 def make_trials(rewards: Sequence[Sequence[float | None]], rung: int = 0, numbers: Sequence[int] = ()) -> list[Trial]:
@@ -35,10 +35,10 @@ def rank(trials: list[Trial]) -> list[SettingRow]:
 
 def test_the_interval_of_a_mean_is_students() -> None:
     # The mean is 3, the variance 10 / 4, and t(0.975, 4) = 2.776: 2.776 sqrt(2.5 / 5) = 1.96293.
-    assert compute_mean_interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((3 - 1.96293, 3 + 1.96293), abs=1e-4)
+    assert compute_seed_interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((3 - 1.96293, 3 + 1.96293), abs=1e-4)
     # CartPole pays 500 at most, and Student's interval of these two would end at 564.
-    assert compute_mean_interval([490.0, 500.0]) is None
-    assert compute_mean_interval([1.0, 2.0, 3.0, 4.0]) is None
+    assert compute_seed_interval([490.0, 500.0]) is None
+    assert compute_seed_interval([1.0, 2.0, 3.0, 4.0]) is None
 
 
 def test_the_interval_of_a_lead_is_welchs() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.dashboard.widgets.headline import Headline, describe_figures, describe_job, describe_model
+from service.dashboard.widgets.headline import Headline, choose_headline, describe_figures, describe_model
 from service.jobs.job import Job
 from service.schemas.jobs import EpisodeFigures, FinalEvaluation, JobStatus, TrainingStatus
 from service.schemas.models import ModelCard, ModelStatus
@@ -34,14 +34,14 @@ def status() -> TrainingStatus:
 
 
 def test_before_an_evaluation_the_training_mean_is_not_the_headline(status: TrainingStatus) -> None:
-    assert describe_job(status) == Headline("", "", "no evaluation yet", "training mean 170.8")
+    assert choose_headline(status) == Headline("", "", "no evaluation yet", "training mean 170.8")
     over = status.model_copy(update={"status": JobStatus.COMPLETED})
-    assert describe_job(over) == Headline("", "", "no evaluation", "training mean 170.8")
-    assert describe_job(over.model_copy(update={"metrics": {}})).training == ""
+    assert choose_headline(over) == Headline("", "", "no evaluation", "training mean 170.8")
+    assert choose_headline(over.model_copy(update={"metrics": {}})).training == ""
 
 
 def test_while_it_runs_the_latest_evaluation_is_the_headline(status: TrainingStatus) -> None:
-    headline = describe_job(status.model_copy(update={"evaluation": make_evaluation(4096, 300.0)}))
+    headline = choose_headline(status.model_copy(update={"evaluation": make_evaluation(4096, 300.0)}))
     assert headline == Headline(
         "300.0",
         "all 2 episodes earned 300.0",
@@ -60,7 +60,7 @@ def test_while_it_runs_the_latest_evaluation_is_the_headline(status: TrainingSta
 )
 def test_at_the_end_the_final_evaluation_is(status: TrainingStatus, final: FinalEvaluation, caption: str) -> None:
     given = {"evaluation": make_evaluation(4096, 300.0), "final_evaluation": final, "status": JobStatus.COMPLETED}
-    assert describe_job(status.model_copy(update=given)) == Headline(
+    assert choose_headline(status.model_copy(update=given)) == Headline(
         "500.0", "95 % interval 480.5 to 500.0", caption, "training mean 170.8"
     )
 
