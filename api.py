@@ -19,7 +19,6 @@ from service.http.access_log import AccessLog, RequestLog
 from service.http.browser_rules import DASHBOARD_PATH, BrowserRules
 from service.http.fast_inference import FastInference
 from service.http.head_requests import HeadRequests
-from service.http.limits.bodies import UploadLimit
 from service.http.limits.clients import ClientLimits, GuessLimit
 from service.http.openapi import install_schema
 from service.http.problems import install_error_handlers
@@ -104,7 +103,6 @@ def create_app(settings: Settings | None = None, lock: FolderLock | None = None)
     )
     app.state.service = service
     app.state.guess_limit = GuessLimit()
-    app.state.client_limits = ClientLimits(settings) if settings.limits_clients else None
     app.state.dashboard = LazyDashboard(service)
     for topic in (server, training, sweeps, inference, models, versions, files, catalogue):
         app.include_router(topic.router, dependencies=[Depends(check_query_names), Depends(check_absent_body)])
@@ -115,11 +113,11 @@ def create_app(settings: Settings | None = None, lock: FolderLock | None = None)
     app.mount(DASHBOARD_PATH, app.state.dashboard)
     install_error_handlers(app)
     install_schema(app)
-    rules = RequestRules(settings, app.state.guess_limit, app.state.client_limits)
+    client_limits = ClientLimits(settings) if settings.limits_clients else None
+    rules = RequestRules(settings, app.state.guess_limit, client_limits)
     log = RequestLog(service.metrics, settings.access_log)
     app.add_middleware(HeadRequests)
     app.add_middleware(RequestGuard, rules=rules)
-    app.add_middleware(UploadLimit)
     # Outside the guard, so that pages can read refusals too.
     app.add_middleware(BrowserRules, settings=settings)
     app.add_middleware(AccessLog, log=log)

@@ -16,30 +16,21 @@ from service.errors import (
     QueueFullError,
     StorageError,
     StorageLowError,
-    TooLargeError,
 )
 from service.http.file_headers import NOT_SATISFIABLE
-from service.http.limits.bodies import BODY_TIMEOUT, WRONG_MEDIA_TYPE
+from service.http.limits.bodies import WRONG_MEDIA_TYPE, too_large, too_slow
 from service.http.problems import PROBLEM_TYPE, describe_problem
 from service.http.request_guard import CROSS_SITE, NO_KEY
 
 # One of the refusals with each status, as it is worded where it is made.
+_REFUSALS = (NO_KEY, CROSS_SITE, too_slow(), too_large(2**20))
 _EXAMPLES: Mapping[int, tuple[Problem, str]] = {
+    **{refusal.status_code: (refusal.problem, refusal.detail) for refusal in _REFUSALS},
     400: (
         InvalidRequestError.problem,
         "env_name 'CartPol-v1' is not a registered Gymnasium environment; did you mean 'CartPole-v1'?",
     ),
-    401: (
-        NO_KEY,
-        "this server needs an API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY', or log in at "
-        "/login.",
-    ),
-    403: (
-        CROSS_SITE,
-        "requests from other web sites are refused; add the site to GRPO_CORS_ORIGINS to allow it.",
-    ),
     404: (NotFoundError.problem, "there is no model 'balanse'; did you mean 'balance'?"),
-    408: (BODY_TIMEOUT, "the body did not arrive within 10 s."),
     409: (
         ConflictError.problem,
         "job 0f8fad5b-d9cb-469f-a165-70867728950e is running and will save as 'balance'; pick another name, or stop "
@@ -49,7 +40,6 @@ _EXAMPLES: Mapping[int, tuple[Problem, str]] = {
         PreconditionFailedError.problem,
         "If-Match does not list the file that is there: there is none; look at it first.",
     ),
-    413: (TooLargeError.problem, "the body is larger than 1048576 bytes."),
     415: (WRONG_MEDIA_TYPE, "the body must be JSON; send the header 'Content-Type: application/json'."),
     416: (NOT_SATISFIABLE, "the file has 64 bytes; ask for some of these."),
     422: (InvalidFieldsError.problem, "n_step: unknown field; did you mean n_steps?"),

@@ -33,13 +33,26 @@ _MAX_KNOWN_HOSTS = 64
 # Most requests answered at once; each counts only after it has fully arrived.
 _MAX_REQUESTS = 256
 _MAX_SOCKETS = 100
+# Each holds its whole body in memory until it is answered.
+_MAX_UPLOADS = 4
 _CHECKED = "grpo.checked"
 _NO_SOCKET = "this address opens no WebSocket; only the dashboard's pages open theirs."
 
 _UNKNOWN_HOST = Problem("unknown-host", "The Host header names another server")
-CROSS_SITE = Problem("cross-site", "The request comes from another web site")
+_CROSS_SITE = Problem("cross-site", "The request comes from another web site")
 _BUSY = Problem("busy", "The server is busy")
-NO_KEY = Problem("no-key", "The API key is missing or wrong")
+_UPLOADS_FULL = Problem("uploads-full", "Too many files are being uploaded")
+_NO_KEY = Problem("no-key", "The API key is missing or wrong")
+
+CROSS_SITE = Refusal(
+    _CROSS_SITE, 403, "requests from other web sites are refused; add the site to GRPO_CORS_ORIGINS to allow it."
+)
+NO_KEY = Refusal(
+    _NO_KEY,
+    401,
+    "this server needs an API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY', or log in at /login.",
+    {"WWW-Authenticate": "Bearer"},
+)
 
 
 class RequestRules:
@@ -114,8 +127,7 @@ class RequestRules:
             detail = "the Host header does not name this server; add the name to GRPO_ALLOWED_HOSTS if it is right."
             return Refusal(_UNKNOWN_HOST, 400, detail)
         if _is_unsafe(scope) and self._is_cross_site(headers):
-            detail = "requests from other web sites are refused; add the site to GRPO_CORS_ORIGINS to allow it."
-            return Refusal(CROSS_SITE, 403, detail)
+            return CROSS_SITE
         if self._api_key is not None and scope["path"] not in _OPEN_PATHS and scope.get("method") != "OPTIONS":
             refusal = self._check_key(scope, headers)
             if refusal is not None:
@@ -156,7 +168,7 @@ class RequestRules:
             # Browsers send the cookie whichever page asks, and to them another port of this machine is the same site.
             if _is_unsafe(scope) and not _is_same_origin(headers):
                 detail = "a browser session may change something only from this server's own pages; send the API key."
-                return Refusal(CROSS_SITE, 403, detail)
+                return Refusal(_CROSS_SITE, 403, detail)
             return None
         if _find_key(headers):
             refusal = self._guesses.count_header(scope)
@@ -164,14 +176,8 @@ class RequestRules:
                 return refusal
         path = scope["path"]
         if scope.get("method") == "GET" and path.startswith(DASHBOARD_PATH) and not path.startswith(NICEGUI_PATH):
-            return Refusal(NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(path)}"})
-        return Refusal(
-            NO_KEY,
-            401,
-            "this server needs an API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY', or log in at "
-            "/login.",
-            {"WWW-Authenticate": "Bearer"},
-        )
+            return Refusal(_NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(path)}"})
+        return NO_KEY
 
     def _has_known_host(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
         if b"*" in self._allowed_hosts:
@@ -210,6 +216,7 @@ class RequestGuard:
         self._reader = BodyReader(rules.max_body_bytes)
         self._n_requests = 0
         self._n_sockets = 0
+        self._n_uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, open a socket, or pass on the server's own messages."""
@@ -220,7 +227,28 @@ class RequestGuard:
         refusal = self._rules.check(scope, headers)
         if scope["type"] == "websocket":
             await self._open_socket(refusal, scope, receive, send)
+        elif refusal is None and is_upload(scope):
+            await self._take_upload(scope, headers, receive, send)
+        else:
+            await self._take(refusal, scope, headers, receive, send)
+
+    async def _take_upload(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+        """Take in an upload, or ask for it again later, before any of it is read."""
+        if self._n_uploads >= _MAX_UPLOADS:
+            detail = f"{self._n_uploads} files are being uploaded already; try again later."
+            headers_of_answer = {"Retry-After": "2", "Connection": "close"}
+            await error_response(_UPLOADS_FULL, 429, detail, headers_of_answer)(scope, receive, send)
             return
+        self._n_uploads += 1
+        try:
+            await self._take(None, scope, headers, receive, send)
+        finally:
+            self._n_uploads -= 1
+
+    async def _take(
+        self, refusal: Refusal | None, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send
+    ) -> None:
+        """Read the body of a request that is not refused, and answer."""
         try:
             if refusal is None and has_body(headers):
                 body = await self._reader.read(receive, self._rules.get_body_rule(scope).max_bytes)

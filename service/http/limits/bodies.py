@@ -6,21 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope
 
 from service.errors import Problem, TooLargeError
-from service.http.problems import Refusal, error_response
+from service.http.problems import Refusal
 
 _UPLOAD_PATH = re.compile(r"/models/[^/]*/file")
-# Each holds its whole body in memory until it is answered.
-_MAX_UPLOADS = 4
 # A client that takes longer than this to send a body is stalled or hostile.
 _BODY_DEADLINE_SECONDS = 15.0
 _PACE_BYTES_PER_SECOND = 2**20
 
 WRONG_MEDIA_TYPE = Problem("wrong-media-type", "The body is of the wrong type")
-_UPLOADS_FULL = Problem("uploads-full", "Too many files are being uploaded")
-BODY_TIMEOUT = Problem("body-timeout", "The body arrives too slowly")
+_BODY_TIMEOUT = Problem("body-timeout", "The body arrives too slowly")
 _BODIES_FULL = Problem("bodies-full", "Too much is being sent at once")
 
 # All bodies together may take so much memory, or twice the largest one if that is more.
@@ -57,7 +54,7 @@ class BodyRule(NamedTuple):
         # Without leading zeros, the longer number is the larger one; int() refuses numbers of thousands of digits.
         length = headers.get(b"content-length", b"0").lstrip(b"0")
         limit = b"%d" % self.max_bytes
-        return _too_large(self.max_bytes) if (len(length), length) > (len(limit), limit) else None
+        return too_large(self.max_bytes) if (len(length), length) > (len(limit), limit) else None
 
 
 def _strip_parameters(content_type: bytes) -> bytes:
@@ -116,8 +113,7 @@ class BodyReader:
             task.uncancel()
             if task not in self._held:
                 return _bodies_full()
-            detail = f"the body did not arrive within {_BODY_DEADLINE_SECONDS:.0f} s."
-            return Refusal(BODY_TIMEOUT, 408, detail, {"Connection": "close"})
+            return too_slow()
         finally:
             self._unfinished.pop(task, None)
 
@@ -136,7 +132,7 @@ class BodyReader:
                 return None
             piece = message.get("body", b"")
             if len(content) + len(piece) > max_bytes:
-                return _too_large(max_bytes)
+                return too_large(max_bytes)
             body.arrived = asyncio.get_running_loop().time()
             if not self._make_room(len(piece), len(content)):
                 return _bodies_full()
@@ -186,36 +182,16 @@ def _bodies_full() -> Refusal:
     return Refusal(_BODIES_FULL, 503, detail, {"Retry-After": "1", "Connection": "close"})
 
 
-def _too_large(max_bytes: int) -> Refusal:
+def too_slow() -> Refusal:
+    """Build the refusal of a body that takes too long to arrive."""
+    detail = f"the body did not arrive within {_BODY_DEADLINE_SECONDS:.0f} s."
+    return Refusal(_BODY_TIMEOUT, 408, detail, {"Connection": "close"})
+
+
+def too_large(max_bytes: int) -> Refusal:
+    """Build the refusal of a body above a limit."""
     detail = f"the body is larger than {max_bytes} bytes."
     return Refusal(TooLargeError.problem, TooLargeError.status_code, detail, {"Connection": "close"})
-
-
-class UploadLimit:
-    """Lets in a few uploads at a time: each holds its whole body in memory until it is answered.
-
-    :param app: The application behind it.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._n_uploads = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or ask an upload to try again later."""
-        if not is_upload(scope):
-            await self._app(scope, receive, send)
-            return
-        if self._n_uploads >= _MAX_UPLOADS:
-            detail = f"{self._n_uploads} files are being uploaded already; try again later."
-            headers = {"Retry-After": "2", "Connection": "close"}
-            await error_response(_UPLOADS_FULL, 429, detail, headers)(scope, receive, send)
-            return
-        self._n_uploads += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._n_uploads -= 1
 
 
 def is_upload(scope: Scope) -> bool:

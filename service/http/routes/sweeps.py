@@ -30,7 +30,7 @@ async def start_sweep(
     """Try several settings, each in jobs of its own, which start as places come free; return at once."""
     service.admission.check_planning()
     # Where nobody is limited, all sweeps are the operator's own.
-    client = None if http_request.app.state.client_limits is None else find_client(http_request.scope)
+    client = find_client(http_request.scope) if service.settings.limits_clients else None
     create = partial(service.sweeps.create, request, client)
     planned = await to_thread.run_sync(create, limiter=service.admission.planning_limiter)
     return SweepStarted(

@@ -279,9 +279,10 @@ class TestUploading:
         assert "No space left" in get_detail(upload(client, contents[1], overwrite=True), 507)
         assert get_sha256(client) == hashlib.sha256(contents[0]).hexdigest()
 
-    def test_more_than_four_at_once_are_told_to_come_again(self, app: FastAPI) -> None:
+    @pytest.mark.parametrize("overrides", [{"api_key": "a key of 22 characters"}], ids=["key"])
+    def test_more_than_four_at_once_are_told_to_come_again_unless_they_lack_the_key(self, app: FastAPI) -> None:
         head = (
-            b"PUT /models/m/file HTTP/1.1\r\nHost: localhost\r\n"
+            b"PUT /models/m/file HTTP/1.1\r\nHost: localhost\r\nX-API-Key: a key of 22 characters\r\n"
             b"Content-Type: application/zip\r\nContent-Length: 9\r\n\r\n"
         )
         with serve(app) as port:
@@ -293,10 +294,12 @@ class TestUploading:
             refusal = refused.recv(4096)
             assert refusal.startswith(b"HTTP/1.1 429")
             assert b"retry-after" in refusal.lower()
+            client = TestClient(app, base_url="http://localhost")
+            assert upload(client, b"none").status_code == 401
             for connection in connections:
                 connection.close()
             # Disconnected clients free their places.
-            client = TestClient(app, base_url="http://localhost")
+            client.headers["X-API-Key"] = "a key of 22 characters"
             wait_until(lambda: bool(upload(client, b"none").status_code == 400))
 
 
