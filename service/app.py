@@ -1,32 +1,30 @@
 """The service: its parts, and the operations of routes and dashboard that need several of them."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from anyio import CapacityLimiter
 
 from grpo_core.options.rewards import RewardFunction
-from grpo_core.saving.model_file import ModelFileError, from_bytes
-from grpo_core.saving.moments import check_moments
 from service.environments.catalogue import Catalogue
-from service.errors import ConflictError, InvalidRequestError, NotFoundError
+from service.errors import NotFoundError
 from service.jobs.admission import JobAdmission
 from service.jobs.client_jobs import JobLimits
 from service.jobs.job import Job
-from service.jobs.job_models import find_its_model, read_checkpoint_model
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
+from service.jobs.replacement import ModelReplacement
 from service.jobs.runner import JobRunner
 from service.jobs.views.events import EventStreams
-from service.models.card import make_card
+from service.jobs.views.films import JobFilms
 from service.models.exporter import ModelExporter
 from service.models.files.folder import ModelFolder
 from service.models.files.identity import read_folder_id
 from service.models.files.lock import FolderLock
-from service.models.playing.player import Film, ModelPlayer
+from service.models.playing.player import ModelPlayer
 from service.models.promotion import ModelPromotion
 from service.models.served import ServedModel
 from service.models.store import ModelStore
@@ -35,7 +33,6 @@ from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness
 from service.replicas.mirror import Mirror
 from service.replicas.read_only import ReadOnlyRule
-from service.schemas.models import ModelCard, RollbackResponse, VideoFormat
 from service.settings import Settings
 from service.sweeps.registry import SweepRegistry
 from service.training.planning.planner import Planner
@@ -50,8 +47,6 @@ from service.workers.task import Keeper
 _MAX_RUNNING_BATCHES = 2
 # Requests planned at the same time.
 _MAX_RUNNING_PLANS = 2
-# Uploads verified at the same time; a file of a few kilobytes may claim spaces that take many megabytes to read.
-_MAX_VERIFIED_UPLOADS = 2
 
 
 class Service:
@@ -108,7 +103,9 @@ class Service:
         )
         self.sweeps = SweepRegistry(job_parts.journal, self.registry, self.store, self.admission, settings.max_models)
         self.player = ModelPlayer(self.store, self.short_tasks)
+        self.films = JobFilms(self.registry, self.store, self.player)
         self.promotion = ModelPromotion(self.store, self.player)
+        self.replacement = ModelReplacement(self.registry, self.store, self.promotion)
         self.exporter = ModelExporter(self.store, self.short_tasks)
         self.catalogue = Catalogue(self.short_tasks, reward_functions)
         self.streams = EventStreams(self.closing)
@@ -117,7 +114,6 @@ class Service:
         self.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
         self.drawing_limiter = CapacityLimiter(1)
         self.readiness_limiter = CapacityLimiter(1)
-        self._uploads = threading.BoundedSemaphore(_MAX_VERIFIED_UPLOADS)
 
     def begin(self) -> None:
         """Follow the jobs again that went on without their server, and get ready for others."""
@@ -164,91 +160,6 @@ class Service:
         job = self.registry.find_active(model_name)
         # One whose name differs in case is active as well.
         return job if job is not None and job.config.model_name == model_name else None
-
-    def roll_back_model(
-        self, model_name: str, version: int | None, check: Callable[[], None] = lambda: None
-    ) -> RollbackResponse:
-        """Make an earlier version of a model the newest again.
-
-        :param check: Called once nobody else can replace the newest; raises if it is not to be replaced.
-        :raises ConflictError: If an active job or an upload will save under its name.
-        :raises ServiceError: Whatever ``ModelPromotion.roll_back`` raises.
-        """
-        with self.registry.reserve_name(model_name), self._uploads:
-            check()
-            return self.promotion.roll_back(model_name, version)
-
-    def film_job(
-        self,
-        job_id: str,
-        video_format: VideoFormat,
-        seed: int,
-        deterministic: bool,
-        max_steps: int,
-        of: str | None = None,
-    ) -> tuple[Film, int | None]:
-        """Film one episode of the newest policy of a job: the one that it has saved, or else its latest checkpoint's.
-
-        :param of: Digest of a film that was made before: it comes again, even if there is a newer policy by now.
-        :return: The film, and the simulator steps of the checkpoint; None if the saved policy plays, or for ``of``.
-        :raises NotFoundError: If there is no such job, or the film was not kept.
-        :raises ConflictError: If nothing of it was kept yet, or it cannot be played.
-        :raises ServiceError: Whatever ``ModelPlayer.film`` raises.
-        """
-        job = self.registry.get(job_id)
-        if of is not None and (made := self.player.find_film(of)) is not None:
-            return made, None
-        film, timesteps = self._film_newest(job, video_format, seed, deterministic, max_steps)
-        if of not in (None, film.digest):
-            raise NotFoundError(f"the film {of} was not kept; leave out `of` for one of the newest policy.")
-        return film, timesteps
-
-    def _film_newest(
-        self, job: Job, video_format: VideoFormat, seed: int, deterministic: bool, max_steps: int
-    ) -> tuple[Film, int | None]:
-        status = job.describe()
-        saved = None if status.model_name is None else find_its_model(self.store, job)
-        if saved is not None:  # perhaps an earlier version by now
-            return self.player.film(saved, video_format, seed, deterministic, max_steps), None
-        kept = read_checkpoint_model(self.registry.checkpoints, job)
-        if kept is None and status.model_name is not None:
-            raise ConflictError(
-                f"what job {job.job_id} has saved as '{status.model_name}' was deleted since, or is too old a version "
-                f"to be kept; GET /models/{status.model_name}/versions lists those that are there."
-            )
-        if kept is None:
-            raise ConflictError(
-                f"job {job.job_id} has neither a checkpoint nor a model to film; a running job takes a checkpoint a "
-                "minute, or as often as checkpoint_every says."
-            )
-        content, timesteps = kept
-        setup = job.config.env_setup
-        return self.player.film_content(content, setup, video_format, seed, deterministic, max_steps), timesteps
-
-    def save_upload(self, model_name: str, content: bytes, overwrite: bool, check: Callable[[], None]) -> ModelCard:
-        """Verify a model file, save it and serve it; return its card.
-
-        :param overwrite: Whether it may replace a model of that name.
-        :param check: Called once nobody else can replace that model; raises if it is not to be replaced.
-        :raises InvalidRequestError: If the file cannot be used; nothing is replaced.
-        :raises ConflictError: If the name is taken, or an active job will save under it.
-        :raises StorageLowError: If it does not fit on the disk or into the folder.
-        :raises StorageError: If it cannot be written to the disk.
-        """
-        with self.registry.reserve_name(model_name):
-            if not overwrite and self.store.exists(model_name):
-                raise ConflictError(
-                    f"a model '{model_name}' already exists; choose another name or send overwrite=true."
-                )
-            check()
-            self.store.folder.check_can_save(len(content), model_name)
-            try:
-                with self._uploads:
-                    check_moments(from_bytes(content, with_optimizer=True))
-                    self.store.publish(model_name, content)
-            except ModelFileError as error:
-                raise InvalidRequestError(f"this model file cannot be used: {error}") from error
-            return make_card(model_name, self.store.inspect_file(model_name))  # before anybody else can delete it
 
 
 def _count_waiting_plans(settings: Settings) -> int:

@@ -1078,7 +1078,7 @@ class TestNamesAndSlots:
 
     def test_a_name_that_differs_from_a_models_by_case_alone_is_taken(self, client: TestClient) -> None:
         train_to_end(client, model_name="Policy", **SHORT)
-        assert "'Policy'" in refuse(client, 409, "/train", model_name="policy", **SHORT)
+        assert "'Policy' only in case" in refuse(client, 409, "/train", model_name="policy", **SHORT)
         assert train_to_end(client, model_name="Policy", **SHORT)["status"] == "completed"
 
     @one_slot

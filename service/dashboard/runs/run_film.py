@@ -51,7 +51,7 @@ class RunFilm:
         async with self._is_filming:
             self._waiting.set_visibility(self._filmed is None)
             try:
-                taken = await run_in_threadpool(self._service.film_job, job.job_id, "gif", _SEED, True, _MAX_STEPS)
+                taken = await run_in_threadpool(self._service.films.film, job.job_id, "gif", _SEED, True, _MAX_STEPS)
             except ServiceError as error:
                 self._say(error.detail)
                 if error.status_code not in _BUSY_STATUSES:  # otherwise the next look tries again

@@ -121,7 +121,7 @@ async def upload_model(
 ) -> ModelCard:
     """Upload a model file, downloaded or saved by `GRPO.save`. It is verified; nothing in it is executed."""
     check = partial(check_change, request, partial(service.store.find_sha256, model_name))
-    return await run_in_threadpool(service.save_upload, model_name, await request.body(), overwrite, check)
+    return await run_in_threadpool(service.replacement.save_upload, model_name, await request.body(), overwrite, check)
 
 
 class _FileStream(StreamingResponse):

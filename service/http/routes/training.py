@@ -166,7 +166,7 @@ def film_training(
     of: Annotated[str | None, Depends(_read_of)],
 ) -> Response:
     """Film one episode of a job's newest policy: its latest checkpoint's while it trains, then the one it saved."""
-    film, timesteps = service.film_job(job_id, *query, of)
+    film, timesteps = service.films.film(job_id, *query, of)
     return answer_film(request, film, {} if timesteps is None else {"X-Checkpoint-Timesteps": str(timesteps)})
 
 

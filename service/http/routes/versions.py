@@ -56,4 +56,4 @@ def roll_back(
 ) -> RollbackResponse:
     """Save an earlier version as the newest one; what was the newest stays as a version."""
     check = partial(check_change, http_request, partial(service.store.find_sha256, model_name))
-    return service.roll_back_model(model_name, (request or RollbackRequest()).version, check)
+    return service.replacement.roll_back(model_name, (request or RollbackRequest()).version, check)

@@ -130,13 +130,6 @@ class TestTheRegistry:
         assert status.sha256 is not None
         assert store.get("m").meta["config"] == job.config.model_dump()
 
-    def test_jobs_are_listed_oldest_first_and_found_by_id(self, open_registry: Callable[..., JobRegistry]) -> None:
-        registry = open_registry()
-        jobs = [submit(registry) for _ in range(5)]
-        assert registry.list_jobs() == jobs
-        assert [registry.get(job.job_id) for job in jobs] == jobs
-        assert len({job.job_id for job in jobs}) == 5
-
     def test_latest_is_the_newest_job(self, open_registry: Callable[..., JobRegistry]) -> None:
         registry = open_registry()
         with pytest.raises(NotFoundError, match="no training job yet; POST /train"):
@@ -377,15 +370,6 @@ class TestTheRegistry:
         assert (len(accepted), len(refused)) == (1, 15)
         assert all(accepted[0].job_id in error.detail for error in refused)
 
-    def test_a_name_that_differs_from_a_models_only_by_case_is_refused(
-        self, open_registry: Callable[..., JobRegistry]
-    ) -> None:
-        registry = open_registry()
-        run(registry, model_name="Policy")
-        with pytest.raises(ConflictError, match="'Policy' only in case"):
-            submit(registry, model_name="policy")
-        assert len(registry.list_jobs()) == 1
-
     def test_a_name_whose_place_a_folder_takes_is_refused_before_training(
         self, open_registry: Callable[..., JobRegistry], tmp_path: Path
     ) -> None:
@@ -475,21 +459,6 @@ class TestTheRegistry:
                 look()
             assert n_looks <= 4
         assert len(registry.list_jobs()) == 502
-
-    def test_a_model_that_a_job_will_replace_is_not_deleted(
-        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
-    ) -> None:
-        env_name = register_env(lambda: LineEnv(gate.pass_through))
-        registry = open_registry()
-        run(registry, model_name="m")
-        job = submit(registry, model_name="m", env_name=env_name)
-        with pytest.raises(ConflictError, match=job.job_id):
-            registry.delete_model("m")
-        assert store.exists("m")
-        gate.admit()
-        assert job.finished.wait(PATIENCE_SECONDS)
-        registry.delete_model("m")
-        assert not store.exists("m")
 
 
 class TestStopping:

@@ -94,7 +94,7 @@ class VersionList:
         consequence = f"{self._name} then means the policy of version {version}; the newest one stays as a version."
         if await confirm(question, consequence, "Roll back"):
             done = f"Version {version} is the newest again."
-            await self._change(done, self._service.roll_back_model, self._name, version)
+            await self._change(done, self._service.replacement.roll_back, self._name, version)
 
     async def _change(self, done: str, change: Callable[..., Any], *arguments: Any) -> None:
         try:
