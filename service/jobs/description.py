@@ -6,8 +6,8 @@ from typing import Any
 from service.jobs.judging.no_signal import NoSignalCounter
 from service.jobs.judging.verdict import Evidence, judge
 from service.jobs.records.history import JobHistory
-from service.jobs.records.record import JobState, choose_evaluation
-from service.schemas.jobs import JobLabels, JobStatus, JobSummary, TrainingStatus
+from service.jobs.records.record import JobState
+from service.schemas.jobs import JobLabels, JobStatus, TrainingStatus
 from service.schemas.training import TrainConfig
 from service.training.planning.plan import TrainingPlan
 
@@ -17,27 +17,6 @@ _KL_KEY = "train/approx_kl"
 SHORT_ID_CHARS = 8
 # More points of a curve would not change the verdict.
 _MAX_JUDGED_POINTS = 200
-
-
-def summarize_job(job_id: str, config: TrainConfig, recipe: str, state: JobState, labels: JobLabels) -> JobSummary:
-    """Return a short description for lists of jobs."""
-    mean_reward, interval = choose_evaluation(state.final_evaluation, state.evaluation)
-    return JobSummary(
-        job_id=job_id,
-        status=state.status,
-        progress=state.compute_progress(config.total_timesteps),
-        env_name=config.env_name,
-        model_name=config.model_name,
-        current_timesteps=state.current_timesteps,
-        total_timesteps=config.total_timesteps,
-        created_at=state.created_at,
-        elapsed_seconds=state.elapsed_seconds,
-        seed=config.seed,
-        mean_reward=mean_reward,
-        mean_reward_ci95=interval,
-        recipe=recipe,
-        **dict(labels),
-    )
 
 
 def describe_job(

@@ -12,11 +12,11 @@ from typing import Literal, NamedTuple
 from grpo_core.options.rewards import Reward
 from service.errors import ConflictError
 from service.jobs.clock import JobClock
-from service.jobs.description import describe_job, name_tensorboard_run, summarize_job
+from service.jobs.description import describe_job, name_tensorboard_run
 from service.jobs.progress import JobProgress
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
-from service.jobs.records.record import EndedHow, JobRecord, JobState, PlanRecord, compute_recipe
+from service.jobs.records.record import EndedHow, JobRecord, JobState, PlanRecord, compute_recipe, summarize_job
 from service.jobs.totals import JobTotals
 from service.jobs.transitions import JobEvent, find_next
 from service.schemas.jobs import (
@@ -161,7 +161,7 @@ class Job:
     def summarize(self) -> JobSummary:
         """Return a short description for lists of jobs."""
         with self._lock:
-            return summarize_job(self.job_id, self.config, self._recipe, self._refresh(), self.labels)
+            return summarize_job(self.job_id, self._plan_record.config, self._recipe, self._refresh(), self.labels)
 
     def describe(self) -> TrainingStatus:
         """Return the full status."""

@@ -57,7 +57,7 @@ class JobRegistry(JobTable):
         # Held while a job is written down, so that jobs are listed in the order of the file.
         self._admission = threading.Lock()
         # The table's lock guards everything below, and makes "check the name, then take it" one step.
-        self._fill(map(self._revive, self.recorder.list_past_jobs()))
+        self._fill(map(self._revive, self.recorder.journal.list_jobs()))
         # Jobs that went on without their server and have not been found again yet.
         self._unfollowed = list(self._active)
         checkpoints.is_active = self.is_active
@@ -74,7 +74,7 @@ class JobRegistry(JobTable):
         if past.status.is_final:
             return past
         with suppress(JournalError, LookupError, TypeError, ValueError):
-            record = self.recorder.load(past.job_id)
+            record = self.recorder.journal.load(past.job_id)
             if record is not None:
                 job = Job.revive(record, self._services)
                 self.recorder.follow(job, record.history.stride)

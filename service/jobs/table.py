@@ -101,7 +101,7 @@ class JobTable:
             past = self._find(job_id)
             job_id = past.job_id
         try:
-            record = self.recorder.load(job_id)
+            record = self.recorder.journal.load(job_id)
             if record is None:
                 raise make_not_found(job_id)
             job = Job.restore(record)
@@ -166,7 +166,7 @@ class JobTable:
             known = {name: getattr(old, name) for name in JobLabels.model_fields}
             labels = JobLabels.model_validate({**known, **changes})
             try:
-                self.recorder.write_labels(job.job_id, labels)
+                self.recorder.journal.write_labels(job.job_id, labels)
             except JournalError as error:
                 raise StorageError(f"nothing is written on job {job.job_id}: {error.reason}.") from error
             with self._lock:
@@ -198,7 +198,7 @@ class JobTable:
                     )
                 job_id = job.job_id
             try:
-                self.recorder.delete(job_id)
+                self.recorder.journal.forget([job_id])
             except JournalError as error:
                 raise StorageError(f"job {job_id} is not deleted: {error.reason}.") from error
             with self._lock:

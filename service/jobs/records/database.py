@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from service.jobs.records.record import JobState, PlanRecord, compute_recipe
-from service.jobs.records.rows import list_figures
+from service.jobs.records.record import JobState, PlanRecord, compute_recipe, summarize_job
+from service.jobs.records.rows import to_columns
+from service.schemas.jobs import JobLabels
 
 logger = logging.getLogger("grpo.service")
 
@@ -151,8 +152,9 @@ def _migrate(connection: sqlite3.Connection) -> None:
     for number, plan_json, state_json in connection.execute("SELECT number, plan, state FROM jobs").fetchall():
         try:
             plan, state = PlanRecord.model_validate_json(plan_json), JobState.model_validate_json(state_json)
-            columns = {"seed": plan.config["seed"], "recipe": compute_recipe(plan.config), **list_figures(state)}
-        except (ValueError, KeyError):  # it stays in the list, and whoever asks for more of it is told
+            line = summarize_job("", plan.config, compute_recipe(plan.config), state, JobLabels())
+            columns = {name: value for name, value in to_columns(line).items() if name in _ADDED_COLUMNS}
+        except (ValueError, KeyError, TypeError, ArithmeticError):  # it stays listed, and whoever asks for more is told
             continue
         settings = ", ".join(f"{name} = ?" for name in columns)
         connection.execute(f"UPDATE jobs SET {settings} WHERE number = ?", (*columns.values(), number))

@@ -158,6 +158,11 @@ class JobRecord(NamedTuple):
     labels: JobLabels = JobLabels()
     written_at: datetime | None = None
 
+    def summarize(self) -> JobSummary:
+        """Return the job's line in lists of jobs."""
+        config = self.plan.config
+        return summarize_job(self.job_id, config, compute_recipe(config), self.state, self.labels)
+
 
 @dataclass(eq=True)
 class PastJob:
@@ -192,7 +197,30 @@ class PastJob:
         return "\n".join((*parts, line.note)).casefold()
 
 
-def choose_evaluation(
+def summarize_job(
+    job_id: str, config: Mapping[str, Any], recipe: str, state: JobState, labels: JobLabels
+) -> JobSummary:
+    """Return a short description for lists of jobs."""
+    mean_reward, interval = _choose_evaluation(state.final_evaluation, state.evaluation)
+    return JobSummary(
+        job_id=job_id,
+        status=state.status,
+        progress=state.compute_progress(config["total_timesteps"]),
+        env_name=config["env_name"],
+        model_name=config["model_name"],
+        current_timesteps=state.current_timesteps,
+        total_timesteps=config["total_timesteps"],
+        created_at=state.created_at,
+        elapsed_seconds=state.elapsed_seconds,
+        seed=config["seed"],
+        mean_reward=mean_reward,
+        mean_reward_ci95=interval,
+        recipe=recipe,
+        **dict(labels),
+    )
+
+
+def _choose_evaluation(
     final: FinalEvaluation | None, latest: EvaluationRow | None
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Return the mean reward that stands for a job, and its 95 % interval; None where there is none.

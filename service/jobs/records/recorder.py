@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from service.jobs.records.database import JournalError
 from service.jobs.records.history import JobHistory
 from service.jobs.records.journal import JobJournal
-from service.jobs.records.record import JobRecord, PastJob
-from service.schemas.jobs import JobLabels
+from service.jobs.records.record import JobRecord
 from service.workers.receipts import Receipts
 
 logger = logging.getLogger("grpo.service")
@@ -60,7 +59,8 @@ class JobRecorder:
     """
 
     def __init__(self, journal: JobJournal, obstacle: str | None = None) -> None:
-        self._journal = journal
+        #: The jobs' file, for what has to be read or written at once.
+        self.journal = journal
         self._obstacle = obstacle
         self._trouble: str | None = None
         # Guards everything below, and announces news to the thread.
@@ -85,46 +85,28 @@ class JobRecorder:
     @property
     def knows_all_jobs(self) -> bool:
         """Whether the file had all jobs of earlier servers; a new one, or none, may have lost some."""
-        return self._obstacle is None and not self._journal.is_new
-
-    def list_past_jobs(self) -> list[PastJob]:
-        """List the jobs in the file, oldest first."""
-        return self._journal.list_jobs()
-
-    def load(self, job_id: str) -> JobRecord | None:
-        """Read the record of a job; None if the file does not have it.
-
-        :raises JournalError: If it cannot be read.
-        """
-        return self._journal.load(job_id)
+        return self._obstacle is None and not self.journal.is_new
 
     def interrupt(self, job_id: str) -> None:
         """Mark a job whose record cannot be read as failed."""
         try:
-            self._journal.interrupt_active([job_id])
+            self.journal.interrupt_active([job_id])
         except JournalError as error:
             self._note_trouble(error.reason)
 
     def load_configs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Read the configurations of jobs; those that cannot be read are left out."""
         try:
-            return self._journal.load_configs(job_ids)
+            return self.journal.load_configs(job_ids)
         except JournalError:
             return {}
 
     def list_trained_on(self, sha256: str) -> list[str]:
         """List the ids of the jobs that began from a model's file, oldest first; none if the disk does not say."""
         try:
-            return self._journal.list_trained_on(sha256)
+            return self.journal.list_trained_on(sha256)
         except JournalError:
             return []
-
-    def write_labels(self, job_id: str, labels: JobLabels) -> None:
-        """Write down what people have written on a job; it is on the disk when this returns.
-
-        :raises JournalError: If it fails.
-        """
-        self._journal.write_labels(job_id, labels)
 
     def begin(self, job: Recorded) -> None:
         """Write a new job down, and from then on what it reports; return when it is on the disk."""
@@ -168,16 +150,9 @@ class JobRecorder:
         if math.isinf(max_days):
             return []
         try:
-            return self._journal.list_old(time.time() - max_days * _DAY_SECONDS)
+            return self.journal.list_old(time.time() - max_days * _DAY_SECONDS)
         except JournalError:  # it is not urgent, and the next write will say what is wrong
             return []
-
-    def delete(self, job_id: str) -> None:
-        """Remove an ended job from the file; it is gone when this returns.
-
-        :raises JournalError: If it fails.
-        """
-        self._journal.forget([job_id])
 
     def forget(self, job_ids: Sequence[str]) -> None:
         """Remove jobs from the file some time soon, and what was still to be written of them."""
@@ -195,7 +170,7 @@ class JobRecorder:
         if thread is not None:
             thread.join(_PATIENCE_SECONDS)
         if thread is None or not thread.is_alive():
-            self._journal.close()
+            self.journal.close()
 
     def _write_now(self, subject: JobRecord | Recorded) -> None:
         with self._news:
@@ -250,9 +225,9 @@ class JobRecorder:
         records = {job: record for job, seen in changed.items() if (record := _make_record(job, seen)) is not None}
         try:
             if orders or records:
-                self._journal.write(_sort(orders, records))
+                self.journal.write(_sort(orders, records))
             if forgotten:
-                self._journal.forget(forgotten)
+                self.journal.forget(forgotten)
         except JournalError as error:
             self._give_up(orders, forgotten, error.reason)
             return

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from service.jobs.records.history import HistoryEvent, MetricRows
-from service.jobs.records.record import JobRecord, JobState, choose_evaluation, compute_recipe
+from service.jobs.records.record import JobRecord
 from service.schemas.jobs import JobLabels, JobSummary
 
 # Columns of a line in the list that hold JSON.
 _JSON_COLUMNS = ("mean_reward_ci95", "tags")
 LABELS = tuple(JobLabels.model_fields)
+# Columns that stay as they were first written; labels are changed by themselves.
+_FIXED = {"job_id", "env_name", "model_name", "total_timesteps", "created_at", "plan", "seed", "recipe", *LABELS}
 # Beside an event's payload, where older servers expect it alone.
 _EVENT_TIME = "event_time"
 
@@ -29,47 +31,24 @@ def read_json_columns(columns: dict[str, Any]) -> dict[str, Any]:
     return {name: json.loads(value) if name in _JSON_COLUMNS else value for name, value in columns.items()}
 
 
-def to_columns(labels: JobLabels) -> dict[str, Any]:
-    """Return the columns that hold what people have written on a job."""
-    return {name: json.dumps(value) if name in _JSON_COLUMNS else value for name, value in labels}
-
-
-def list_figures(state: JobState) -> dict[str, Any]:
-    """Return the columns of a job's row in the job list that come from its state."""
-    mean_reward, interval = choose_evaluation(state.final_evaluation, state.evaluation)
-    return {
-        "elapsed_seconds": state.elapsed_seconds,
-        "mean_reward": mean_reward,
-        "mean_reward_ci95": json.dumps(interval),
-    }
+def to_columns(fields: JobLabels | JobSummary) -> dict[str, Any]:
+    """Return the columns that hold what people have written on a job, or its line in the list."""
+    columns = {name: json.dumps(value) if name in _JSON_COLUMNS else value for name, value in fields}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in columns.items()}
 
 
 def write_record(connection: sqlite3.Connection, record: JobRecord) -> None:
     """Write a new job, or what has changed of a known one, within a transaction."""
-    plan, state, history = record.plan, record.state, record.history
+    state, history = record.state, record.history
     progress = None if history.progress is None else [history.progress.event_id, *history.progress[1:]]
-    changing = {
-        "status": str(state.status),
-        "progress": state.compute_progress(int(plan.config["total_timesteps"])),
-        "current_timesteps": state.current_timesteps,
+    columns = {
+        **to_columns(record.summarize()),
         "written_at": datetime.now(UTC).timestamp(),
+        "plan": record.plan.model_dump_json(),
         "state": state.model_dump_json(),
         "history": json.dumps([history.last_event_id, history.stride, progress]),
-        **list_figures(state),
     }
-    fixed = {
-        "job_id": record.job_id,
-        "env_name": plan.config["env_name"],
-        "model_name": plan.config["model_name"],
-        "total_timesteps": plan.config["total_timesteps"],
-        "created_at": state.created_at.isoformat(),
-        "plan": plan.model_dump_json(),
-        "seed": plan.config["seed"],
-        "recipe": compute_recipe(plan.config),
-        **to_columns(record.labels),
-    }
-    columns = {**fixed, **changing}
-    updates = ", ".join(f"{name} = excluded.{name}" for name in changing)
+    updates = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in _FIXED)
     (number,) = connection.execute(
         f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "
         f"ON CONFLICT (job_id) DO UPDATE SET {updates} RETURNING number",

@@ -160,11 +160,11 @@ class TestTheRegistry:
     ) -> None:
         monkeypatch.setattr(table, "_MAX_IN_MEMORY", 0)
         registry, job = run_one(open_registry)
-        record = registry.recorder.load(job.job_id)
+        record = registry.recorder.journal.load(job.job_id)
         assert record is not None
         evaluation = HistoryEvent(99, "job.evaluation", {"timesteps": "damaged"})
         damaged = record._replace(history=record.history._replace(events=[evaluation]))
-        monkeypatch.setattr(registry.recorder, "load", lambda job_id: damaged)
+        monkeypatch.setattr(registry.recorder.journal, "load", lambda job_id: damaged)
         with pytest.raises(NotFoundError, match="damaged"):
             registry.get(job.job_id)
 
@@ -197,7 +197,7 @@ class TestTheRegistry:
             registry.resume(job, None)
             deletions[0].result(PATIENCE_SECONDS)
         assert registry.list_jobs() == []
-        assert registry.recorder.load(job.job_id) is None
+        assert registry.recorder.journal.load(job.job_id) is None
 
     def test_a_deletion_that_the_disk_refuses_leaves_the_job(
         self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
@@ -205,31 +205,31 @@ class TestTheRegistry:
         registry = open_registry()
         job = run(registry)
 
-        def refuse(job_id: str) -> None:
+        def refuse(job_ids: list[str]) -> None:
             raise JournalError("the disk is full")
 
         with monkeypatch.context() as patched:
-            patched.setattr(registry.recorder, "delete", refuse)
+            patched.setattr(registry.recorder.journal, "forget", refuse)
             with pytest.raises(StorageError, match=f"job {job.job_id} is not deleted: the disk is full"):
                 registry.delete(job.job_id)
         assert registry.list_jobs() == [job]
         registry.delete(job.job_id)
-        assert registry.recorder.load(job.job_id) is None
+        assert registry.recorder.journal.load(job.job_id) is None
 
     def test_a_job_that_is_labelled_while_it_is_read_has_its_labels(
         self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(table, "_MAX_IN_MEMORY", 0)
         registry, job = run_one(open_registry)
-        load = registry.recorder.load
+        load = registry.recorder.journal.load
 
         def label_meanwhile(job_id: str) -> JobRecord | None:
             record = load(job_id)
-            monkeypatch.setattr(registry.recorder, "load", load)
+            monkeypatch.setattr(registry.recorder.journal, "load", load)
             registry.label(job_id, {"note": "Why not?"})
             return record
 
-        monkeypatch.setattr(registry.recorder, "load", label_meanwhile)
+        monkeypatch.setattr(registry.recorder.journal, "load", label_meanwhile)
         assert registry.get(job.job_id).labels.note == "Why not?"
 
     def test_a_slow_disk_keeps_nobody_from_the_jobs(

@@ -300,7 +300,7 @@ def test_a_stop_is_on_the_disk_when_it_is_answered_and_is_passed_on_by_whichever
     with reopen(Elsewhere(TaskDrainedError("the server ended."))) as registry:
         job = registry.get(killed.job_id)
         registry.stop(job)
-        record = registry.recorder.load(job.job_id)
+        record = registry.recorder.journal.load(job.job_id)
         assert record is not None
         assert (record.state.status, record.state.n_stops) == (JobStatus.RUNNING, 1)
     keeper = Elsewhere(model, n_earlier_stops)

@@ -303,7 +303,7 @@ def test_an_interrupted_sweep_is_stopped_as_long_as_jobs_of_it_go_on(
         service.sweeps.stop(sweep_id)
     service.sweeps.close()
     # What the next server knows of it, if the job outlives this one.
-    sweeps = SweepRegistry(service.registry.recorder._journal, service.registry, service.store, service.admission, 100)
+    sweeps = SweepRegistry(service.registry.recorder.journal, service.registry, service.store, service.admission, 100)
     assert sweeps.describe(sweep_id).status == status
     assert sweeps.can_stop(sweep_id)
     assert sweeps.stop(sweep_id).status == "stopping"

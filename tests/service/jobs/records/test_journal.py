@@ -326,7 +326,7 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
     wait_until(lambda: all(recorder.has_written(job.job_id) for job in jobs))
     assert recorder.problem is None
     in_order = [job.job_id for job in jobs]
-    assert [past.job_id for past in recorder.list_past_jobs()] == in_order
+    assert [past.job_id for past in recorder.journal.list_jobs()] == in_order
     recorder.close()
 
 
@@ -358,14 +358,14 @@ def test_a_start_on_a_full_disk_knows_earlier_jobs_and_writes_new_ones_later(pat
         recorder.begin(job)
         assert recorder.problem is not None
         past = [earlier.job_id, interrupted.job_id]
-        assert [each.job_id for each in recorder.list_past_jobs()] == past
-        shown = recorder.load(interrupted.job_id)
+        assert [each.job_id for each in recorder.journal.list_jobs()] == past
+        shown = recorder.journal.load(interrupted.job_id)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     wait_until(lambda: recorder.problem is None)
-    assert [each.job_id for each in recorder.list_past_jobs()] == [*past, job.job_id]
-    assert [each.status for each in recorder.list_past_jobs()] == ["stopped", "failed", "queued"]
-    written = recorder.load(interrupted.job_id)
+    assert [each.job_id for each in recorder.journal.list_jobs()] == [*past, job.job_id]
+    assert [each.status for each in recorder.journal.list_jobs()] == ["stopped", "failed", "queued"]
+    written = recorder.journal.load(interrupted.job_id)
     assert written is not None
     assert shown is not None
     assert written.state == shown.state
@@ -381,7 +381,7 @@ def test_a_job_that_cannot_be_written_costs_no_other(path: Path) -> None:
         recorder.begin(job)
         job.start()
         job.finish(JobStatus.COMPLETED)
-    assert [job.job_id for job in recorder.list_past_jobs()] == [sound.job_id]
+    assert [job.job_id for job in recorder.journal.list_jobs()] == [sound.job_id]
     assert recorder.problem is None
     recorder.close()
 
