@@ -40,9 +40,6 @@ from service.training.order import TrainingOrder
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
-# Starting a second thread costs more than it saves on such small networks, and jobs would compete for cores.
-torch.set_num_threads(1)
-
 # Fields of a configuration that are arguments of GRPO of the same name and meaning.
 _ARGUMENTS = (*HYPERPARAMETERS, "seed", "device")
 
@@ -63,6 +60,14 @@ def train_in_task(order: TrainingOrder, progress: Progress) -> bytes:
     return train_policy(order._replace(checkpoint=None), progress)
 
 
+def use_one_thread() -> None:
+    """Let torch compute in one thread.
+
+    Starting a second one costs more than it saves on such small networks, and jobs would compete for cores.
+    """
+    torch.set_num_threads(1)
+
+
 def train_policy(order: TrainingOrder, progress: Progress) -> bytes:
     """Train a policy and return its model file; a stop makes it return early, with the policy so far.
 
@@ -70,6 +75,7 @@ def train_policy(order: TrainingOrder, progress: Progress) -> bytes:
     :raises CheckpointError: If the checkpoint is damaged or of another training.
     :raises Exception: Whatever the environment or the reward function raises.
     """
+    use_one_thread()
     config, n_threads = order.config, order.n_threads
     taken = None if order.checkpoint is None else checkpoint.from_bytes(order.checkpoint)
     with ExitStack() as opened:

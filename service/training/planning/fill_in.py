@@ -29,7 +29,7 @@ from service.training.planning.defaults import Settings, choose_defaults, find_t
 from service.training.planning.memory_limits import check_memory
 from service.training.planning.names import NO_PRESET, NamedRequest
 from service.training.planning.plan import FilledRequest
-from service.training.train import build_model
+from service.training.train import build_model, use_one_thread
 from service.workers.task import Progress
 
 _MAX_STEPS = HYPERPARAMETERS["n_steps"].request_most
@@ -49,6 +49,7 @@ def fill_in_request(named: NamedRequest, progress: Progress) -> bytes:
     :return: A ``FilledRequest`` in JSON.
     :raises InvalidRequestError: If the request combines what does not fit, or the environment cannot be trained.
     """
+    use_one_thread()
     request, rewards = named.request, named.rewards
     # A null means the same as leaving the field out.
     given = {name: value for name in request.model_fields_set if (value := getattr(request, name)) is not None}

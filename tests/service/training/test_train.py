@@ -60,6 +60,15 @@ class TestTraining:
         assert set().union(*recorder.metrics) >= REQUIRED_METRICS
         assert all(np.isfinite(value) for metrics in recorder.metrics for value in metrics.values())
 
+    def test_it_computes_in_one_thread(self) -> None:
+        config = resolve(total_timesteps=32)
+        torch.set_num_threads(2)
+        try:
+            train(config)
+            assert torch.get_num_threads() == 1
+        finally:
+            torch.set_num_threads(1)
+
     def test_the_file_names_what_it_was_trained_with(self) -> None:
         config = resolve(env_name="Acrobot-v1", total_timesteps=32, seed=0)
         content, _ = train(config)
