@@ -67,6 +67,24 @@ class CheckpointCallback(BaseCallback):
         self._cost_seconds = 0.0
         self._unpublished: tuple[Mapping[str, Any], bytes] | None = None
 
+    def restore(self, model: GRPO, taken: Checkpoint) -> None:
+        """Let a new model, its evaluations and its rules go on where a checkpoint was taken.
+
+        The client is warned if training does not go on exactly as it would have.
+
+        :raises CheckpointError: If it is of another training.
+        """
+        own, rules = _read_own(taken, self._config), self._stop_rules
+        caveat = checkpoint.restore(model, taken)
+        if caveat is not None and caveat.is_certain:
+            self._progress.publish_warning(
+                f"training went on from step {taken.timesteps:,}, but not exactly as before: {caveat.reason}."
+            )
+        rules.spent_seconds_before, rules.ended_by = float(own["seconds"]), own["ended_by"]
+        if self._evaluations is not None and _EVALUATIONS in own:
+            self._evaluations.put_state(own[_EVALUATIONS], taken.attachments.get(_BEST))
+        self.lineage = None if own["lineage"] is None else Lineage(*own["lineage"])
+
     def _on_training_start(self) -> None:
         self._taken_at = self._published_at = time.monotonic()
         if self._every is not None:
@@ -133,33 +151,6 @@ class CheckpointCallback(BaseCallback):
             "note": None if caveat is None else caveat.reason,
         }
         return described, content
-
-
-def restore_training(
-    model: GRPO,
-    taken: Checkpoint,
-    config: TrainConfig,
-    evaluations: EvaluationsOnTheWay | None,
-    stop_rules: StopRules,
-    progress: Progress,
-) -> Lineage | None:
-    """Let a new model, its evaluations and its rules go on where a checkpoint was taken.
-
-    :param config: What is trained.
-    :param progress: Receives a warning if training does not go on exactly as it would have.
-    :return: The model that the training began from, if any.
-    :raises CheckpointError: If it is of another training.
-    """
-    own = _read_own(taken, config)
-    caveat = checkpoint.restore(model, taken)
-    if caveat is not None and caveat.is_certain:
-        progress.publish_warning(
-            f"training went on from step {taken.timesteps:,}, but not exactly as before: {caveat.reason}."
-        )
-    stop_rules.spent_seconds_before, stop_rules.ended_by = float(own["seconds"]), own["ended_by"]
-    if evaluations is not None and _EVALUATIONS in own:
-        evaluations.put_state(own[_EVALUATIONS], taken.attachments.get(_BEST))
-    return None if own["lineage"] is None else Lineage(*own["lineage"])
 
 
 def _read_own(taken: Checkpoint, config: TrainConfig) -> Mapping[str, Any]:

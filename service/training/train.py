@@ -28,7 +28,7 @@ from grpo_core.saving.model_state import get_weights, put_weights
 from grpo_core.spaces import is_image_space
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
-from service.training.checkpoint_callback import FINISHED, CheckpointCallback, EvaluationsOnTheWay, restore_training
+from service.training.checkpoint_callback import FINISHED, CheckpointCallback, EvaluationsOnTheWay
 from service.training.evaluation.background_evaluation import BackgroundEvaluation
 from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.evaluation.evaluator import Evaluator
@@ -103,7 +103,7 @@ def train_policy(order: TrainingOrder, progress: Progress) -> bytes:
             callbacks.append(evaluations)
         callbacks.append(checkpoints := CheckpointCallback(config, evaluations, stop_rules, progress))
         if taken is not None:
-            checkpoints.lineage = restore_training(model, taken, config, evaluations, stop_rules, progress)
+            checkpoints.restore(model, taken)
         elif order.init is not None:
             checkpoints.lineage = begin_from(model, config, order.init)
         begun = time.monotonic()

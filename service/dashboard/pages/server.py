@@ -41,12 +41,8 @@ def show_server() -> None:
         tiles = _Tiles(service)
         make_heading("Use it from anywhere")
         with make_box("links"):
-            for title, subtitle, href, icon in _LINKS:
-                with make_box("card", "a", href=href):
-                    ui.icon(icon).props("aria-hidden=true")
-                    with make_box():
-                        Text(title, tag="h3")
-                        Text(subtitle, "muted small")
+            for link in _LINKS:
+                _show_link(*link)
         with make_box("split"):
             with make_box("card stack", "section", aria_label="First steps"):
                 make_heading("First steps")
@@ -55,6 +51,14 @@ def show_server() -> None:
                 make_heading("Settings")
                 _show_settings(service.settings)
     ui.timer(_REFRESH_SECONDS, tiles.refresh)
+
+
+def _show_link(title: str, subtitle: str, href: str, icon: str) -> None:
+    with make_box("card", "a", href=href):
+        ui.icon(icon).props("aria-hidden=true")
+        with make_box():
+            Text(title, tag="h3")
+            Text(subtitle, "muted small")
 
 
 class _Tiles:

@@ -88,6 +88,13 @@ def make_note(text: str, tone: str = "", icon: str = "info") -> ui.element:
     return note
 
 
+def show_problem(box: ui.element, problem: str) -> None:
+    """Show a problem in the place of all that is in a box."""
+    box.clear()
+    with box:
+        make_note(problem, "bad", "error")
+
+
 def make_pairs(pairs: dict[str, str]) -> None:
     """Make a list of names and values."""
     with make_box("pairs", "dl"):

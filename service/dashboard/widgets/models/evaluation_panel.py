@@ -3,7 +3,7 @@
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_note, set_attributes
+from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_note, set_attributes, show_problem
 from service.dashboard.widgets.number_format import format_interval, format_number
 from service.errors import ServiceError
 from service.models.playing.player import ModelPlayer
@@ -42,16 +42,11 @@ class EvaluationPanel:
         try:
             answer = await run_in_threadpool(self._player.evaluate, self._model_name, N_EPISODES, EVALUATION_SEED, True)
         except ServiceError as error:
-            self._show_problem(error.detail)
+            show_problem(self._result, error.detail)
         else:
             self._show(answer)
         self._spinner.set_visibility(False)
         set_attributes(self._start, disabled=None)
-
-    def _show_problem(self, problem: str) -> None:
-        self._result.clear()
-        with self._result:
-            make_note(problem, "bad", "error")
 
     def _show(self, answer: EvaluateResponse) -> None:
         own, random = answer.evaluation, answer.random

@@ -17,6 +17,7 @@ from service.dashboard.widgets.html_elements import (
     make_note,
     make_track,
     set_attributes,
+    show_problem,
 )
 from service.dashboard.widgets.models.action_bars import Bar, list_bars
 from service.dashboard.widgets.models.slider_ranges import Range, join_numbers, list_ranges
@@ -146,7 +147,8 @@ class ObservationSliders:
             is_small = self._model.n_bytes < LARGE_MODEL_BYTES
             answer = infer(*arguments) if is_small else await run_in_threadpool(infer, *arguments)
         except ServiceError as error:
-            self._show_problem(error.detail)
+            self._shown = None
+            show_problem(self._answer, error.detail)
         else:
             self._show(list_bars(answer, self._model.actor.action_space, self._action_names), answer.value)
 
@@ -170,12 +172,6 @@ class ObservationSliders:
             with self._answer:
                 self._shown = _AnswerBars(bars)
         self._shown.update(bars, describe_value(value, self._value_meaning, self._value_check))
-
-    def _show_problem(self, problem: str) -> None:
-        self._shown = None
-        self._answer.clear()
-        with self._answer:
-            make_note(problem, "bad", "error")
 
 
 class _AnswerBars:
