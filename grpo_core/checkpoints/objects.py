@@ -149,6 +149,11 @@ class Writer:
             if type(value) is not np.random.Generator or kind not in _BIT_GENERATORS:
                 raise UnknownObjectError(f"a random generator of type {kind} is not described")
             return ["generator", kind, self.describe(get_generator_state(value))]
+        if isinstance(value, np.random.BitGenerator):
+            kind = type(value).__name__
+            if kind not in _BIT_GENERATORS:
+                raise UnknownObjectError(f"a random generator of type {kind} is not described")
+            return ["bits", kind, self.describe(get_generator_state(value))]
         if type(value) not in (random.Random, np.random.RandomState):
             raise UnknownObjectError(f"a random generator of type {type(value).__name__} is not described")
         return [type(value).__name__, self.describe(get_generator_state(value))]
@@ -222,6 +227,7 @@ class Reader:
             "scalar": lambda _, index: self._arrays[index][()],
             "view": self._make_view,
             "generator": self._make_generator,
+            "bits": lambda _, kind, state: self._fill(_BIT_GENERATORS[kind](0), state),
             "Random": lambda _, state: self._fill(random.Random(0), state),
             "RandomState": lambda _, state: self._fill(np.random.RandomState(0), state),
             "member": lambda _, name, member: self._find(name, enum.EnumMeta)[member],

@@ -1,11 +1,12 @@
 """Look through all that an environment and its wrappers hold, to find something in it or to compare it."""
 
+import functools
 import logging
 import random
 import sys
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from grpo_core.environments.nested import Env
 
 #: Classes of random generators, which ``walk`` leaves alone; ``generators`` says what is in them.
-GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)
 # Values looked at, nearest first, to compare: a trial looks often, and environments may hold tables.
 _MAX_COMPARED = 10_000
 #: Larger arrays are not read.
@@ -25,6 +26,10 @@ _OF_MODULE = " of the module"
 # Modules whose globals are not an environment's own.
 _LIBRARIES = frozenset({"gymnasium", "stable_baselines3", "sb3_contrib", "numpy", "builtins", "typing", "abc"})
 SCALARS = (type(None), bool, int, float, complex, str, bytes, np.generic)
+_TYPES_OF_SCALARS = frozenset(SCALARS)
+_CONTAINERS = (dict, list, tuple, deque)
+# What ``list_children`` finds elsewhere than in their attributes.
+_HOLD_MORE = (gym.Env, gym.Space, functools.partial, types.FunctionType, types.MethodType, np.ndarray, type)
 _OPAQUE = (*GENERATORS, EnvSpec, logging.Logger)
 _CODE = (type, types.ModuleType, types.BuiltinFunctionType, property, staticmethod, classmethod)
 
@@ -54,7 +59,9 @@ def list_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
     return list(named.values())[:_MAX_NAMED]
 
 
-def walk(envs: Sequence[Any], known: Sequence[Env], max_values: int, shared: bool = True) -> Iterator[tuple[str, Any]]:
+def walk(
+    envs: Sequence[Any], known: Sequence[Env], max_values: int, shared: bool = True, *, scalars: bool = True
+) -> Iterator[tuple[str, Any]]:
     """Yield all that can be reached from layers, nearest first, with the way there.
 
     An object that is reached again is yielded as a text that says where it was.
@@ -63,7 +70,9 @@ def walk(envs: Sequence[Any], known: Sequence[Env], max_values: int, shared: boo
     :param known: Layers of whose attributes only spaces and generators are looked at.
     :param max_values: After how many values it ends.
     :param shared: Whether to begin with what classes and modules hold, too.
+    :param scalars: Whether numbers and texts are yielded, and counted.
     """
+    look_into = list_children if scalars else _list_objects
     seen: dict[int, str] = {}
     names = [type(env).__name__ for env in envs]
     queue: deque[tuple[str, Any]] = deque(
@@ -82,7 +91,7 @@ def walk(envs: Sequence[Any], known: Sequence[Env], max_values: int, shared: boo
         if path.endswith(_OF_MODULE) and not isinstance(value, list | dict | deque):
             continue  # what a module holds leads to everything there is
         is_known = id(value) in known_ids
-        for step, child in list_children(value) if n_left else ():
+        for step, child in look_into(value) if n_left else ():
             if n_left == 0:
                 break
             if is_known and not isinstance(child, (*GENERATORS, gym.Space)):
@@ -113,23 +122,44 @@ def list_children(value: Any) -> Iterator[tuple[str, Any]]:
         yield from _list_closure(value)
     elif isinstance(value, types.MethodType):
         yield ".__self__", value.__self__
+    elif isinstance(value, functools.partial):
+        yield from ((".func", value.func), (".args", value.args), (".keywords", value.keywords))
     elif isinstance(value, np.ndarray):
         yield from ((f"[{i}]", child) for i, child in enumerate(value.flat if value.dtype.hasobject else ()))
     elif not isinstance(value, _OPAQUE):
-        if isinstance(value, gym.Env | gym.Space):
+        if isinstance(value, (gym.Env, gym.Space)):  # a union would be made anew each time
             _create_generator(value)
         yield from _list_attributes(value)
+
+
+def _list_objects(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object holds directly, without numbers and texts; what holds only these is passed over at once."""
+    held = value if isinstance(value, _CONTAINERS) else getattr(value, "__dict__", None)
+    if isinstance(held, _CONTAINERS) and not (isinstance(value, _HOLD_MORE) or _list_slots(type(value))):
+        if {*map(type, held.values() if isinstance(held, dict) else held)} <= _TYPES_OF_SCALARS:
+            return
+    yield from ((step, child) for step, child in list_children(value) if not isinstance(child, SCALARS))
 
 
 def _list_attributes(value: Any) -> Iterator[tuple[str, Any]]:
     attributes = getattr(value, "__dict__", None)
     if isinstance(attributes, dict):
         yield from ((f".{name}", child) for name, child in list(attributes.items()))
-    for base in type(value).__mro__:
+    for name in _list_slots(type(value)):
+        yield f".{name}", getattr(value, name, None)
+
+
+def _find_slots(kind: type) -> list[str]:
+    names = []
+    for base in kind.__mro__:
         slots = base.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
             if isinstance(getattr(base, name, None), types.MemberDescriptorType):
-                yield f".{name}", getattr(value, name, None)
+                names.append(name)
+    return names
+
+
+_list_slots: Callable[[Any], list[str]] = functools.lru_cache(maxsize=1024)(_find_slots)
 
 
 def _list_closure(function: types.FunctionType) -> Iterator[tuple[str, Any]]:

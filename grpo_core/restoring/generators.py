@@ -1,11 +1,14 @@
 """Capture, restore and reseed the random generators of an environment and its wrappers."""
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
+import gymnasium as gym
 import numpy as np
+import torch
 
 from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.contents import GENERATORS, walk
@@ -17,21 +20,29 @@ _PROCESS_WIDE: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "np.random": (np.random.get_state, np.random.set_state),
     "random": (random.getstate, random.setstate),
 }
-# Values looked at, nearest first: a trial looks often, and environments may hold tables.
+# Objects looked at, nearest first: a trial looks often, and environments may hold many.
 _MAX_SEARCHED = 2_000
 
 
 def get_generator_state(generator: Any) -> Any:
-    """Return a copy of the state of one of ``GENERATORS``."""
+    """Return a copy of the state of a generator."""
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
+    if isinstance(generator, np.random.BitGenerator):
+        return generator.state
+    if isinstance(generator, torch.Generator):
+        return generator.get_state().numpy().copy()
     return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
 
 
 def set_generator_state(generator: Any, state: Any) -> None:
-    """Put the state of one of ``GENERATORS`` back."""
+    """Put the state of a generator back."""
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
+    elif isinstance(generator, np.random.BitGenerator):
+        generator.state = state
+    elif isinstance(generator, torch.Generator):
+        generator.set_state(torch.from_numpy(state))
     elif isinstance(generator, random.Random):
         generator.setstate(state)
     else:
@@ -39,8 +50,24 @@ def set_generator_state(generator: Any, state: Any) -> None:
 
 
 def is_restorable_generator(value: Any) -> bool:
-    """Return whether a value is a generator with a state: the operating system's has none."""
+    """Return whether a value is a generator with a state of its own: the operating system's has none.
+
+    Torch's are no part of ``GENERATORS``, since ``isinstance`` takes ten times as long then.
+    """
+    if type(value) is torch.Generator:
+        return value is not torch.default_generator  # process-wide, see above
     return isinstance(value, GENERATORS) and not isinstance(value, random.SystemRandom)
+
+
+def _reseed(generator: Any, seed: int) -> None:
+    """Begin a new sequence in a generator."""
+    if isinstance(generator, np.random.Generator | np.random.BitGenerator):
+        bits: Any = getattr(generator, "bit_generator", generator)
+        bits.state = type(bits)(seed).state
+    elif isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    else:
+        generator.seed(seed)
 
 
 class Noise:
@@ -66,16 +93,34 @@ class Noise:
         states = {path: get_generator_state(generator) for path, generator in self._find().items()}
         return {**states, **{name: get() for name, (get, _) in self._process_wide.items()}}
 
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Put the states back, as far as the generators still exist."""
-        for path, generator in self._find().items():
-            if path in states:
-                try:
-                    set_generator_state(generator, states[path])
-                except (TypeError, ValueError):
-                    continue  # another kind of generator is there now
+    def restore(self, states: Mapping[str, Any]) -> set[str]:
+        """Put the states back, as far as the generators still exist.
+
+        :return: Where there are generators now to which none of the states belongs.
+        """
+        found = self._find()
+        new = set[str]()
+        for path, generator in found.items():
+            try:
+                set_generator_state(generator, states[path])
+            except (KeyError, TypeError, ValueError, RuntimeError):  # there was none, or another kind of generator
+                new.add(path)
         for name, (_, put) in self._process_wide.items():
             put(states[name])
+        return new
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Let the generators go on as if nothing that is done inside had put them back.
+
+        Where there was none, a new sequence begins, which depends on a draw from the environment's ``np_random``.
+        """
+        states = self.capture()
+        yield
+        new = self.restore(states)
+        rng = getattr(self._envs[-1], "np_random", None) if new else None
+        if isinstance(rng, np.random.Generator):
+            self.reseed(rng, new)
 
     def reseed(self, rng: np.random.Generator, only: Collection[str] | None = None) -> None:
         """Begin new sequences in all of them; each depends on one draw from ``rng`` and on where it is.
@@ -89,17 +134,18 @@ class Noise:
             if only is not None and path not in only:
                 continue
             seed = int(np.random.SeedSequence([base, crc32(path.encode())]).generate_state(1)[0])
-            if isinstance(generator, np.random.Generator):
-                generator.bit_generator.state = type(generator.bit_generator)(seed).state
-            else:
-                generator.seed(seed)
+            _reseed(generator, seed)
         if self._process_wide:
             of_numpy, of_python = map(int, np.random.SeedSequence(base).generate_state(2))
             np.random.seed(of_numpy)  # environments draw from it, though they should not
             random.seed(of_python)
 
+    def list_generators(self) -> list[Any]:
+        """List the generators that are there now, without the process-wide ones."""
+        return [*self._find().values()]
+
     def _find(self) -> dict[str, Any]:
-        found = walk(self._envs, self._known, _MAX_SEARCHED, self._shared)
+        found = walk(self._envs, self._known, _MAX_SEARCHED, self._shared, scalars=False)
         return {path: value for path, value in found if is_restorable_generator(value)}
 
 
@@ -113,24 +159,36 @@ def find_noise(env: Env, *, process_wide: bool = True, shared: bool = True) -> N
 def access_generators(nested_envs: Sequence[Env]) -> StateAccess:
     """Copy the random generators among the attributes of wrappers and environment, including ``np_random``.
 
+    Those of spaces are included, except of known layers, whose steps draw from none.
+
     :param nested_envs: The wrappers and the environment.
     """
 
     def read(env: Env) -> dict[str, Any]:
         # Gymnasium creates the generator on first access.
         _ = env.np_random
-        return env.__dict__
+        found = {name: value for name, value in env.__dict__.items() if is_restorable_generator(value)}
+        if not is_known(env):
+            for name, value in env.__dict__.items():
+                if isinstance(value, gym.Space):
+                    found |= {f"{name}.{place}": space.np_random for place, space in enumerate(_list_spaces(value))}
+        return found
 
     def capture() -> list[dict[str, Any]]:
-        return [
-            {name: get_generator_state(value) for name, value in read(env).items() if is_restorable_generator(value)}
-            for env in nested_envs
-        ]
+        return [{name: get_generator_state(value) for name, value in read(env).items()} for env in nested_envs]
 
     def restore(state: list[dict[str, Any]]) -> None:
         for env, generator_states in zip(nested_envs, state, strict=True):
-            attributes = read(env)
+            generators = read(env)
             for name, generator_state in generator_states.items():
-                set_generator_state(attributes[name], generator_state)
+                set_generator_state(generators[name], generator_state)
 
     return StateAccess(capture, restore)
+
+
+def _list_spaces(space: gym.Space[Any]) -> Iterator[gym.Space[Any]]:
+    """Yield a space and those that it is made of, each of which draws from a generator of its own."""
+    yield space
+    parts = getattr(space, "spaces", ())
+    for part in parts.values() if isinstance(parts, dict) else parts:
+        yield from _list_spaces(part)

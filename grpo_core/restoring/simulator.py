@@ -6,6 +6,7 @@ noise.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -16,7 +17,7 @@ import gymnasium as gym
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.copying.layers import Layers
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
-from grpo_core.restoring.generators import access_generators
+from grpo_core.restoring.generators import access_generators, find_noise
 from grpo_core.restoring.proving.proof import Shipment, prove
 from grpo_core.restoring.proving.report import LayerAccess, RestoringReport
 from grpo_core.restoring.state import (
@@ -45,8 +46,8 @@ class Simulator:
 
     :param env: A Gymnasium environment.
     :param common_random_numbers: Whether to capture and restore the random generators among the attributes of the
-        environment and its wrappers too, so that all branches of a state see the same noise. A generator inside a
-        deep-copied object is always restored.
+        environment and its wrappers too, so that all branches of a state see the same noise. Otherwise those inside
+        of copied objects go on as well, wherever a search finds them.
     :param keeps_originals: Whether restores write into the objects that were there at the first capture, so that they
         stay the environment's own; otherwise copies take their places.
     :raises NotBranchableError: If the environment or a wrapper cannot be copied.
@@ -88,6 +89,8 @@ class Simulator:
         self._captures = [part.capture for part in parts]
         self._restores = [part.restore for part in parts]
         self._copies_together = self._layers.are_copied
+        # What is inside of copied objects is copied with them.
+        self._noise = None if common_random_numbers else find_noise(self.env, process_wide=False, shared=False)
         # What is known is restored before what refers to it.
         self._order = sorted(range(len(parts)), key=lambda i: parts[i].is_copied)
         self._is_proven = all(part.is_proven for part in parts)
@@ -104,13 +107,27 @@ class Simulator:
         if not self._copies_together:
             return [capture() for capture in self._captures]
         with self._layers.together(is_capture=True):
-            return [*[capture() for capture in self._captures], self._layers.note()]
+            parts = [capture() for capture in self._captures]
+            return [*parts, self._layers.note(), bool(self._layers.list_generators())]
 
     def list_originals(self) -> dict[str, Any]:
         """Return the objects that restores write into, by where they are."""
         if self._copies_together:
             self.capture()
         return self.originals.by_path
+
+    def list_hidden_generators(self) -> list[Any]:
+        """Return the random generators that are copied, but that no search finds: a restore puts them back."""
+        if not self._copies_together:
+            return []
+        with self._layers.together(is_capture=True):
+            for capture in self._captures:
+                capture()
+            copied = self._layers.list_generators()
+        found = find_noise(self.env, process_wide=False, shared=False).list_generators()
+        inner = [getattr(generator, "bit_generator", None) for generator in (*found, *copied)]
+        known = {id(generator) for generator in (*found, *inner)}
+        return [generator for generator in copied if id(generator) not in known]
 
     def restore(self, state: SimulatorState, *, in_place: bool = True) -> None:
         """Put the environment and its wrappers back into a captured state, which can be restored again later.
@@ -124,8 +141,9 @@ class Simulator:
             for restore, part in zip(self._restores, state, strict=True):
                 restore(part)
             return
-        noted = state[-1] if in_place and len(state) > len(self._order) else None  # checkpoints may be older
-        with self._layers.together(is_capture=False, noted=noted):
+        noted, have_generators = [*state[len(self._order) :], None, None][:2]  # checkpoints may be older
+        going_on = self._noise.going_on() if have_generators and self._noise is not None else nullcontext()
+        with going_on, self._layers.together(is_capture=False, noted=noted if in_place else None):
             for i in self._order:
                 self._restores[i](state[i])
 

@@ -21,7 +21,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
+from grpo_core.restoring.contents import GENERATORS
 from grpo_core.restoring.copying.tables import Tables, is_frame
 from grpo_core.restoring.native.parts import Memo, NativeParts, Way, shows_foreign_memory
 
@@ -332,6 +334,8 @@ class Copier:
 
     def _copy_reduced(self, value: Any, memo: Memo) -> Any:
         """Copy as pickle would: by the function, the arguments and the state that the object names."""
+        if isinstance(value, GENERATORS) or type(value) is torch.Generator:
+            memo.setdefault("generators", []).append(value)
         try:
             reducer = copyreg.dispatch_table.get(type(value))
             reduced: Any = value.__reduce_ex__(4) if reducer is None else reducer(value)

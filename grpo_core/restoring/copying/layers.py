@@ -106,6 +106,10 @@ class Layers:
             return None
         return self.originals.note(self.envs, self._memo)
 
+    def list_generators(self) -> list[Any]:
+        """List the random generators that have been copied since ``together`` began: those inside other objects."""
+        return [] if self._memo is None else self._memo.get("generators", [])
+
     def copy(self, values: dict[str, Any], *, is_capture: bool) -> dict[str, Any]:
         """Copy attributes of a layer, from it or from a captured state.
 

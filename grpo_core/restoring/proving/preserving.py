@@ -43,6 +43,10 @@ class Restorable(Protocol):
         """Copy the state."""
         ...
 
+    def list_hidden_generators(self) -> list[Any]:
+        """Return the random generators that are copied with the state, but that no search finds."""
+        ...
+
     def restore(self, state: Any, *, in_place: bool = True) -> None:
         """Put a copy of a captured state back.
 

@@ -12,6 +12,7 @@ import numpy as np
 from grpo_core.environments.action_masks import get_action_masks, sample_action
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.contents import describe_contents, list_differences
+from grpo_core.restoring.copying.copier import describe_kind
 from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError
 from grpo_core.restoring.generators import Noise, find_noise
 from grpo_core.restoring.proving.failures import REMEDY, describe_difference, explain, is_same, naming
@@ -281,12 +282,15 @@ class _Trial:
         # Not those that environments in other threads may be drawing from.
         noise = find_noise(self._env, process_wide=False, shared=False)
         before = noise.capture()
-        noise.reseed(np.random.default_rng(0))
-        reseeded = noise.capture()
-        self._put_back(point.state)
-        now = noise.capture()
+        states = []
+        for seed in range(2):
+            noise.reseed(np.random.default_rng(seed))
+            self._put_back(point.state)
+            states.append(noise.capture())
         noise.restore(before)
-        return tuple(path for path, state in reseeded.items() if path in now and not is_same(state, now[path]))
+        found = [path for path, state in states[0].items() if path in states[1] and is_same(state, states[1][path])]
+        hidden = [f"A {describe_kind(value)} deep inside" for value in self._subject.list_hidden_generators()]
+        return (*found, *dict.fromkeys(hidden))
 
     def _is_late(self) -> bool:
         return time.perf_counter() > self._deadline

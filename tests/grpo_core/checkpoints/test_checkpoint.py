@@ -68,6 +68,24 @@ class Step:
         self.x, self.side = x, side
 
 
+class Luck:
+    """Two generators in an object."""
+
+    def __init__(self) -> None:
+        self.rng, self.bits = np.random.default_rng(5), np.random.PCG64(5)
+
+    def random(self) -> float:
+        return self.rng.random() + self.bits.random_raw() / 2**64
+
+
+class Lucky(Walk):
+    """A walk whose generators are copied with what holds them, and go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.luck: Any = Luck()
+
+
 class Wind(Walk):
     """A walk with a wind from one of the process's own generators."""
 
@@ -179,6 +197,10 @@ TRAININGS: dict[str, tuple[Callable[[], VecEnv], dict[str, Any]]] = {
     "same noise": (lambda: make_vec_env("FrozenLake-v1"), {"common_random_numbers": True}),
     "episodes": (normalized("CartPole-v1"), {"group_mode": "episode", "horizon": None}),
     "unknown": (lambda: make_vec_env(Walk, 2), {"restart_probability": 0.3, "group_mode": "branch"}),
+    "unknown, with noise in an object": (
+        lambda: make_vec_env(Lucky, 2),
+        {"restart_probability": 0.3, "group_mode": "branch", "anchor_selection": "archive"},
+    ),
     "unknown, wrapped": (lambda: VecFrameStack(make_vec_env(make_shown), 2), {"group_mode": "branch"}),
     "unknown, episodes": (lambda: make_vec_env(Walk), {"group_mode": "episode", "horizon": None}),
 }

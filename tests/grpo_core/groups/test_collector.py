@@ -716,11 +716,39 @@ class OwnLottery(Lottery):
         self.drum, self.t, self.start = copy.deepcopy(state)
 
 
+class Raffle(Lottery):
+    """Draws what it pays from there, too."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, *rest = super().step(action)
+        return observation, float(self.drum.rng.normal()), *rest
+
+
 def make_worker(makers: list[Callable[[], gym.Env[Any, Any]]]) -> SubprocVecEnv:
     return SubprocVecEnv([lambda make=make: RestorableWrapper(make()) for make in makers], "fork")  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("make_vec_env", [DummyVecEnv, make_worker], ids=["here", "in a worker"])
+IN_A_WORKER = pytest.mark.parametrize("make_vec_env", [DummyVecEnv, make_worker], ids=["here", "in a worker"])
+
+
+@IN_A_WORKER
+@pytest.mark.parametrize("is_common", [False, True])
+def test_branches_meet_the_same_noise_of_an_object_only_where_they_are_told_to(
+    make_vec_env: Callable[[Any], VecEnv], is_common: bool
+) -> None:
+    env, rewards = make_vec_env([Raffle]), list[Any]()
+    settings: dict[str, Any] = {"group_mode": "branch", "group_size": 4, "n_steps": 64, "horizon": 4, "n_epochs": 1}
+    model = GRPO("MlpPolicy", env, seed=0, common_random_numbers=is_common, **settings)
+    for _ in range(3):
+        model.learn(1, reset_num_timesteps=False)
+        rollout = model.rollout_buffer
+        assert not is_common or (rollout.rewards == rollout.rewards[..., :1])[rollout.step_mask.all(-1)].all()
+        rewards += rollout.rewards[rollout.step_mask].tolist()
+    env.close()
+    assert is_common or len(set(rewards)) == len(rewards)
+
+
+@IN_A_WORKER
 @pytest.mark.parametrize("kind", [Lottery, OwnLottery])
 @pytest.mark.parametrize("is_common", [False, True], ids=["independent", "common"])
 def test_no_episode_begins_twice_where_restoring_rewinds_the_generator(

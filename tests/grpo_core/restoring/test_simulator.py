@@ -1,8 +1,13 @@
 """Simulators are captured and restored: every supported environment and wrapper; others are refused."""
 
+import copy
+import dataclasses
+import functools
 import pickle
 import random
 import threading
+import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces, wrappers
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from stable_baselines3.common import atari_wrappers
@@ -353,6 +359,120 @@ def test_generators_among_the_attributes_are_restored_only_with_common_random_nu
             simulator.restore(state)
             paths.add(str(replay(simulator, [1, 0, 1])))
         assert len(paths) == n_paths
+
+
+@dataclasses.dataclass
+class Weather:
+    rng: Any
+
+
+class Slotted:
+    __slots__ = ("rng",)
+
+    def __init__(self, rng: Any) -> None:
+        self.rng = rng
+
+
+class Room(Spring):
+    """An environment that another one holds."""
+
+
+class Gusty(Spring):
+    """Shows what it draws."""
+
+    def __init__(self, held: Any, draw: Callable[[Any], float]) -> None:
+        super().__init__()
+        self.held, self.draw = held, draw
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return super().step(action)[0], float(self.draw(self.held)), False, False, {}
+
+
+def seeded() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+HOLDERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "attribute": (seeded, lambda held: held.normal()),
+    "object": (lambda: types.SimpleNamespace(rng=seeded()), lambda held: held.rng.normal()),
+    "objects": (lambda: Weather([Weather(seeded())]), lambda held: held.rng[0].rng.normal()),
+    "slots": (lambda: Slotted(seeded()), lambda held: held.rng.normal()),
+    "list": (lambda: [seeded()], lambda held: held[0].normal()),
+    "tuple": (lambda: (seeded(),), lambda held: held[0].normal()),
+    "dict": (lambda: {"a": seeded()}, lambda held: held["a"].normal()),
+    "deque": (lambda: deque([seeded()]), lambda held: held[0].normal()),
+    "method": (lambda: seeded().normal, lambda held: held()),
+    "method in an object": (lambda: Weather(seeded().normal), lambda held: held.rng()),
+    "partial": (lambda: functools.partial(seeded().normal, 0.0), lambda held: held(1.0)),
+    "RandomState": (lambda: [np.random.RandomState(0)], lambda held: held[0].normal()),
+    "Random": (lambda: [random.Random(0)], lambda held: held[0].random()),
+    "torch": (lambda: torch.Generator().manual_seed(0), lambda held: torch.rand((), generator=held)),
+    "torch in a list": (lambda: [torch.Generator().manual_seed(0)], lambda held: torch.rand((), generator=held[0])),
+    "bits": (lambda: np.random.PCG64(0), lambda held: held.random_raw() / 2**64),
+    "bits in a list": (lambda: [np.random.PCG64(0)], lambda held: held[0].random_raw() / 2**64),
+    "space": (lambda: spaces.Box(-1, 1, (1,), seed=0), lambda held: held.sample()[0]),
+    "space of spaces": (
+        lambda: spaces.Dict({"a": spaces.Box(-1, 1, (1,), seed=0)}, seed=0),
+        lambda held: held.sample()["a"][0],
+    ),
+    "space in a dict": (lambda: {"a": spaces.Box(-1, 1, (1,), seed=0)}, lambda held: held["a"].sample()[0]),
+    "environment": (lambda: Room(), lambda held: held.np_random.normal()),
+    "behind a table": (lambda: [[0.5] * 5_000, Weather(seeded())], lambda held: held[1].rng.normal()),
+}
+
+
+@pytest.mark.parametrize("travels", [False, True], ids=["here", "travelling"])
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_a_generator_goes_on_wherever_it_is_except_with_common_random_numbers(holder: str, travels: bool) -> None:
+    for is_common in (False, True):
+        simulator = Simulator(Gusty(HOLDERS[holder][0](), HOLDERS[holder][1]), is_common)
+        simulator.prove(n_steps=8)
+        simulator.reset(seed=0)
+        replay(simulator, [1])
+        if travels:
+            simulator.env.__dict__["draw"] = HOLDERS["attribute"][1]  # a lambda, which is no part of a state
+        state = pickle.dumps(simulator.capture()) if travels else simulator.capture()
+        simulator.env.__dict__["draw"] = HOLDERS[holder][1]
+        branches = []
+        for _ in range(4):
+            simulator.restore(pickle.loads(state) if travels else state)
+            branches.append([simulator.step(1)[1] for _ in range(8)])
+            simulator.reset()
+        draws = np.array(branches)
+        if is_common:
+            assert (draws == draws[0]).all()
+            assert len(np.unique(draws)) == 8
+        else:
+            assert len(np.unique(draws)) == draws.size
+
+
+class Flock(Spring):
+    """Its birds fly away one by one, each with a generator that a reset makes, all alike."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.birds = [Weather(seeded()) for _ in range(3)]
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        drawn = sum(bird.rng.normal() for bird in self.birds)
+        del self.birds[1:]
+        return super().step(action)[0], float(drawn), False, False, {}
+
+
+def test_a_generator_that_is_gone_by_then_begins_a_new_sequence_of_the_environments_seed() -> None:
+    def play() -> list[float]:
+        simulator = Simulator(Flock())
+        simulator.reset(seed=0)
+        state, drawn = simulator.capture(), list[float]()
+        for _ in range(8):
+            simulator.restore(state)
+            lone = copy.deepcopy(simulator.env.unwrapped.__dict__["birds"][0].rng).normal()
+            drawn.append(simulator.step(1)[1] - lone)
+        return drawn
+
+    assert len(np.unique(play())) == 8
+    assert play() == play()
+    assert check_branchable(Flock()).rewound == ()
 
 
 @pytest.mark.parametrize("env_id", CLASSIC_CONTROL + TOY_TEXT)

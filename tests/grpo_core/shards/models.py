@@ -39,6 +39,18 @@ class OwnNoise(gym.ActionWrapper[Any, Any, Any]):
         return int(self.generator.integers(2)) if self.generator.random() < 0.1 else action
 
 
+class NestedNoise(OwnNoise):
+    """Has it in an object, which is copied."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.held = [self.generator]
+        del self.generator
+
+    def action(self, action: Any) -> Any:
+        return int(self.held[0].integers(2)) if self.held[0].random() < 0.1 else action
+
+
 class DyingCartPole(CartPoleEnv):
     """Kills its process at its tenth step there, unless that is the trainer: until a file exists, if one is named."""
 

@@ -1,5 +1,6 @@
 """The proof steps what training steps: it finds what is not restored, names it, and leaves everything as it was."""
 
+import copy
 import functools
 import random
 import types
@@ -212,7 +213,7 @@ def test_what_attributes_hold_is_restored_under_any_wrapper(make: Callable[[], E
 
 
 class NestedNoise(Cart):
-    """Holds a generator in an object, which is copied with it."""
+    """Holds a generator in an object, which is copied, though the generator goes on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,11 +229,31 @@ class OwnNoise(Cart):
         self.world = types.SimpleNamespace(generator=self.generator)
 
 
+class CapturedNoise(NestedNoise):
+    """Captures its generator by methods of its own."""
+
+    def capture_state(self) -> Any:
+        return copy.deepcopy((self.world, self.x, self.t))
+
+    def restore_state(self, state: Any) -> None:
+        self.world, self.x, self.t = copy.deepcopy(state)
+
+
+class HiddenNoise(Cart):
+    """Holds a generator where none is looked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generators = {np.random.default_rng(4)}
+
+
 @pytest.mark.parametrize(
     ("make", "rewound"),
     [
-        (NestedNoise, ("NestedNoise.world.generator",)),
-        (DrawsEverywhere, ("DrawsEverywhere.world.another",)),
+        (CapturedNoise, ("CapturedNoise.world.generator",)),
+        (HiddenNoise, ("A numpy.random._generator.Generator deep inside",)),
+        (NestedNoise, ()),
+        (DrawsEverywhere, ()),
         (OwnNoise, ()),
         (OwnMethodsAndNoise, ()),
     ],
