@@ -1,5 +1,6 @@
 """Fixtures that several test modules use."""
 
+import gc
 import logging
 import os
 import signal
@@ -93,6 +94,8 @@ FULL_VALUES = (
 )
 
 torch.set_num_threads(1)
+# Every application makes objects by the ten thousand, and each search for unreachable ones would walk all of them.
+gc.set_threshold(20_000, 10, 10)
 if DEVICE == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a machine with a GPU is to run the tests as any other does
 # What a shell starts in the background ignores Ctrl-C and Ctrl-\, and under nohup a hang-up, and so would every program
@@ -115,6 +118,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if get_place(item) < len(SLOW_TESTS) or "python" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
     items.sort(key=get_place)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what lives as long as the tests, modules and tests alike, out of every search for unreachable objects."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
