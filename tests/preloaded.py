@@ -75,7 +75,7 @@ def preload(folder: Path) -> Iterator[Path]:
 
 def _call(address: str, arguments: list[str]) -> int:
     """Have the server run a program in the place of this one, and return its exit status."""
-    handed_on = (signal.SIGINT, signal.SIGTERM)
+    handed_on = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     signal.pthread_sigmask(signal.SIG_BLOCK, handed_on)  # until there is a process to hand them on to
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)

@@ -128,16 +128,22 @@ def end(process: subprocess.Popen[str], signal_number: signal.Signals) -> tuple[
     ],
 )
 def test_a_signal_ends_the_server_cleanly_and_keeps_the_policy_in_training(
-    start_server: StartServer, port: int, tmp_path: Path, signal_number: signal.Signals, executor: str
+    start_server: StartServer,
+    start_ready: StartServer,
+    port: int,
+    tmp_path: Path,
+    signal_number: signal.Signals,
+    executor: str,
 ) -> None:
-    server = start_server("--port", str(port), "--models-dir", str(tmp_path / "models"), GRPO_EXECUTOR=executor)
+    start = start_server if executor == "process" else start_ready
+    server = start("--port", str(port), "--models-dir", str(tmp_path / "models"), GRPO_EXECUTOR=executor)
     wait_until(lambda: answers(port))
     started = call(port, "/train", {"total_timesteps": 10_000_000, "model_name": "m"})
     status_path = f"/training/{started['job_id']}/status"
     wait_until(lambda: call(port, status_path)["current_timesteps"] > 100)
     assert not (tmp_path / "models" / "m.zip").exists()
     # The forkserver, the worker, and what Python starts to clean up after them.
-    workers = wait_for_family(server, 3 if executor == "process" else 0)
+    workers = wait_for_family(server, 3) if executor == "process" else []
     # As whoever ends a service does, or a key pressed in a terminal: all processes hear of it.
     for worker in workers:
         worker.send_signal(signal_number)
@@ -443,14 +449,14 @@ def test_environments_and_rewards_of_a_module_in_the_current_folder_are_trained_
     modules = ("--env-module", "my_envs", "--env-module", "json")
     server = start_ready("--port", str(port), *modules, cwd=tmp_path, GRPO_EXECUTOR=executor)
     wait_until(lambda: answers(port))
-    for env_name in ("Mine-v0", "Named-v0"):
-        request = {"env_name": env_name, "reward_function_type": "my_reward", "model_name": env_name}
-        started = call(port, "/train", {**request, "total_timesteps": 64})
-        status_path = f"/training/{started['job_id']}/status"
-        wait_until(lambda path=status_path: call(port, path)["status"] not in ("queued", "running"))  # type: ignore[misc]
-        status = call(port, status_path)
-        assert (status["status"], status["warnings"]) == ("completed", []), status["error_message"]
-        assert call(port, f"/models/{env_name}/evaluate", {"n_episodes": 2})["evaluation"]["mean_length"] <= 20
+    request = {"env_name": "Mine-v0", "reward_function_type": "my_reward", "n_eval_episodes": 2}
+    started = call(port, "/train", {**request, "model_name": "mine", "total_timesteps": 64})
+    status_path = f"/training/{started['job_id']}/status"
+    wait_until(lambda: call(port, status_path)["status"] not in ("queued", "running"))
+    status = call(port, status_path)
+    assert (status["status"], status["warnings"]) == ("completed", []), status["error_message"]
+    assert call(port, "/models/mine/evaluate", {"n_episodes": 2})["evaluation"]["mean_length"] <= 20
+    for env_name in ("Mine-v0", "Named-v0"):  # each is made, and proven to be restored
         described = call(port, f"/environments/{env_name}")
         assert (described["max_episode_steps"], described["restorable"]) == (20, True)
         assert "my_reward" in described["reward_functions"]
