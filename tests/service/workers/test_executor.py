@@ -362,9 +362,10 @@ class TestWhatReachesAWorker:
 
 class TestAProcess:
     @pytest.mark.parametrize("executor", FORKING)
-    @pytest.mark.parametrize(
-        ("fault", "message"),
-        [
+    def test_a_crash_fails_only_its_own_job(
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, store: ModelStore, executor: str
+    ) -> None:
+        crashes: list[tuple[Callable[[], object], str]] = [
             (functools.partial(os._exit, 3), "exited with status 3"),
             (functools.partial(os._exit, 0), "exited with status 0"),
             (os.abort, "signal SIGABRT"),
@@ -372,28 +373,21 @@ class TestAProcess:
             (functools.partial(signal.raise_signal, signal.SIGKILL), "memory runs out"),
             (functools.partial(os.closerange, 3, 64), "closed file descriptors"),
             (write_to_sockets, "bytes that are not a worker's message"),
-        ],
-        ids=["exit 3", "exit 0", "abort", "segfault", "kill", "close", "write"],
-    )
-    def test_a_crash_fails_only_its_own_job(
-        self,
-        open_registry: Callable[..., JobRegistry],
-        register_line: RegisterLine,
-        store: ModelStore,
-        fault: Callable[[], None],
-        message: str,
-        executor: str,
-    ) -> None:
+        ]
         registry = open_registry(executor)
-        other = submit(registry, total_timesteps=10_000_000)
+        # It takes hardly any processor time.
+        slow_line = register_line("SlowLine-v0", on_step=functools.partial(time.sleep, 0.02))
+        other = submit(registry, env_name=slow_line, total_timesteps=10_000_000)
         wait_until(lambda: other.describe().current_timesteps > 0)
-        job = run(registry, env_name=register_line(on_step=fault), model_name="m")
-        status = job.describe()
-        assert (status.status, status.model_name) == (JobStatus.FAILED, None)
-        assert message in (status.error_message or "")
-        assert not store.exists("m")
-        assert run(registry).status is JobStatus.COMPLETED
-        assert other.status is JobStatus.RUNNING
+        for i, (fault, message) in enumerate(crashes):
+            env_name = register_line(f"Crashing{i}-v0", on_step=fault)
+            job = run(registry, env_name=env_name, model_name="m", max_restarts=0)
+            status = job.describe()
+            assert (status.status, status.model_name) == (JobStatus.FAILED, None), message
+            assert message in (status.error_message or "")
+            assert not store.exists("m")
+            assert run(registry, n_eval_episodes=0).status is JobStatus.COMPLETED, message
+            assert other.status is JobStatus.RUNNING, message
 
     def test_its_environment_may_take_its_output_away(
         self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine
