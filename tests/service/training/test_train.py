@@ -284,7 +284,7 @@ def test_the_policy_suits_the_observations(
     register_env: RegisterEnv, space: spaces.Space[Any], policy: str, net_arch: list[int]
 ) -> None:
     env_name = register_env(lambda: SpaceEnv(space, spaces.Discrete(2)))
-    config = resolve(env_name=env_name, total_timesteps=8, n_steps=8, n_epochs=1)
+    config = resolve(env_name=env_name, total_timesteps=8, n_steps=8, n_epochs=1, n_eval_episodes=0)
     content, _ = train(config)
     assert config.net_arch == net_arch
     assert content.meta["network"]["policy"] == policy
