@@ -87,11 +87,10 @@ def test_every_example_is_answered_as_the_schema_says(server: Server, ended_job:
     assert "Examples" in printed
 
 
-def test_hundreds_of_odd_requests_are_answered_as_the_schema_says(
-    server: Server, ended_job: str, tmp_path: Path
-) -> None:
+def test_odd_requests_are_answered_as_the_schema_says(server: Server, ended_job: str, tmp_path: Path) -> None:
     server.call("POST", "/train", {"env_name": "SlowCartPole-v0", "total_timesteps": 10**7, "model_name": "slow"})
-    run_schemathesis(server, ended_job, tmp_path, "--phases", "coverage,fuzzing", "--max-examples", "3")
+    # A hundred. Those at every bound of the schema are several hundred more, and asked for in tests/fuzz/test_api.py.
+    run_schemathesis(server, ended_job, tmp_path, "--phases", "fuzzing", "--max-examples", "3")
 
 
 def list_operations(schema: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
