@@ -20,7 +20,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core import __version__, fast
@@ -31,7 +31,7 @@ from grpo_core.groups.archive import compute_spreads
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches, warn_of_other_starts
-from grpo_core.options.checks import check_hyperparameters, check_noise
+from grpo_core.options.checks import CheckedSchedule, check_hyperparameters, check_noise
 from grpo_core.options.choices import (
     COMPARES_IN_GROUPS,
     AdvantageScaling,
@@ -326,6 +326,9 @@ class GRPO(GroupedAlgorithm):
         if groups is not None:
             self._use_groups(groups)
 
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = CheckedSchedule("learning_rate", self.learning_rate)
+
     def _get_actor_critic_class(self) -> type[ActorCriticPolicy]:
         """Return SB3's class of a policy's name, or the user's own.
 
@@ -616,10 +619,10 @@ class GRPO(GroupedAlgorithm):
 
     def _get_clip_ranges(self) -> tuple[float, float]:
         """Return how far the ratio may now fall below 1, and how far it may rise above it."""
-        clip_range = FloatSchedule(self.clip_range)(self._current_progress_remaining)
+        clip_range = CheckedSchedule("clip_range", self.clip_range)(self._current_progress_remaining)
         if self.clip_range_high is None:
             return clip_range, clip_range
-        return clip_range, FloatSchedule(self.clip_range_high)(self._current_progress_remaining)
+        return clip_range, CheckedSchedule("clip_range_high", self.clip_range_high)(self._current_progress_remaining)
 
     def _draw_minibatches(self) -> Iterator[Indices]:
         """Yield ``n_epochs`` times all steps of the rollout, ``batch_size`` at a time, unless ``stop`` is called."""

@@ -1,6 +1,7 @@
 """Check the arguments of ``GRPO``, one by one and together."""
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
@@ -88,6 +89,34 @@ def _describe_rule(row: Row) -> str:
     if row.none_means:
         rule += f", or None for {row.none_means.replace('`', '')}"
     return f"{rule}."
+
+
+class CheckedSchedule:
+    """A hyperparameter that may follow the remaining progress, with a check of what its function returns.
+
+    :param name: Its name in the table.
+    :param value: A number that ``check_hyperparameters`` has accepted, or a function.
+    """
+
+    def __init__(self, name: str, value: float | Callable[[float], float]) -> None:
+        self._name, self._value = name, value
+
+    def __call__(self, progress_remaining: float) -> float:
+        """Return the number at a remaining progress, from 1 to 0.
+
+        :raises ValueError: If the function returns another; the message names the value, the rule and the remedy.
+        """
+        if not callable(self._value):
+            return float(self._value)
+        returned: Any = self._value(progress_remaining)
+        try:
+            number = float(returned)
+        except (TypeError, ValueError, RuntimeError):  # the last is torch's
+            number = math.nan
+        if not 0 <= number < math.inf:  # 0 is where SB3's linear schedule ends and a warm-up begins
+            name = f"{self._name}(progress_remaining={progress_remaining:g})"
+            refuse(name, returned, "the function must return a finite number of at least 0; correct it.")
+        return number
 
 
 def check_rewards(model: Any) -> None:

@@ -97,3 +97,16 @@ def test_a_last_rollout_that_goes_beyond_the_total_is_judged_by_where_it_began()
 def test_what_is_no_schedule_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}=.* is not allowed"):
         build(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), None, "much"])
+@pytest.mark.parametrize("name", ["learning_rate", "clip_range", "clip_range_high"])
+def test_what_a_schedule_returns_is_checked_when_it_is_used(name: str, value: Any) -> None:
+    changes: dict[str, Any] = {name: lambda progress: 0.1 if progress > 0.5 else value}
+    model = build(MatchEnv(episode_length=10**6), **changes)
+    with pytest.raises(ValueError, match=rf"{name}\(progress_remaining=0.5\)=.* is not allowed: .*; correct it"):
+        model.learn(32)
+
+
+def test_a_step_size_may_rest_at_0() -> None:
+    build(MatchEnv(episode_length=10**6), learning_rate=lambda _: 0.0).learn(16)
