@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.action_masks import get_action_masks, sample_action
+from grpo_core.environments.first_calls import check_step, is_usual
 from grpo_core.spaces import is_image_space
 from grpo_core.success import judge_success
 
@@ -139,13 +140,17 @@ def step_episode(
 
     :param seed: Seed of the reset.
     :param max_steps: Largest number of steps; a longer episode is cut.
+    :raises InvalidEnvironmentError: If a step returns what it must not, or too large a reward.
     """
     observation, _ = env.reset(seed=seed)
     yield
     reward, n_steps, terminated, over = 0.0, 0, False, False
     info: dict[str, Any] = {}
     while not over and n_steps < max_steps:
-        observation, step_reward, terminated, truncated, info = env.step(policy(observation, get_action_masks(env)))
+        returned: Any = env.step(policy(observation, get_action_masks(env)))
+        if not is_usual(returned):
+            check_step(type(env.unwrapped).__name__, returned)
+        observation, step_reward, terminated, truncated, info = returned
         reward, n_steps, over = reward + float(step_reward), n_steps + 1, bool(terminated or truncated)
         yield
     return Episode(reward, n_steps, judge_success(env, info, bool(terminated), reward))

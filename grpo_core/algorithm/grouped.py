@@ -232,7 +232,7 @@ class GroupedAlgorithm(SavedAlgorithm):
         """Begin a run as SB3 does, and say which method is at fault if a first reset returns what it must not."""
         try:
             begun = super()._setup_learn(*args, **kwargs)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, KeyError):
             assert self.env is not None, "learn has checked it"
             for env in getattr(read_vec_wrappers(self.env)[0], "envs", ()):
                 call_reset(env)

@@ -8,6 +8,7 @@ import copy
 import functools
 import inspect
 import math
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,15 @@ import numpy as np
 from gymnasium import spaces
 
 from grpo_core.environments.action_masks import get_action_masks, sample_action
-from grpo_core.environments.flags import InvalidEnvironmentError, describe, read_flag, read_success, shorten, to_array
+from grpo_core.environments.flags import (
+    LARGEST_REWARD,
+    InvalidEnvironmentError,
+    describe,
+    read_flag,
+    read_success,
+    shorten,
+    to_array,
+)
 from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.spaces import count_mask_bits
 
@@ -65,6 +74,28 @@ def check_methods(env: Env) -> None:
         return
 
 
+def explain_stumble(env: Env, error: Exception, call_again: Callable[[], Any]) -> None:
+    """Say what the environment inside a wrapper returned, if a later call failed in that wrapper.
+
+    Only now is it asked again: a check of every call would cost time. Not where the environment's own code raised it.
+
+    :param error: What the call raised.
+    :param call_again: Makes the call with ``call_reset`` or ``call_step``.
+    :raises InvalidEnvironmentError: If a method returns what it must not.
+    """
+    layers = list_nested_envs(env)
+    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_own = any(owner is layers[-1] for owner in owners)
+    if is_own or isinstance(error, InvalidEnvironmentError):
+        return
+    try:
+        call_again()
+    except InvalidEnvironmentError as fault:
+        raise fault from error
+    except Exception:  # foreign code may raise anything; the first error tells more
+        return
+
+
 def call_reset(env: Env, **arguments: Any) -> Any:
     """Reset an environment, and check what it and its wrappers return.
 
@@ -88,12 +119,13 @@ def call_step(env: Env, action: Any) -> Any:
 
 
 def is_usual(returned: Any) -> bool:
-    """Return whether ``step`` returned a reward and flags of the usual types, which need no further look."""
+    """Return whether ``step`` returned a reward and flags that need no further look: of the usual types and sizes."""
     if type(returned) is not tuple or len(returned) != 5:
         return False
     _, reward, terminated, truncated, info = returned
     return (
         type(reward) in _REWARD_TYPES
+        and not LARGEST_REWARD < abs(reward) < math.inf  # what is infinite is named with its place in the rollout
         and type(terminated) in _FLAG_TYPES
         and type(truncated) in _FLAG_TYPES
         and isinstance(info, dict)
@@ -275,8 +307,12 @@ def _name(env: Any) -> str:
 def _check_reward(source: str, reward: Any) -> None:
     try:
         is_number = np.ndim(reward) == 0 and not isinstance(reward, str | bytes) and math.isfinite(float(reward))
+        is_too_large = is_number and abs(float(reward)) > LARGEST_REWARD
     except (TypeError, ValueError, OverflowError):
-        is_number = False
+        is_number = is_too_large = False
+    if is_too_large:
+        rule = f"at most {LARGEST_REWARD:.2g} there, the largest number in float32; scale rewards down"
+        raise _refuse(source, "step()", f"{describe(reward)} as reward", rule)
     if not is_number:
         hint = "; float(reward[0]) takes it out of the array" if np.shape(to_array(reward)) == (1,) else ""
         raise _refuse(source, "step()", f"{describe(reward)} as reward", f"one finite number there{hint}")

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from grpo_core.environments.flags import LARGEST_REWARD
 from grpo_core.groups.rollout import Array, GroupRollout
 from grpo_core.options.rewards import Reward, RewardFunction, get_reward_name
 from grpo_core.spaces import unpack
@@ -99,6 +100,12 @@ def _compute_rewards(reward_function: RewardFunction, arguments: Sequence[Any], 
         raise ValueError(f"reward function '{name}' returned {shown} ({error}); {rule}") from error
     if rewards.size != n_steps:
         raise ValueError(f"reward function '{name}' returned shape {rewards.shape} for {n_steps} steps; {rule}")
+    too_large = rewards[(np.abs(rewards) > LARGEST_REWARD) & np.isfinite(rewards)]
+    if len(too_large):
+        raise ValueError(
+            f"reward function '{name}' returned {too_large[0]:g}; it must return at most {LARGEST_REWARD:.2g}, the "
+            "largest number in float32: scale rewards down."
+        )
     return rewards.reshape(n_steps)
 
 

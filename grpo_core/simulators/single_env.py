@@ -16,6 +16,7 @@ from grpo_core.environments.first_calls import (
     check_observation,
     check_reset,
     check_step,
+    explain_stumble,
     is_usual,
 )
 from grpo_core.environments.flags import InvalidEnvironmentError, read_success
@@ -114,8 +115,12 @@ class SingleEnv:
         """Start a new episode; return the first observation, and the first state unless states are never captured."""
         if self._rewound and seed is not None:  # a reset may pass its seed on to none of those
             self._noise.reseed(np.random.default_rng(seed), self._rewound)
-        returned = (self._reset_env or self._env.reset)(seed=seed)
-        if len(returned) != 2:
+        try:
+            returned = (self._reset_env or self._env.reset)(seed=seed)
+        except Exception as error:
+            explain_stumble(self._env, error, lambda: call_reset(self._env, seed=seed))
+            raise
+        if type(returned) is not tuple or len(returned) != 2:
             check_reset(self._name, returned)
         self.find_masks()
         self._visit, self._is_under_way, self._is_over = None, True, False
@@ -137,7 +142,11 @@ class SingleEnv:
         if start is not None:
             self._need_simulator().restore(start)
             self.after_restore()
-        returned = (self._step_env or self._env.step)(order.action)
+        try:
+            returned = (self._step_env or self._env.step)(order.action)
+        except Exception as error:
+            explain_stumble(self._env, error, lambda: call_step(self._env, order.action))
+            raise
         if not is_usual(returned):
             check_step(self._name, returned)
         observation, reward, terminated, truncated, info = returned
@@ -172,7 +181,7 @@ class SingleEnv:
     def _observe_checked(self, method: str, observation: Any) -> Observed:
         try:
             return self._observe(observation, self._get_masks and self._get_masks())
-        except (TypeError, ValueError):
+        except Exception:  # whatever the form of the observation may cause
             check_observation(self._name, method, observation, self._env.observation_space)
             raise
 
@@ -210,7 +219,8 @@ def make_observer(space: spaces.Space[Any]) -> Callable[[Any, Any], Observed]:
     """Make a function that copies observations, in the dtypes of VecEnvs: environments may reuse their arrays.
 
     :param space: The observation space.
-    :return: A function of an observation and the result of ``action_masks()``, None if there is no such method.
+    :return: A function of an observation and the result of ``action_masks()``, None if there is no such method. It
+        raises where an observation has another form.
     """
     copy_observation = _make_copier(space)
 
@@ -227,8 +237,15 @@ def _make_copier(space: spaces.Space[Any]) -> Callable[[Any], Any]:
         return lambda observation: {key: copy_part(observation[key]) for key, copy_part in copiers.items()}
     if isinstance(space, spaces.Discrete):
         return int
-    dtype = space.dtype
-    return lambda observation: np.array(observation, dtype)
+    dtype, shape = space.dtype, space.shape
+
+    def copy_array(observation: Any) -> npt.NDArray[Any]:
+        array = np.array(observation, dtype)
+        if array.shape != shape:  # it might be broadcast where it is stored
+            raise ValueError(f"an observation has shape {array.shape} instead of {shape}")
+        return array
+
+    return copy_array
 
 
 def _copy_info(info: Mapping[str, Any]) -> dict[str, Any]:

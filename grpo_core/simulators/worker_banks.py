@@ -6,7 +6,7 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from grpo_core.environments.first_calls import check_masks, check_observation, check_reset, check_step
+from grpo_core.environments.first_calls import check_masks, check_observation, check_reset, check_step, is_usual
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.proving.report import RestoringReport
@@ -79,7 +79,7 @@ class PlainWorkerBank(SimulatorBank):
         replies = self._call({i: ("reset", (), {"seed": seed}) for i, seed in seeds.items()})
         for i in self._unchecked["reset()"].intersection(replies):
             self._check_first(i, "reset()", replies[i])
-        return {i: (self._observe(reply[0][0], reply), None) for i, reply in replies.items()}
+        return {i: (self._observe(i, "reset()", reply), None) for i, reply in replies.items()}
 
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]:
         # The environment's own step, since the worker's would reset an environment that is done.
@@ -88,8 +88,10 @@ class PlainWorkerBank(SimulatorBank):
         for i in self._unchecked["step()"].intersection(replies):
             self._check_first(i, "step()", replies[i])
         for i, reply in replies.items():
-            observation, reward, terminated, truncated, info = reply[0]
-            observed = self._observe(observation, reply)
+            if not is_usual(reply[0]):
+                check_step(f"environment {i}", reply[0])
+            _, reward, terminated, truncated, info = reply[0]
+            observed = self._observe(i, "step()", reply)
             outcomes[i] = Outcome(observed, float(reward), bool(terminated), bool(truncated), info, None)
         return outcomes
 
@@ -114,8 +116,13 @@ class PlainWorkerBank(SimulatorBank):
             check_masks(self._base.action_space, reply[1], len(returned) == 5 and bool(returned[2] or returned[3]))
         self._unchecked[method].remove(i)
 
-    def _observe(self, observation: Any, replies: Sequence[Any]) -> Observed:
-        return self._observe_env(observation, replies[1] if self._has_masks else None)
+    def _observe(self, i: int, method: str, reply: Sequence[Any]) -> Observed:
+        observation = reply[0][0]
+        try:
+            return self._observe_env(observation, reply[1] if self._has_masks else None)
+        except Exception:  # whatever the form of the observation may cause
+            check_observation(f"environment {i}", method, observation, self._base.observation_space)
+            raise
 
 
 def _prove_in_workers(base: SubprocVecEnv, common_random_numbers: bool) -> list[RestoringReport]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from grpo_core.environments.flags import InvalidEnvironmentError
 from grpo_core.evaluation import (
     Episode,
     check_spaces,
@@ -38,6 +39,16 @@ def test_an_episode_is_played_to_its_end_and_on_step_sees_every_state() -> None:
     seen: list[None] = []
     assert play_episode(LineEnv(), go_right, seed=0, on_step=lambda: seen.append(None)) == Episode(5.0, 5, None)
     assert len(seen) == 6
+
+
+def test_a_reward_beyond_float32_is_named() -> None:
+    class Vast(LineEnv):
+        def step(self, action: Any) -> Any:
+            observation, _, terminated, truncated, info = super().step(action)
+            return observation, 1e200, terminated, truncated, info
+
+    with pytest.raises(InvalidEnvironmentError, match=r"Vast.step\(\) returned 1e\+200 as reward; .* at most 3.4e\+38"):
+        play_episode(Vast(), go_right, seed=0)
 
 
 def test_an_episode_is_cut_after_max_steps() -> None:

@@ -340,6 +340,8 @@ class WorseLater(HandedOver):
         ((SEEN, 0.0, True, 2, INFO), "2 as truncated"),
         ((SEEN, 0.0, True, INFO), "4 values"),
         (([[0.0], [0.0, 1.0]], 0.0, True, False, INFO), "[[0.0], [0.0, 1.0]]"),
+        ((SEEN[:1], 0.0, True, False, INFO), "of shape (1,) instead of (2,)"),
+        ((SEEN, 1e300, True, False, INFO), "1e+300 as reward; it has to return at most 3.4e+38"),
     ],
     ids=str,
 )
@@ -351,6 +353,61 @@ def test_what_a_later_step_must_not_return_is_named(later: Any, came: str) -> No
     with pytest.raises(InvalidEnvironmentError, match=r"WorseLater.step\(\) returned") as refusal:
         env.step(Order(0))
     assert came in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("later", "came"),
+    [
+        ((SEEN, None, False, False, INFO), "None as reward"),
+        ((SEEN, np.zeros(1), False, False, INFO), "as reward"),
+        ((SEEN, 1j, False, False, INFO), "1j as reward"),
+        ((SEEN, 0.0, False, INFO), "4 values"),
+    ],
+    ids=str,
+)
+def test_what_a_wrapper_stumbles_over_later_is_named(later: Any, came: str) -> None:
+    env = SingleEnv(Monitor(WorseLater(later=later)), None)
+    env.reset(0)
+    for _ in range(3):
+        if env.step(Order(0)).terminated:
+            env.reset(0)
+    with pytest.raises(InvalidEnvironmentError, match=r"WorseLater.step\(\) returned") as refusal:
+        env.step(Order(0))
+    assert came in str(refusal.value)
+
+
+def test_an_environment_whose_own_code_fails_later_is_not_asked_again() -> None:
+    class Failing(WorseLater):
+        def step(self, action: Any) -> Any:
+            if self.n_steps >= 3:
+                self.n_steps += 1
+                raise ValueError("out of fuel")
+            return super().step(action)
+
+    inner = Failing()
+    env = SingleEnv(Monitor(inner), None)
+    env.reset(0)
+    for _ in range(3):
+        if env.step(Order(0)).terminated:
+            env.reset(0)
+    with pytest.raises(ValueError, match="out of fuel"):
+        env.step(Order(0))
+    assert inner.n_steps == 4
+
+
+def test_a_part_of_another_shape_is_named_with_its_key() -> None:
+    first = ({"place": SEEN, "door": 0}, INFO)
+    env = HandedOver(first, ({"place": SEEN, "door": 0}, 0.0, False, False, INFO), ROOM)
+    single_env = SingleEnv(env, None)
+    single_env.reset(0)
+    single_env.step(Order(0))
+    for seen, came in (
+        ({"place": SEEN[:1], "door": 0}, r"shape \(1,\) .* 'place'"),
+        ({"door": 0}, r"without \['place'\]"),
+    ):
+        env.later = (seen, 0.0, False, False, INFO)
+        with pytest.raises(InvalidEnvironmentError, match=rf"HandedOver.step\(\) returned .*{came}"):
+            single_env.step(Order(0))
 
 
 @pytest.mark.parametrize("wrapper", [RestorableWrapper, gym.Wrapper])
@@ -379,6 +436,12 @@ def make_broken(method: str, wrapper: type[gym.Wrapper[Any, Any, Any, Any]]) -> 
 def test_sb3s_own_first_reset_names_the_method_too(first: Any, group_mode: Any) -> None:
     model = GRPO("MlpPolicy", HandedOver(first), n_steps=64, horizon=16, group_mode=group_mode)
     with pytest.raises(InvalidEnvironmentError, match=r"HandedOver\.reset\(\) returned .*; it has to return"):
+        model.learn(64)
+
+
+def test_a_dict_of_the_first_reset_that_lacks_a_key_is_named() -> None:
+    model = GRPO("MultiInputPolicy", HandedOver(({"door": 0}, INFO), space=ROOM), n_steps=64, group_mode="episode")
+    with pytest.raises(InvalidEnvironmentError, match=r"HandedOver.reset\(\) returned .* without \['place'\]"):
         model.learn(64)
 
 

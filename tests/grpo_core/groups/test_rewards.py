@@ -217,6 +217,14 @@ def test_what_is_no_numbers_is_refused_with_the_name(returned: Any, shown: str) 
     assert shown in str(refusal.value)
 
 
+def test_a_reward_beyond_float32_is_named() -> None:
+    def vast(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> Any:
+        return torch.full((8, 1), -1e300, dtype=torch.float64)
+
+    with pytest.raises(ValueError, match=r"^reward function 'vast' returned -1e\+300; it must return at most 3.4e\+38"):
+        apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, vast)
+
+
 def test_rewards_may_run_backwards_through_an_array() -> None:
     def flip(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> Any:
         return np.flip(np.arange(8.0))
