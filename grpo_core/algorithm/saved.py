@@ -256,4 +256,4 @@ class SavedAlgorithm(ActingAlgorithm):
 
 
 def _explain_missing(env: Any) -> AbstractContextManager[None]:
-    return explain_missing_packages(env, f"env '{env}' cannot be made: ")
+    return explain_missing_packages(env, f"env '{env}' cannot be made: " if isinstance(env, str) else "")

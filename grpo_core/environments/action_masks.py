@@ -6,10 +6,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from grpo_core.environments.nested import find_attribute
+
 
 def get_action_masks(env: gym.Env[Any, Any]) -> Any:
     """Return the environment's ``action_masks()`` for its current state; None if it has no such method."""
-    return env.get_wrapper_attr("action_masks")() if env.has_wrapper_attr("action_masks") else None
+    get_masks = find_attribute(env, "action_masks")
+    return None if get_masks is None else get_masks()
 
 
 def sample_action(action_space: spaces.Space[Any], masks: Any) -> Any:

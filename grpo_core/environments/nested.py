@@ -1,4 +1,4 @@
-"""List what an environment is made of."""
+"""List what an environment is made of, and what it has."""
 
 from typing import Any
 
@@ -13,3 +13,30 @@ def list_nested_envs(env: Env) -> list[Env]:
     while isinstance(nested_envs[-1], gym.Wrapper):
         nested_envs.append(nested_envs[-1].env)
     return nested_envs
+
+
+def name_env(env: Env) -> str:
+    """Write an environment for people as it writes itself, or by its class if that fails."""
+    try:
+        return str(env)
+    except Exception:  # foreign code may raise anything
+        return f"<{type(env).__name__} of {type(env.unwrapped).__name__}>"
+
+
+def find_attribute(env: Env, name: str) -> Any:
+    """Return an attribute of the outermost layer that has it; None if none has."""
+    return next((found for layer in list_nested_envs(env) if (found := get_own(layer, name)) is not None), None)
+
+
+def get_own(layer: Env, name: str) -> Any:
+    """Return an attribute of one layer; None without one, or if its ``__getattr__`` just answers to any name."""
+    found = _get(layer, name)
+    is_there = found is None or hasattr(type(layer), name) or name in getattr(layer, "__dict__", ())
+    return found if is_there or _get(layer, f"no_{name}") is None else None
+
+
+def _get(layer: Env, name: str) -> Any:
+    try:
+        return getattr(layer, name, None)
+    except Exception:  # a property or a ``__getattr__`` of a foreign class may raise anything
+        return None

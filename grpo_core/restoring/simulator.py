@@ -14,7 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from grpo_core.environments.nested import list_nested_envs
+from grpo_core.environments.nested import list_nested_envs, name_env
 from grpo_core.restoring.copying.layers import Layers
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.generators import access_generators, find_noise
@@ -78,7 +78,7 @@ class Simulator:
             raise
         except Exception as error:  # foreign code: its attributes may be anything
             raise NotBranchableError(
-                f"{env} cannot be captured, which branching groups need ({type(error).__name__}: {error}). "
+                f"{name_env(env)} cannot be captured, which branching groups need ({type(error).__name__}: {error}). "
                 'group_mode="episode" only resets and steps.'
             ) from error
         # The innermost part is restored first: what a wrapper refers to must be in place before the wrapper.
@@ -191,8 +191,8 @@ class Simulator:
             raise
         except Exception as error:  # foreign code: objects may refuse even to be looked at
             raise NotBranchableError(
-                f"{self.env} cannot be tried out, which branching groups need ({type(error).__name__}: {error}). "
-                'group_mode="episode" only resets and steps.'
+                f"{name_env(self.env)} cannot be tried out, which branching groups need ({type(error).__name__}: "
+                f'{error}). group_mode="episode" only resets and steps.'
             ) from error
         if report.takes_turns and not report.pays:
             self.is_cheap = False

@@ -34,7 +34,7 @@ from stable_baselines3.common.atari_wrappers import (
 )
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
-from grpo_core.environments.nested import Env, list_nested_envs
+from grpo_core.environments.nested import Env, get_own, list_nested_envs
 from grpo_core.restoring.contents import GENERATORS
 from grpo_core.restoring.copying.copier import CONSTANTS_OF_ENVS, CopyError, is_tool
 from grpo_core.restoring.copying.growth import Growth
@@ -120,7 +120,7 @@ def is_known(env: Env) -> bool:
 
 def access_own_methods(env: Env) -> StateAccess | None:
     """Return an object's own ``capture_state`` and ``restore_state``, which include all it wraps; None without them."""
-    capture, restore = getattr(env, "capture_state", None), getattr(env, "restore_state", None)
+    capture, restore = get_own(env, "capture_state"), get_own(env, "restore_state")
     if not (callable(capture) and callable(restore)):
         return None
     return StateAccess(capture, restore, is_proven=False, means=OWN_METHODS)

@@ -20,6 +20,7 @@ from grpo_core.environments.first_calls import (
     is_usual,
 )
 from grpo_core.environments.flags import InvalidEnvironmentError, read_success
+from grpo_core.environments.nested import find_attribute, name_env
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.generators import find_noise
 from grpo_core.restoring.simulator import Simulator, SimulatorState
@@ -103,12 +104,11 @@ class SingleEnv:
 
         :raises InvalidEnvironmentError: If it is no method.
         """
-        has_masks = self._env.has_wrapper_attr("action_masks")
-        self._get_masks = self._env.get_wrapper_attr("action_masks") if has_masks else None
+        self._get_masks = find_attribute(self._env, "action_masks")
         if self._get_masks is not None and not callable(self._get_masks):
             raise InvalidEnvironmentError(
-                f"action_masks of {self._env} is a {type(self._get_masks).__name__}; make it a method without "
-                "arguments that returns the flags."
+                f"action_masks of {name_env(self._env)} is a {type(self._get_masks).__name__}; make it a method "
+                "without arguments that returns the flags."
             )
 
     def reset(self, seed: int | None) -> tuple[Observed, SimulatorState | None]:

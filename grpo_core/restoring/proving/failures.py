@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_core.environments.nested import Env
+from grpo_core.environments.nested import Env, name_env
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.proving.preserving import Restorable
 from grpo_core.restoring.state import OWN_METHODS
@@ -29,7 +29,7 @@ def naming(env: Env, problem: str, kind: type[NotBranchableError] = NotBranchabl
     except Exception as error:  # foreign code
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise kind(
-            f"{env} cannot be proven to be restored, which branching groups need: {problem} ({reason}). "
+            f"{name_env(env)} cannot be proven to be restored, which branching groups need: {problem} ({reason}). "
             'group_mode="episode" only resets and steps.'
         ) from error
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grpo_core.environments.action_masks import get_action_masks, sample_action
-from grpo_core.environments.nested import list_nested_envs
+from grpo_core.environments.nested import list_nested_envs, name_env
 from grpo_core.restoring.contents import describe_contents, list_differences
 from grpo_core.restoring.copying.copier import describe_kind
 from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError
@@ -156,7 +156,7 @@ class _Trial:
                 break
         us = {name: 1e6 * median(seconds) if seconds else 0.0 for name, seconds in self._seconds.items()}
         return RestoringReport(
-            env=str(self._env),
+            env=name_env(self._env),
             layers=tuple(self._subject.accesses),
             points=tuple(self._places),
             n_branches=self._n_branches,
@@ -270,8 +270,8 @@ class _Trial:
             self._step(action, "in a replay")
         if not self._is_begun_again(episode.second, "in a replay"):
             raise NotBranchableError(
-                f"{self._env} is not restored exactly: reset() begins another episode after a restore than without. "
-                "A function, a weak reference or a view of an array may still hold what the restore has replaced by a "
+                f"{name_env(self._env)} is not restored exactly: reset() begins another episode after a restore than "
+                "without. A function, a weak reference or a view of an array may still hold what the restore has replaced by a "
                 f"copy. {REMEDY}"
             )
         self._put_back(episode.state)
@@ -365,8 +365,8 @@ class _Trial:
         self._go_to(point)
         differing = list_differences(point.contents, describe_contents(self._layers, self._uncompared))
         raise NotBranchableError(
-            f"{self._env} is not restored exactly: step {t} of a replay {describe_difference(branch.steps[t], step)}. "
-            f"{explain(self._subject, differing)}"
+            f"{name_env(self._env)} is not restored exactly: step {t} of a replay "
+            f"{describe_difference(branch.steps[t], step)}. {explain(self._subject, differing)}"
         )
 
     def _go_to(self, point: _Point) -> None:
