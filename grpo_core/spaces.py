@@ -222,6 +222,39 @@ def pack(space: spaces.Space[Any], observation: Any) -> Array:
     return packed
 
 
+def to_inputs(space: spaces.Space[Any], observations: Any, name: str = "observations") -> Any:
+    """Check observations of unknown origin, and put the channels of images first, as SB3's ``predict`` does.
+
+    :param observations: Arrays or lists ``(batch_size, *observation_shape)``, packed ones, or a dict of such.
+    :param name: What they are called in the message.
+    :return: An array, or a dict of arrays.
+    :raises ValueError: If they have another shape, or are no finite numbers.
+    :raises TypeError: If a dict comes where an array has to, or the other way round.
+    """
+    if isinstance(observations, np.ndarray):
+        observations = unpack(observations)
+    if isinstance(space, spaces.Dict):
+        if not isinstance(observations, dict) or not space.spaces.keys() <= observations.keys():
+            came = f"have the keys {[*observations]}" if isinstance(observations, dict) else "are no dict"
+            raise TypeError(f"{name} {came}; pass a dict of arrays with the keys {[*space.spaces]}.")
+        return {key: to_inputs(part, observations[key], f"{name}[{key!r}]") for key, part in space.spaces.items()}
+    if isinstance(observations, dict):
+        raise TypeError(f"{name} are a dict with keys {[*observations]}; pass one array for {space}.")
+    array, shape = np.asarray(observations), space.shape or ()
+    if array.ndim == 4 and array.shape[1:] != shape and is_image_space(space):
+        array = array.transpose(0, 3, 1, 2)
+    if array.shape[1:] != shape or array.ndim == 0:
+        hint = "; observation[None] makes a batch of one" if array.shape == shape else ""
+        rule = ", ".join(["batch_size", *map(str, shape)])
+        raise ValueError(f"{name} have shape {array.shape}; pass ({rule}){hint}.")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} are of type {array.dtype}; pass numbers.")
+    if not (is_finite := np.isfinite(array)).all():
+        at = np.argwhere(~is_finite)[0].tolist()
+        raise ValueError(f"{name}{at} is {array[*at]}; pass finite numbers.")
+    return array
+
+
 def unpack(observations: Observations) -> Observations:
     """Return views of stored observations: an array ``(..., *observation_shape)``, or a dict of such arrays."""
     if isinstance(observations, dict) or observations.dtype.names is None:

@@ -25,7 +25,7 @@ from grpo_core.actor.distributions import (
 )
 from grpo_core.actor.extractors import ExtractorPlan, FeaturesExtractor, FloatArray, Layer, make_extractor
 from grpo_core.actor.normalization import ObservationStatistics
-from grpo_core.spaces import Observations, unpack
+from grpo_core.spaces import Observations, to_inputs, unpack
 
 # The slope of torch.nn.LeakyReLU below 0, where none is given.
 LEAKY_SLOPE = np.float32(0.01)
@@ -115,6 +115,7 @@ class Actor:
     :param value_layers: The same, features to one value.
     :param distribution: From logits or means to actions.
     :param normalization: Applied to observations first; None if they come as the networks saw them in training.
+    :param checks_observations: Whether ``grpo_core.spaces.to_inputs`` checks them before: they may be anybody's.
     """
 
     observation_space: spaces.Space[Any]
@@ -126,6 +127,7 @@ class Actor:
     value_layers: tuple[Layer, ...]
     distribution: ActionDistribution
     normalization: ObservationStatistics | None = None
+    checks_observations: bool = False
 
     @classmethod
     def from_weights(
@@ -266,6 +268,8 @@ class Actor:
 
     def to_inputs(self, observations: Observations) -> Observations:
         """Normalise observations, ``(batch_size, *observation_shape)``, as the networks take them."""
+        if self.checks_observations:
+            observations = to_inputs(self.observation_space, observations)
         if self.normalization is not None:
             return self.normalization.apply(observations)
         return unpack(observations)

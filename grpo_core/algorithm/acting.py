@@ -1,6 +1,7 @@
 """Act with a policy: choose actions, and copy it into an actor that is faster and does not change any more."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,12 +86,13 @@ class ActingAlgorithm(OnPolicyAlgorithm):
     def make_actor(self) -> PolicyActor:
         """Copy the policy, its value network and the statistics of ``VecNormalize`` as they are now into an ``Actor``.
 
-        It takes observations as the environment gives them, before any normalisation. A policy with layers of your own
-        is run by torch, slower and in one thread at a time.
+        It takes batches of observations as the environment gives them, before any normalisation, images with their
+        channels first or last, and refuses those of other shapes and NaN. A policy with layers of your own is run by
+        torch, slower and in one thread at a time.
         """
         if self._is_known_to_numpy():
-            return self.make_numpy_actor()
-        return TorchActor(copy_policy(self.policy), self._freeze_observation_statistics())
+            return replace(self.make_numpy_actor(), checks_observations=True)
+        return TorchActor(copy_policy(self.policy), self._freeze_observation_statistics(), checks_observations=True)
 
     def _make_rollout_actor(self) -> PolicyActor:
         """Make an actor for while the policy stays as it is; ``make_actor`` copies it."""

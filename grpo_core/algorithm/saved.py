@@ -169,7 +169,8 @@ class SavedAlgorithm(ActingAlgorithm):
     def export(self, path: str | Path, with_masks: bool = False) -> None:
         """Write the policy for programs without this library; it chooses the most likely action within its bounds.
 
-        The statistics of a ``VecNormalize`` are part of it, so it takes observations as the environment gives them.
+        The statistics of a ``VecNormalize`` are part of it, so it takes observations as the environment gives them,
+        but images with their channels first.
 
         :param path: Ends in ``.onnx``, or in ``.pt`` for TorchScript. A missing folder is made.
         :param with_masks: Whether it takes ``action_masks`` beside every observation, as ``predict`` does.

@@ -19,7 +19,7 @@ from grpo_core.actor.distributions import Probabilities, check_action_masks
 from grpo_core.actor.extractors import FloatArray
 from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.groups.rollout import to_tensors
-from grpo_core.spaces import Observations, unpack
+from grpo_core.spaces import Observations, to_inputs, unpack
 from grpo_core.update.policies import get_distribution
 from grpo_core.update.seeding import borrow_torch_generator
 
@@ -32,9 +32,16 @@ class TorchActor:
 
     :param policy: The policy; it acts as it is at each call, so pass a copy to freeze it.
     :param normalization: Applied to observations first; None if they come as the networks saw them in training.
+    :param checks_observations: As ``Actor`` takes it.
     """
 
-    def __init__(self, policy: ActorCriticPolicy, normalization: ObservationStatistics | None = None) -> None:
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        normalization: ObservationStatistics | None = None,
+        checks_observations: bool = False,
+    ) -> None:
+        self.checks_observations = checks_observations
         policy.set_training_mode(False)
         self.policy = policy
         self.normalization = normalization
@@ -125,6 +132,8 @@ class TorchActor:
         return sum(p.numel() for p in self.policy.parameters())
 
     def _to_inputs(self, observations: Observations) -> Any:
+        if self.checks_observations:
+            observations = to_inputs(self.observation_space, observations)
         shown = unpack(observations) if self.normalization is None else self.normalization.apply(observations)
         if isinstance(shown, dict):
             shown = {key: np.require(array, requirements="W") for key, array in shown.items()}

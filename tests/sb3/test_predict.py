@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -217,3 +218,41 @@ def test_states_pass_through() -> None:
     assert model.predict(observations, state=state)[1] is state
     masks = np.ones((3, 3), np.bool_)
     assert model.predict(observations, state=state, action_masks=masks)[1] is state
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.GELU], ids=["numpy", "torch"])
+@pytest.mark.parametrize("name", OBSERVATION_SPACES)
+def test_an_actor_takes_what_predict_takes(name: str, activation: type[torch.nn.Module]) -> None:
+    policy_kwargs = {"net_arch": [8], "activation_fn": activation}
+    model = build(MatchEnv(OBSERVATION_SPACES[name]), small_models.POLICY_OF[name], policy_kwargs=policy_kwargs)
+    shown, _ = MatchEnv(OBSERVATION_SPACES[name]).reset(seed=0)
+    batch = {key: [part] for key, part in shown.items()} if isinstance(shown, dict) else [shown]
+    expected, _ = model.predict(shown, deterministic=True)
+    assert model.make_actor().best_actions(batch) == [expected]  # type: ignore[arg-type]  # a list, here
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.GELU], ids=["numpy", "torch"])
+@pytest.mark.parametrize(
+    ("observations", "said"),
+    [
+        (np.zeros((1, 3)), r"observations have shape \(1, 3\); pass \(batch_size, 2\)\."),
+        (np.zeros(2), r"have shape \(2,\); .* observation\[None\] makes a batch of one"),
+        (np.array([[0.0, 1.0], [0.0, np.nan]]), r"observations\[1, 1\] is nan; pass finite numbers"),
+        ([["a", "b"]], "of type <U1; pass numbers"),
+    ],
+    ids=["shape", "one", "nan", "text"],
+)
+def test_an_actor_refuses_what_is_no_observation(
+    observations: Any, said: str, activation: type[torch.nn.Module]
+) -> None:
+    env = MatchEnv(spaces.Box(-1.0, 1.0, (2,)))
+    actor = build(env, policy_kwargs={"net_arch": [8], "activation_fn": activation}).make_actor()
+    for ask in (actor.best_actions, actor.values, lambda seen: actor.sample_actions(seen, np.random.default_rng(0))):
+        with pytest.raises(ValueError, match=said):
+            ask(observations)
+
+
+def test_an_actor_names_the_keys_that_it_needs() -> None:
+    actor = build_over("dict", "discrete").make_actor()
+    with pytest.raises(TypeError, match=r"observations are no dict; pass a dict of arrays with the keys \["):
+        actor.best_actions(np.zeros((1, 2)))

@@ -271,8 +271,8 @@ class _Trial:
         if not self._is_begun_again(episode.second, "in a replay"):
             raise NotBranchableError(
                 f"{name_env(self._env)} is not restored exactly: reset() begins another episode after a restore than "
-                "without. A function, a weak reference or a view of an array may still hold what the restore has replaced by a "
-                f"copy. {REMEDY}"
+                "without. A function, a weak reference or a view of an array may still hold what the restore has "
+                f"replaced by a copy. {REMEDY}"
             )
         self._put_back(episode.state)
         self.noise.restore(noise_before)
