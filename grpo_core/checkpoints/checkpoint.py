@@ -124,6 +124,7 @@ def take(
         "predict_rng_state": model._predict_rng.bit_generator.state,
         "group_correlation": model._group_correlation.to_json(),
         "reference": [model._ref_timesteps, list(reference)],
+        "n_envs": model.n_envs,
         "n_shards": model._collector.n_shards,
         "has_plain_states": model._collector.has_plain_states,
         "mode": model._mode,
@@ -213,6 +214,11 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
     :raises CheckpointError: If it is of another training.
     """
     facts = checkpoint.facts
+    if (n_envs := facts.get("n_envs", model.n_envs)) != model.n_envs:  # checkpoints of earlier versions do not say
+        raise CheckpointError(
+            f"the checkpoint is of a training in n_envs={n_envs} environments, but here are {model.n_envs}; make as "
+            "many: make_vec_env(env_id, n_envs)."
+        )
     _restore_choices(model, facts)
     if (n_shards := facts.get("n_shards", 1)) != model._collector.n_shards:
         raise CheckpointError(

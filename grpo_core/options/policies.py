@@ -49,6 +49,7 @@ TORCH_ACTIVATIONS: Mapping[str, type[torch.nn.Module]] = MappingProxyType(
         "Hardsigmoid": torch.nn.Hardsigmoid,
         "Hardswish": torch.nn.Hardswish,
         "Hardtanh": torch.nn.Hardtanh,
+        "Identity": torch.nn.Identity,
         "LogSigmoid": torch.nn.LogSigmoid,
         "Mish": torch.nn.Mish,
         "PReLU": torch.nn.PReLU,

@@ -188,8 +188,9 @@ def normalization_shapes(meta: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             continue
         if type(settings[name]) not in (int, float) or not 0 <= float(settings[name]) < math.inf:
             raise ModelFileError(f"the normalisation's {name} is no finite number of at least 0.")
-    if not all(isinstance(settings[name], bool) for name in ("norm_obs", "norm_reward")):
-        raise ModelFileError("the normalisation's norm_obs and norm_reward are not both true or false.")
+    flags = settings["norm_obs"], settings["norm_reward"], settings.get("training", True)
+    if not all(isinstance(flag, bool) for flag in flags):
+        raise ModelFileError("the normalisation's norm_obs, norm_reward and training are not all true or false.")
     moments: dict[str, tuple[int, ...]] = {"return": ()}
     space = space_from_json(meta["spaces"]["observation"])
     for key in _list_normalized(meta):

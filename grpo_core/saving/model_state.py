@@ -261,7 +261,7 @@ def get_normalization(vec_normalize: VecNormalize) -> tuple[dict[str, Any], Arra
     numbers = {name: float(getattr(vec_normalize, name)) for name in ("clip_obs", "clip_reward", "gamma", "epsilon")}
     # JSON has no infinity, by which people turn clipping off.
     settings: dict[str, Any] = {name: "inf" if math.isinf(number) else number for name, number in numbers.items()}
-    settings |= {name: bool(getattr(vec_normalize, name)) for name in ("norm_obs", "norm_reward")}
+    settings |= {name: bool(getattr(vec_normalize, name)) for name in ("norm_obs", "norm_reward", "training")}
     settings["norm_obs_keys"] = vec_normalize.norm_obs_keys
     arrays = {
         f"{source}/{name}": np.array(getattr(statistics, name), np.float64)
@@ -319,6 +319,7 @@ def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) ->
     for name in ("clip_obs", "clip_reward", "gamma", "epsilon"):
         setattr(vec_normalize, name, float(settings[name]))  # "inf" too
     vec_normalize.norm_reward = settings["norm_reward"]
+    vec_normalize.training = settings.get("training", True)  # files of earlier versions do not say
 
 
 def _put_statistics(vec_normalize: VecNormalize, content: ModelContent, only_of_more_steps: bool = False) -> None:

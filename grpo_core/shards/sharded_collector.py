@@ -99,7 +99,12 @@ def count_shards(n_shards: int | None, n_workers: int, n_envs: int, plan: GroupP
             "n_rollout_workers",
             n_workers,
             f"a rollout is cut into {n_shards} shard{'s' * (n_shards > 1)}, and each is played by one worker; use at "
-            f"most {n_shards}, or set n_rollout_shards up to {n_envs * most}.",
+            f"most {n_shards}, or "
+            + (
+                f"set n_rollout_shards up to {n_envs * most}."
+                if n_shards < n_envs * most
+                else "a larger n_steps, which makes more groups to cut it into."
+            ),
         )
     return n_shards
 

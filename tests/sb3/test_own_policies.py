@@ -284,7 +284,7 @@ def test_any_activation_is_trained_and_comes_back(activation: Any) -> None:
         reload(model)
 
 
-@pytest.mark.parametrize("activation", [torch.nn.SiLU, torch.nn.Softsign, torch.nn.PReLU])
+@pytest.mark.parametrize("activation", [torch.nn.SiLU, torch.nn.Softsign, torch.nn.PReLU, torch.nn.Identity])
 def test_an_activation_of_torchs_comes_back_by_its_name(activation: Any) -> None:
     model = build(policy_kwargs={"net_arch": [8], "activation_fn": activation})
     model.learn(16)

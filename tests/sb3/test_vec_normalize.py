@@ -87,6 +87,17 @@ def test_frozen_statistics_stay_as_they_are() -> None:
     assert float(env.ret_rms.count) == count
 
 
+def test_frozen_statistics_are_frozen_in_the_file_too() -> None:
+    env = make_normalized()
+    build(env).learn(16)
+    env.training = False
+    loaded = GRPO.load(io.BytesIO(build(env).to_bytes()), env=make_vec_env(make_env, 1), device=DEVICE)
+    loaded.learn(32)
+    restored = loaded.get_vec_normalize_env()
+    assert restored is not None
+    np.testing.assert_array_equal(get_mean(restored), get_mean(env))
+
+
 def test_eval_callback_keeps_the_evaluations_statistics_in_step(tmp_path: Path) -> None:
     env, evaluated = make_normalized(), make_normalized(training=False, norm_reward=False)
     model = build(env)

@@ -405,6 +405,13 @@ def test_what_was_chosen_by_the_clock_is_not_chosen_anew(
     train_where_restoring(not was_dear, lambda: go_on(make_env(), older, group_mode=mode))
 
 
+def test_another_number_of_environments_is_refused() -> None:
+    _, content = train_and_take(lambda: make_vec_env("CartPole-v1"))
+    other = make_model(make_vec_env("CartPole-v1", 2))
+    with pytest.raises(CheckpointError, match=r"in n_envs=1 environments, but here are 2; make as many"):
+        checkpoint.restore(other, checkpoint.from_bytes(content))
+
+
 def test_a_model_of_another_shape_is_refused() -> None:
     _, content = train_and_take(lambda: make_vec_env("CartPole-v1"))
     other = make_model(make_vec_env("CartPole-v1"), policy_kwargs={"net_arch": [8]})

@@ -317,6 +317,8 @@ def test_the_monitors_file_gets_the_episodes_that_workers_played(tmp_path: Path)
 def test_what_cannot_be_cut_or_sent_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match=r"n_rollout_workers=9 is not allowed: a rollout is cut into 4 shards.*most 4"):
         make_model(n_shards=None, n_rollout_workers=9)
+    with pytest.raises(ValueError, match=r"use at most 1, or a larger n_steps, which makes more groups"):
+        make_model(n_shards=None, n_rollout_workers=2, n_steps=32, group_size=2, horizon=16)
     with pytest.raises(ValueError, match=r"n_rollout_shards=3 is not allowed.*multiple of the 2 environments up to"):
         make_model(make_vec_env("CartPole-v1", 2), n_shards=3)
     env = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"})
