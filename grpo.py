@@ -31,7 +31,7 @@ from grpo_core.groups.archive import compute_spreads
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches, warn_of_other_starts
-from grpo_core.options.checks import CheckedSchedule, check_hyperparameters, check_noise
+from grpo_core.options.checks import CheckedSchedule, check_arguments, check_hyperparameters, check_noise, refuse
 from grpo_core.options.choices import (
     COMPARES_IN_GROUPS,
     AdvantageScaling,
@@ -239,6 +239,9 @@ class GRPO(GroupedAlgorithm):
         n_rollout_workers: int = 1,
         n_rollout_shards: int | None = None,
     ) -> None:
+        check_arguments(policy_kwargs=policy_kwargs, tensorboard_log=tensorboard_log, verbose=verbose, device=device)
+        if isinstance(policy, str) and policy not in self.policy_aliases:
+            refuse("policy", policy, f"use one of {', '.join(self.policy_aliases)}, or a class of your own.")
         super().__init__(
             policy,
             env,
@@ -364,9 +367,16 @@ class GRPO(GroupedAlgorithm):
         :raises ValueError: If there is no environment, if a reward, an observation, the loss or a weight is not finite,
             if the model was loaded without the reward function that it was trained with, or if something cannot be
             sent to rollout workers.
-        :raises RuntimeError: If a callback replaces the environment that rollout workers have copies of.
+        :raises RuntimeError: If a callback calls it within a rollout, or replaces the environment that rollout workers
+            have copies of.
         :raises grpo_core.shards.pool.RolloutWorkersError: If rollout workers keep dying.
         """
+        if self._is_collecting:
+            raise RuntimeError(
+                "learn() is running already; a callback may not call it within a rollout. Let it return False, which "
+                "ends the training, and call learn() after that."
+            )
+        check_arguments(total_timesteps=total_timesteps, log_interval=log_interval)
         if self.env is None:
             raise ValueError("there is no environment to train in; call set_env(env), or GRPO.load(path, env=env).")
         self._check_lost_reward_function()

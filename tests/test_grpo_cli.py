@@ -157,7 +157,7 @@ def test_the_file_goes_into_the_log_folder_under_the_name_of_the_environment(tmp
         (["-params", "gamma"], "does not set a hyperparameter of GRPO as NAME=VALUE"),
         (["-params", "seed=1"], "--hyperparams seed=1 does not set a hyperparameter"),
         (["-params", "gamma=__import__('os')"], "is not allowed: it must lie in [0, 1]"),
-        (["-params", "policy=Foo"], "Policy Foo unknown"),
+        (["-params", "policy=Foo"], "policy='Foo' is not allowed: use one of MlpPolicy"),
         (["-params", "normalize=5"], "normalize=5 does not fit CartPole-v1"),
         (["--preset", "Foo"], "--preset Foo is not known; choose none, Acrobot-v1, Ant-v5, CartPole-v1"),
         (["--env", "CartPol-v1"], "--env CartPol-v1 cannot be made: it is not registered; did you mean CartPole-v"),

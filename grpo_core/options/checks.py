@@ -1,7 +1,8 @@
 """Check the arguments of ``GRPO``, one by one and together."""
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
@@ -36,6 +37,52 @@ def is_whole(value: object) -> bool:
 def is_real(value: object) -> bool:
     """Return whether a value is a real number, NumPy's included; booleans are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_device(value: object) -> bool:
+    import torch  # here: the server, which reads this module, does without
+
+    if not isinstance(value, str | torch.device):
+        return False
+    try:
+        torch.device("cpu" if value == "auto" else value)
+    except RuntimeError:
+        return False
+    return True
+
+
+# Arguments of SB3's that no row of the table describes: what is allowed, and the rule.
+_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "policy_kwargs": (lambda value: isinstance(value, Mapping | None), "it must be a dict, or None."),
+    "tensorboard_log": (
+        lambda value: isinstance(value, str | os.PathLike | None),
+        "it must be a folder's path, or None to write no files.",
+    ),
+    "verbose": (
+        lambda value: isinstance(value, Integral),
+        "it must be 0 for silence, 1 for tables or 2 for debugging.",
+    ),
+    "device": (_is_device, 'it must be "auto", "cpu", "cuda" or another device of torch\'s.'),
+    "total_timesteps": (
+        lambda value: is_real(value) and not math.isnan(value),
+        "it must be a number of simulator steps.",
+    ),
+    "log_interval": (
+        lambda value: value is None or (is_whole(value) and value >= 1),
+        "it must be a whole number of at least 1, or None to write no tables.",
+    ),
+}
+
+
+def check_arguments(**arguments: object) -> None:
+    """Check arguments of SB3's before SB3 stumbles over them.
+
+    :raises ValueError: If one is refused; the message names the value, the rule and the remedy.
+    """
+    for name, value in arguments.items():
+        is_allowed, rule = _ARGUMENTS[name]
+        if not is_allowed(value):
+            refuse(name, value, rule)
 
 
 def check_hyperparameters(model: Any) -> None:

@@ -161,6 +161,9 @@ def _check_optimizer(optimizer_class: Any, optimizer_kwargs: Any) -> None:
     if needs_closure(optimizer_class):
         rule = "its step evaluates the loss several times, GRPO's once per minibatch; use one of torch.optim."
         refuse("optimizer_class", optimizer_class, rule + ", torch.optim.".join(OPTIMIZERS) + ".")
+    if issubclass(optimizer_class, torch.optim.SparseAdam):
+        rule = "it takes sparse gradients, and a policy has none; use one of torch.optim."
+        refuse("optimizer_class", optimizer_class, rule + ", torch.optim.".join(OPTIMIZERS) + ".")
     if not isinstance(optimizer_kwargs, dict | None):
         refuse("optimizer_kwargs", optimizer_kwargs, "it must be a dict.")
     known = set(inspect.signature(optimizer_class).parameters) - {"params", "lr"}

@@ -27,6 +27,7 @@ from grpo_core.restoring.state import (
     access_wrapper,
     list_restored_layers,
 )
+from grpo_core.spaces import check_spaces
 
 # A captured state; only a simulator of the same environment and wrappers can restore it.
 SimulatorState = Any
@@ -216,5 +217,9 @@ def check_branchable(
     :param max_seconds: Take fewer steps rather than much more time than this; the report says so.
     :return: What was proven, how each layer is restored, and what it costs; print it.
     :raises NotBranchableError: If it cannot be restored or a replay differs; the message says where.
+    :raises ValueError: If it is no environment, such as its id.
     """
+    if not isinstance(env, gym.Env):
+        check_spaces(env)  # which says how an environment is made of it
+        raise ValueError(f"env is a {type(env).__name__}; pass one environment of it, such as env.envs[0].")
     return Simulator(env)._try_out(n_steps, max_seconds, seed, None, {})

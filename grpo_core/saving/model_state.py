@@ -13,6 +13,7 @@ import torch
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
+from grpo_core.options.checks import refuse
 from grpo_core.options.hyperparameters import SAVED_HYPERPARAMETERS
 from grpo_core.options.hyperparameters_json import (
     custom_objects_to_arguments,
@@ -61,8 +62,11 @@ def read_model(path: ModelPath) -> ModelContent:
     """Read a model file with its optimizer.
 
     :param path: File name, with or without ``.zip``, or an open binary file; it is read from its beginning.
+    :raises ValueError: If the path is neither.
     :raises ModelFileError: If the file is damaged, lacks something, or was not saved by GRPO.
     """
+    if not (isinstance(path, str | Path) and Path(path).name) and not hasattr(path, "read"):
+        refuse("path", path, "it must be the name of a model file, or an open binary file.")
     if isinstance(path, str | Path):
         read = _find_file(Path(path)).read_bytes()
     else:

@@ -4,8 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from grpo import GRPO
+from grpo import GRPO, check_branchable
 from grpo_core.options.checks import get_horizon
 from grpo_core.options.choices import GroupMode
 from grpo_core.options.rewards import optimized_cartpole, simple_cartpole
@@ -208,3 +211,56 @@ def test_a_stats_window_that_is_not_a_whole_number_is_refused_by_name(size: Any)
 def test_a_seed_that_is_not_a_whole_number_is_refused_by_name(seed: Any) -> None:
     with pytest.raises(ValueError, match=rf"seed={seed!r} is not allowed"):
         build(seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"policy_kwargs": 5}, "it must be a dict, or None"),
+        ({"tensorboard_log": 5}, "it must be a folder's path"),
+        ({"verbose": "x"}, "it must be 0 for silence"),
+        ({"device": None}, 'it must be "auto"'),
+        ({"device": "foo"}, 'it must be "auto"'),
+        ({"policy_kwargs": {"optimizer_class": torch.optim.SparseAdam}}, "it takes sparse gradients"),
+    ],
+    ids=spell,
+)
+def test_arguments_that_are_sb3s_are_checked_too(changes: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=f" is not allowed: {rule}"):
+        build(**changes)
+
+
+def test_a_policy_of_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="policy='mlp' is not allowed: use one of MlpPolicy, CnnPolicy"):
+        GRPO("mlp", "CartPole-v1")
+
+
+@pytest.mark.parametrize("steps", ["5", None, float("nan")])
+def test_steps_that_are_no_number_are_refused(steps: Any) -> None:
+    with pytest.raises(ValueError, match=r"total_timesteps=.* is not allowed: it must be a number"):
+        build().learn(steps)
+
+
+def test_a_log_interval_of_0_is_refused_and_none_logs_nothing() -> None:
+    with pytest.raises(ValueError, match="log_interval=0 is not allowed"):
+        build().learn(32, log_interval=0)
+    build().learn(32, log_interval=None)  # type: ignore[arg-type]  # SB3 takes it
+
+
+@pytest.mark.parametrize("path", [None, 5, ""])
+def test_what_names_no_model_file_is_refused(path: Any) -> None:
+    for take in (GRPO.load, build().set_parameters):
+        with pytest.raises(ValueError, match=r"path=.* is not allowed: it must be the name of a model file"):
+            take(path)
+
+
+@pytest.mark.parametrize("env", [None, 5, "CartPole-v1", DummyVecEnv([CartPoleEnv])], ids=str)
+def test_what_is_no_environment_is_refused_before_it_is_tried_out(env: Any) -> None:
+    with pytest.raises(ValueError, match="env is "):
+        check_branchable(env)
+
+
+def test_a_callback_that_trains_within_a_rollout_is_told_so() -> None:
+    model = build()
+    with pytest.raises(RuntimeError, match="learn\\(\\) is running already"):
+        model.learn(32, lambda _locals, _globals: bool(model.learn(32)))
