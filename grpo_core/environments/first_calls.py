@@ -164,6 +164,10 @@ def check_step(source: str, returned: Any) -> None:
     if not isinstance(info, Mapping):
         came = f"{describe(info)} as info"
         raise _refuse(source, "step()", came, f"a dict there, empty if there is nothing to tell: {_STEP_RULE}")
+    episode = info.get("episode")
+    if episode is not None and not (isinstance(episode, Mapping) and {"r", "l"} <= episode.keys()):
+        rule = "a dict with the episode's reward r and length l there, which SB3 reads; give yours another name"
+        raise _refuse(source, "step()", f"{describe(episode)} as info['episode']", rule)
 
 
 def check_observation(source: str, method: str, observation: Any, space: spaces.Space[Any]) -> None:

@@ -96,6 +96,7 @@ def test_a_reset_of_another_form_is_named_with_what_came_and_what_has_to_come(fi
         ((SEEN, 0.0, np.array([True, False]), False, INFO), "array([ True, False]) as terminated", "True or False"),
         ((SEEN, 0.0, True, False, None), "None as info", "a dict there"),
         ((SEEN, 0.0, True, False, "won"), "'won' as info", "a dict there"),
+        ((SEEN, 0.0, True, False, {"episode": 5}), "5 as info['episode']", "give yours another name"),
     ],
     ids=str,
 )
