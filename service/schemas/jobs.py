@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from service.schemas.fields import TAG_PATTERN, Request
 from service.schemas.training import ConfigOrigins, TrainConfig
@@ -176,7 +176,7 @@ class JobSummary(BaseModel):
     model_name: str = Field(description="The requested name.")
     current_timesteps: int
     total_timesteps: int
-    created_at: datetime
+    created_at: AwareDatetime
     elapsed_seconds: float = Field(0.0, description="Time since the job started; 0 while it is queued.")
     seed: int = 0
     mean_reward: float | None = Field(

@@ -5,8 +5,9 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from service.jobs.records.record import JobState, PlanRecord, compute_recipe, summarize_job
@@ -62,6 +63,8 @@ _ADDED_COLUMNS = {
 _SWEEPS_TABLE = "CREATE TABLE sweeps (number INTEGER PRIMARY KEY, sweep_id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)"
 # To check a larger file in full would hold up the start; its damage shows when it is read.
 _CHECKED_BYTES = 32 * 2**20
+# What reading a damaged record ends with.
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, zlib.error)
 # Another program may hold the file for a moment.
 _BUSY_SECONDS = 1.0
 
@@ -92,6 +95,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
     with explain():
         target = ":memory:" if path is None else path
         connection = sqlite3.connect(target, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection.text_factory = partial(str, encoding="utf-8", errors="replace")  # a bad byte hides no other row
         try:
             _prepare(connection, 0 if path is None else path.stat().st_size)
         except BaseException:
@@ -127,21 +131,43 @@ def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
         (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if finding != "ok":
             raise DamagedError("its check fails")
+    if not _list_columns(connection) >= _list_expected_columns():
+        raise DamagedError("its tables are not as this server makes them")
+
+
+def _list_columns(connection: sqlite3.Connection) -> set[tuple[str, str]]:
+    """List the tables, each with the names of its columns."""
+    tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    return {
+        (table, column)
+        for (table,) in tables
+        for _, column, *_ in connection.execute("SELECT * FROM pragma_table_info(?)", (table,))
+    }
+
+
+def _list_expected_columns() -> set[tuple[str, str]]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        _create_tables(connection)
+        return _list_columns(connection)
 
 
 def _bring_up_to_date(connection: sqlite3.Connection, is_new: bool) -> None:
     """Create the tables, or bring those of an older version up to this one."""
     connection.execute("BEGIN IMMEDIATE")
     if is_new:
-        columns = "".join(f", {name} {kind}" for name, kind in _ADDED_COLUMNS.items())
-        for statement in _TABLES.format(columns=columns).split(";"):
-            connection.execute(statement)
-        connection.execute(_SWEEPS_TABLE)
+        _create_tables(connection)
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
     else:
         _migrate(connection)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    columns = "".join(f", {name} {kind}" for name, kind in _ADDED_COLUMNS.items())
+    for statement in _TABLES.format(columns=columns).split(";"):
+        connection.execute(statement)
+    connection.execute(_SWEEPS_TABLE)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
@@ -154,7 +180,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
             plan, state = PlanRecord.model_validate_json(plan_json), JobState.model_validate_json(state_json)
             line = summarize_job("", plan.config, compute_recipe(plan.config), state, JobLabels())
             columns = {name: value for name, value in to_columns(line).items() if name in _ADDED_COLUMNS}
-        except (ValueError, KeyError, TypeError, ArithmeticError):  # it stays listed, and whoever asks for more is told
+        except UNREADABLE:  # it stays listed, and whoever asks for more is told
             continue
         settings = ", ".join(f"{name} = ?" for name in columns)
         connection.execute(f"UPDATE jobs SET {settings} WHERE number = ?", (*columns.values(), number))
@@ -172,7 +198,9 @@ def explain() -> Iterator[None]:
         raise kind(str(error)) from error
     except OSError as error:
         raise JournalError(error.strerror or "unknown reason") from error
-    except (ValueError, TypeError, zlib.error) as error:  # what was read, or is to be written
+    except UnicodeDecodeError as error:  # SQLite's message, too, which quotes a damaged name
+        raise DamagedError("text in it is damaged") from error
+    except UNREADABLE as error:  # what was read, or is to be written
         raise JournalError(f"a record is damaged: {type(error).__name__}") from error
 
 

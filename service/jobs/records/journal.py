@@ -13,6 +13,7 @@ from typing import Any
 
 from service.jobs.records.database import (
     FILE_NAME,
+    UNREADABLE,
     DamagedError,
     JournalError,
     connect,
@@ -25,7 +26,7 @@ from service.jobs.records.record import JobRecord, JobState, PastJob, PlanRecord
 from service.jobs.records.rows import (
     LABELS,
     read_event,
-    read_json_columns,
+    read_labels,
     read_line,
     to_columns,
     unpack_metrics,
@@ -53,8 +54,8 @@ class JobJournal:
         self._path = path
         # Guards the connection.
         self._lock = threading.Lock()
-        #: Whether it has just been begun, and so knows no job of earlier servers.
-        self.is_new = path is None or not path.exists() or path.stat().st_size == 0
+        #: Whether it may lack jobs of earlier servers, for it has just been begun, or ids in it are damaged.
+        self.lacks_jobs = path is None or not path.exists() or path.stat().st_size == 0
         # Whether the jobs in the file that have not ended are still to be noted as failed with their server.
         self._has_to_interrupt = False
         self._connection = connect(path)
@@ -64,6 +65,7 @@ class JobJournal:
     def skip_event_ids(self) -> None:
         """Leave out, in jobs that had not ended, the ids of events that clients have seen and the file has not."""
         with self._transact() as connection:
+            _mend_statuses(connection)
             _skip_event_ids(connection)
 
     def interrupt_active(self, job_ids: Sequence[str] | None = None, keeps_running: bool = False) -> int:
@@ -88,14 +90,31 @@ class JobJournal:
 
     def list_jobs(self) -> list[PastJob]:
         """List all jobs, oldest first."""
-        names = list(JobSummary.model_fields)
         with self._lock, explain():
-            rows = self._connection.execute(f"SELECT {', '.join(names)} FROM jobs ORDER BY number").fetchall()
-            lines = [read_line(dict(zip(names, row, strict=True))) for row in rows]
+            lines = [line for _, line, _ in self._read_lines()]
             if self._has_to_interrupt:
                 failed = {"status": JobStatus.FAILED}
                 lines = [line if line.status.is_final else line.model_copy(update=failed) for line in lines]
             return list(map(PastJob, lines))
+
+    def log_damage(self) -> None:
+        """Say in the log which lines of the list are damaged.
+
+        :raises JournalError: If none can be read.
+        """
+        with self._lock, explain():
+            lines = self._read_lines()
+        for number, line, damaged in lines:
+            if damaged:
+                what = f"job {line.job_id} (row {number}): {', '.join(damaged)}"
+                logger.warning("%s is damaged at %s; the rest of that job is kept", FILE_NAME, what)
+            self.lacks_jobs |= "job_id" in damaged
+
+    def _read_lines(self) -> list[tuple[int, JobSummary, list[str]]]:
+        """Return the number of each job's row, its line, and what of it is damaged; the caller holds the lock."""
+        names = list(JobSummary.model_fields)
+        rows = self._connection.execute(f"SELECT number, {', '.join(names)} FROM jobs ORDER BY number").fetchall()
+        return [(number, *read_line(number, dict(zip(names, row, strict=True)))) for number, *row in rows]
 
     def load(self, job_id: str) -> JobRecord | None:
         """Read a job; None if there is none.
@@ -114,7 +133,7 @@ class JobJournal:
             has_to_interrupt = self._has_to_interrupt
         with explain():
             _, plan, state, history, written_at, *written = row
-            labels = read_json_columns(dict(zip(LABELS, written, strict=True)))
+            labels = read_labels(dict(zip(LABELS, written, strict=True)))
             last_event_id, stride, progress = json.loads(history)
             state = JobState.model_validate_json(state)
             if has_to_interrupt and not state.status.is_final:
@@ -132,7 +151,7 @@ class JobJournal:
                 PlanRecord.model_validate_json(plan),
                 state,
                 part,
-                JobLabels.model_validate(labels),
+                labels,
                 datetime.fromtimestamp(written_at, UTC),
             )
 
@@ -245,6 +264,7 @@ class JobJournal:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 if self._has_to_interrupt:
+                    _mend_statuses(self._connection)
                     _skip_event_ids(self._connection)
                     _interrupt(self._connection)
                 yield self._connection
@@ -301,17 +321,27 @@ def _open(path: Path, keeps_running: bool) -> JobJournal:
             logger.warning(
                 "%s interrupted when the last server ended; POST /training/{job_id}/resume lets one go on", what
             )
-        journal.list_jobs()  # which must not fail later
+        journal.log_damage()
     except JournalError:
         journal.close()
         raise
     return journal
 
 
+def _mend_statuses(connection: sqlite3.Connection) -> None:
+    """Take the status of a job from the rest of its record where that of its line is damaged."""
+    query = f"SELECT number, state FROM jobs WHERE status NOT IN ({', '.join('?' * len(JobStatus))})"
+    for number, state_json in connection.execute(query, tuple(JobStatus)).fetchall():
+        with suppress(ValueError):
+            status = JobState.model_validate_json(state_json).status
+            logger.warning("%s: the status in row %d was damaged, and is %s again", FILE_NAME, number, status)
+            connection.execute("UPDATE jobs SET status = ? WHERE number = ?", (status, number))
+
+
 def _skip_event_ids(connection: sqlite3.Connection) -> None:
     query = f"SELECT number, history FROM jobs WHERE status IN {_ACTIVE}"
     for number, history in connection.execute(query).fetchall():
-        with suppress(ValueError, TypeError):  # it is damaged, and whoever asks for more of it is told
+        with suppress(*UNREADABLE):  # it is damaged, and whoever asks for more of it is told
             last_event_id, *others = json.loads(history)
             skipped = json.dumps([last_event_id + _MAX_UNWRITTEN_EVENTS, *others])
             connection.execute("UPDATE jobs SET history = ? WHERE number = ?", (skipped, number))
@@ -328,7 +358,7 @@ def _interrupt(
         rows = [row for row in rows if not _has_started(row[2])]
     for number, job_id, state_json, written_at in rows:
         connection.execute("UPDATE jobs SET status = ? WHERE number = ?", (JobStatus.FAILED, number))
-        with suppress(ValueError):  # it stays in the list, and whoever asks for more of it is told
+        with suppress(*UNREADABLE):  # it stays in the list, and whoever asks for more of it is told
             state = _fail(JobState.model_validate_json(state_json), job_id, written_at)
             connection.execute("UPDATE jobs SET state = ? WHERE number = ?", (state.model_dump_json(), number))
     return len(rows)

@@ -84,8 +84,8 @@ class JobRecorder:
 
     @property
     def knows_all_jobs(self) -> bool:
-        """Whether the file had all jobs of earlier servers; a new one, or none, may have lost some."""
-        return self._obstacle is None and not self.journal.is_new
+        """Whether the file has all jobs of earlier servers; a new, a damaged or no file may have lost some."""
+        return self._obstacle is None and not self.journal.lacks_jobs
 
     def interrupt(self, job_id: str) -> None:
         """Mark a job whose record cannot be read as failed."""

@@ -1,16 +1,19 @@
 """A job's record as rows of the jobs' file, and back."""
 
 import json
+import re
 import sqlite3
 import zlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from service.jobs.records.history import HistoryEvent, MetricRows
 from service.jobs.records.record import JobRecord
-from service.schemas.jobs import JobLabels, JobSummary
+from service.schemas.jobs import JobLabels, JobStatus, JobSummary
 
 # Columns of a line in the list that hold JSON.
 _JSON_COLUMNS = ("mean_reward_ci95", "tags")
@@ -19,16 +22,55 @@ LABELS = tuple(JobLabels.model_fields)
 _FIXED = {"job_id", "env_name", "model_name", "total_timesteps", "created_at", "plan", "seed", "recipe", *LABELS}
 # Beside an event's payload, where older servers expect it alone.
 _EVENT_TIME = "event_time"
+_JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# What a line shows in place of what is damaged, where the field has no default.
+_SUBSTITUTES = {
+    "status": JobStatus.FAILED,
+    "progress": 0.0,
+    "env_name": "(damaged)",
+    "model_name": "(damaged)",
+    "current_timesteps": 0,
+    "total_timesteps": 0,
+    "created_at": datetime.fromtimestamp(0, UTC),
+}
+_Fields = TypeVar("_Fields", JobLabels, JobSummary)
 
 
-def read_line(columns: dict[str, Any]) -> JobSummary:
-    """Read a job's line in the list."""
-    return JobSummary.model_validate(read_json_columns(columns))
+def read_line(number: int, columns: Mapping[str, Any]) -> tuple[JobSummary, list[str]]:
+    """Read a job's line in the list.
+
+    :param number: That of its row, which stands for an id that is damaged.
+    :return: The line, and the names of its damaged columns.
+    """
+    job_id = str(columns["job_id"])
+    if _JOB_ID.fullmatch(job_id):
+        return _read_columns(JobSummary, columns)
+    line, damaged = _read_columns(JobSummary, {**columns, "job_id": f"row-{number}"})
+    return line, ["job_id", *damaged]
 
 
-def read_json_columns(columns: dict[str, Any]) -> dict[str, Any]:
-    """Read the columns of such a line that hold JSON, and leave the others as they are."""
-    return {name: json.loads(value) if name in _JSON_COLUMNS else value for name, value in columns.items()}
+def read_labels(columns: Mapping[str, Any]) -> JobLabels:
+    """Read what people have written on a job, without what is damaged."""
+    return _read_columns(JobLabels, columns)[0]
+
+
+def _read_columns(model: type[_Fields], columns: Mapping[str, Any]) -> tuple[_Fields, list[str]]:
+    """Read columns, with something else in the place of those that are damaged; also return the names of these."""
+    values = {name: _read_json(value) if name in _JSON_COLUMNS else value for name, value in columns.items()}
+    try:
+        return model.model_validate(values), []
+    except ValidationError as error:
+        damaged = sorted({str(each["loc"][0]) for each in error.errors()})
+    readable = {name: value for name, value in values.items() if name not in damaged}
+    return model.model_validate({**_SUBSTITUTES, **readable}), damaged
+
+
+def _read_json(text: Any) -> Any:
+    """Read a column that holds JSON; what is none is left as it is, and fits no field."""
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError):
+        return text
 
 
 def to_columns(fields: JobLabels | JobSummary) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import resource
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,50 @@ def test_damage_in_the_middle_is_noticed(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4096:] = os.urandom(len(content) - 4096)
     path.write_bytes(content)
+    journal, obstacle = open_journal(path.parent)
+    assert (journal.list_jobs(), obstacle) == ([], None)
+    assert len(list(path.parent.glob(f"{FILE_NAME}.damaged-*"))) == 1
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "shown"),
+    [
+        ("status", "'bogus'", "stopped"),  # which the rest of the record says as well
+        ("status", "CAST(x'ff' AS TEXT)", "stopped"),
+        ("created_at", "'x'", "1970-01-01 00:00:00+00:00"),
+        ("created_at", "'2026-01-01T00:00:00'", "1970-01-01 00:00:00+00:00"),  # no other can be compared with it
+        ("tags", "'x'", "[]"),
+        ("progress", "'x'", "0.0"),
+        ("model_name", "CAST(x'6dff' AS TEXT)", "m\ufffd"),
+        ("job_id", "x'00'", "row-2"),
+    ],
+)
+def test_a_damaged_line_hides_no_other_job(
+    path: Path, column: str, value: str, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = [make_job(model_name=f"m{i}") for i in range(3)]
+    for job in jobs:
+        job.finish(JobStatus.STOPPED)
+    write(path, *jobs)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"UPDATE jobs SET {column} = {value} WHERE number = 2")
+        connection.commit()
+    journal, obstacle = open_journal(path.parent)
+    lines = [job.summary for job in journal.list_jobs()]
+    assert obstacle is None
+    assert lines == [jobs[0].summarize(), lines[1], jobs[2].summarize()]
+    assert str(getattr(lines[1], column)) == shown
+    assert "row 2" in caplog.text or column == "model_name"  # a byte of a name is not missed
+    assert (load(journal, jobs[1].job_id).state.status if column != "job_id" else "stopped") == "stopped"
+    assert journal.lacks_jobs == (column == "job_id")
+    journal.close()
+
+
+def test_a_file_whose_tables_have_lost_a_column_is_moved_aside(path: Path) -> None:
+    write(path, make_job())
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE jobs RENAME COLUMN plan TO plam")
     journal, obstacle = open_journal(path.parent)
     assert (journal.list_jobs(), obstacle) == ([], None)
     assert len(list(path.parent.glob(f"{FILE_NAME}.damaged-*"))) == 1
