@@ -75,10 +75,10 @@ class SweepModels:
     def remove_surplus(self, sweep: Sweep) -> None:
         """Delete the models that are not to be kept, unless somebody has put others in their places."""
         with self._lock:
-            surplus = [(trial, trial.model_name, trial.sha256) for trial in sweep.list_surplus_models()]
-        for trial, name, sha256 in surplus:
+            surplus = [(trial, trial.model_name, trial.sha256, trial.job_id) for trial in sweep.list_surplus_models()]
+        for trial, name, sha256, job_id in surplus:
             try:
-                is_gone = name is not None and sha256 is not None and self._remove_model(name, sha256)
+                is_gone = name is not None and sha256 is not None and self._remove_model(name, sha256, job_id)
             except ServiceError:  # such as a disk that refuses
                 self._untidy.add(sweep.sweep_id)
                 continue
@@ -98,16 +98,17 @@ class SweepModels:
         for sweep in untidy:
             self.remove_surplus(sweep)
 
-    def _remove_model(self, name: str, sha256: str) -> bool:
+    def _remove_model(self, name: str, sha256: str, job_id: str | None) -> bool:
         """Delete a model, unless somebody has put another in its place or uses it; return whether it is gone.
 
+        :param job_id: The job that has trained it, and saved it before as well if it was stopped and went on.
         :raises ServiceError: If it cannot be deleted now.
         """
         versions = self._store.folder.versions
 
         def is_surplus() -> bool:
             is_it = self._store.inspect_file(name).sha256 == sha256
-            return is_it and not versions.is_in_use(name) and not self._is_begun_from(sha256)
+            return is_it and not versions.is_in_use(name, job_id) and not self._is_begun_from(sha256)
 
         try:
             return self._registry.delete_model(name, is_surplus)

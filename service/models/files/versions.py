@@ -112,10 +112,20 @@ class VersionFolder:
         """List the numbers of all versions, in order."""
         return sorted({*self.list_kept(name), self.find_newest(name)})
 
-    def is_in_use(self, name: str) -> bool:
-        """Return whether somebody has pointed an alias at a model, or it has earlier versions."""
-        has_earlier = any(not self._is_newest(name, version) for version in self.list_kept(name))
-        return has_earlier or bool(self.read_notes(name).aliases)
+    def is_in_use(self, name: str, job_id: str | None) -> bool:
+        """Return whether somebody has pointed an alias at a model, or it has earlier versions of another origin.
+
+        :param job_id: The job that has trained it, whose own earlier versions do not count.
+        """
+        notes = self.read_notes(name)
+        earlier = [version for version in self.list_kept(name) if not self._is_newest(name, version)]
+        return bool(notes.aliases) or any(not self._is_of_job(name, version, notes, job_id) for version in earlier)
+
+    def _is_of_job(self, name: str, version: int, notes: Notes, job_id: str | None) -> bool:
+        with suppress(OSError):
+            content = Path(get_version_path(self._models_dir, name, version)).read_bytes()
+            return job_id is not None and notes.find_job(version, hashlib.sha256(content).hexdigest()) == job_id
+        return False
 
     def resolve(self, reference: str) -> tuple[str, int | None] | None:
         """Find what a reference means.

@@ -336,9 +336,19 @@ class TestAliases:
         folder = ModelFolder(tmp_path, max_versions=3)
         folder.write("m", contents[0])
         folder.versions.set_alias("m", "prod", 1)
-        assert folder.versions.is_in_use("m")
+        assert folder.versions.is_in_use("m", None)
         folder.versions.set_alias("m", "prod", None)
-        assert not folder.versions.is_in_use("m")
+        assert not folder.versions.is_in_use("m", None)
+
+    def test_earlier_versions_of_its_own_job_are_no_use_of_a_model(self, tmp_path: Path, contents: list[bytes]) -> None:
+        folder = ModelFolder(tmp_path, max_versions=3)
+        for content in contents[:2]:  # what a stop saves, and the end of the resumed job
+            folder.write("m", content, job_id="own")
+        assert not folder.versions.is_in_use("m", "own")
+        assert folder.versions.is_in_use("m", "other")
+        assert folder.versions.is_in_use("m", None)
+        (tmp_path / ".versions" / "m" / "1.zip").write_bytes(contents[2])
+        assert folder.versions.is_in_use("m", "own")
 
     def test_one_that_the_disk_refuses_leaves_nothing(
         self, tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
