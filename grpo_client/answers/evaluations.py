@@ -79,6 +79,7 @@ class Comparison(Answer):
 
     :param better_than_random: Whether the policy's 95 % interval lies above that of random actions.
     :param seconds: How long the episodes took.
+    :param warnings: Says whose episodes were cut, where the environment has no time limit.
     """
 
     model_name: str
@@ -89,6 +90,7 @@ class Comparison(Answer):
     random: Evaluation
     better_than_random: bool
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def describe_evaluation(evaluation: EpisodeFigures) -> str:

@@ -76,6 +76,7 @@ def describe_comparison(comparison: Comparison) -> str:
             f"{comparison.model_name} in {comparison.env_name}: {verdict}",
             f"policy: {describe_evaluation(comparison.evaluation)}",
             f"random actions: {describe_evaluation(comparison.random)}",
+            *comparison.warnings,
         ]
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 
 from grpo_core.evaluation import (
-    Policy,
+    Episode,
     check_spaces,
     make_random_policy,
     play_episode,
@@ -21,6 +21,7 @@ from grpo_core.evaluation import (
 from grpo_core.film import FilmRecorder
 from service.environments.build import build_env
 from service.environments.inspection import list_render_modes
+from service.environments.step_limit import find_max_steps, warn_of_cuts
 from service.errors import ConflictError, InvalidRequestError
 from service.models.playing.play import Play
 from service.schemas.jobs import EpisodeFigures
@@ -34,6 +35,8 @@ _MAX_FILM_BYTES = 4 * 2**20
 def evaluate_policy(play: Play, n_episodes: int, progress: Progress) -> bytes:
     """Play whole episodes with a policy, and with uniformly random actions from the same seeds.
 
+    Where the environment has no time limit, episodes are cut as those of a job's evaluations are.
+
     :return: ``ModelFigures`` in JSON.
     :raises ConflictError: If the policy does not fit the environment.
     :raises InvalidRequestError: If the environment cannot be created, or its rewards are not finite.
@@ -42,11 +45,17 @@ def evaluate_policy(play: Play, n_episodes: int, progress: Progress) -> bytes:
     env = build_env(play.setup)
     try:
         _check_fit(play, env)
-        trained = _evaluate(play, env, play.make_policy(), n_episodes, check_stop)
-        random = _evaluate(play, env, make_random_policy(env.action_space, play.seed), n_episodes, check_stop)
+        max_steps = find_max_steps(env)
+        policies = {"the policy": play.make_policy(), "random actions": make_random_policy(env.action_space, play.seed)}
+        played = {
+            whose: play_episodes(env, policy, n_episodes, play.seed, max_steps, check_stop)
+            for whose, policy in policies.items()
+        }
     finally:
         env.close()
-    return ModelFigures(evaluation=trained, random=random).model_dump_json().encode()
+    trained, random = (_summarize(play, episodes) for episodes in played.values())
+    warnings = [line for whose, episodes in played.items() for line in warn_of_cuts(episodes, max_steps, whose)]
+    return ModelFigures(evaluation=trained, random=random, warnings=warnings).model_dump_json().encode()
 
 
 def film_policy(play: Play, video_format: VideoFormat, max_steps: int, folder: str, progress: Progress) -> bytes:
@@ -105,10 +114,7 @@ def _check_fit(play: Play, env: gym.Env[Any, Any]) -> None:
         ) from error
 
 
-def _evaluate(
-    play: Play, env: gym.Env[Any, Any], policy: Policy, n_episodes: int, check_stop: Callable[[], None]
-) -> EpisodeFigures:
-    episodes = play_episodes(env, policy, n_episodes, play.seed, on_step=check_stop)
+def _summarize(play: Play, episodes: list[Episode]) -> EpisodeFigures:
     _check_finite(play.env_name, [episode.reward for episode in episodes])
     return EpisodeFigures.model_validate(asdict(summarize_episodes(episodes)))
 

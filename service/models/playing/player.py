@@ -99,6 +99,7 @@ class ModelPlayer:
                 random=figures.random,
                 better_than_random=_is_better(figures.evaluation, figures.random),
                 seconds=time.monotonic() - started,
+                warnings=figures.warnings,
             )
         with self._lock:
             self._answers[key] = answer

@@ -15,10 +15,9 @@ from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import Episode, make_policy, step_episode
 from grpo_core.update.seeding import capture_process_wide, restore_process_wide
 from service.environments.build import build_env
+from service.environments.step_limit import find_max_steps
 from service.schemas.training import TrainConfig
 
-# Cuts episodes of environments without a time limit; the limit of most others is at most this.
-MAX_STEPS_WITHOUT_LIMIT = 1000
 # Seeds of first episodes; the others count up from them. All jobs play the same episodes, so that they can be compared.
 # They are far from what people choose, and apart: the policy that is saved was chosen by the episodes on the way, and
 # its values are checked on other episodes than they are fitted to.
@@ -74,8 +73,7 @@ class Evaluator:
     @property
     def max_steps(self) -> float:
         """Number of steps after which an episode is cut; infinite where the environment has a time limit."""
-        has_limit = self.env.spec is not None and self.env.spec.max_episode_steps is not None
-        return math.inf if has_limit else MAX_STEPS_WITHOUT_LIMIT
+        return find_max_steps(self.env)
 
     @cached_property
     def _simulator(self) -> fast.BatchedSimulator | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import summarize_episodes
+from service.environments.step_limit import warn_of_cuts
 from service.errors import describe_error
 from service.training.evaluation.evaluator import FINAL_SEED, EvaluationRun, Evaluator
 from service.training.evaluation.work_time import Stopwatch, WorkTime
@@ -50,13 +51,8 @@ def evaluate_finally(
                 "it with POST /models/{model_name}/evaluate."
             )
         return None
-    n_cut = sum(episode.n_steps >= evaluator.max_steps for episode in run.episodes)
-    if n_cut > 0:
-        progress.publish_warning(
-            f"{n_cut} of {len(run.episodes)} episodes of the final evaluation were cut after {evaluator.max_steps:,} "
-            "steps, since the environment has no time limit, and its figures are of what came before; send "
-            '"env_kwargs": {"max_episode_steps": n} for a limit.'
-        )
+    for warning in warn_of_cuts(run.episodes, evaluator.max_steps, "the final evaluation"):
+        progress.publish_warning(warning)
     evaluation = {
         "timesteps": timesteps,
         **asdict(summarize_episodes(run.episodes)),

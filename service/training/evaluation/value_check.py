@@ -17,9 +17,10 @@ from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.values.fit import ValueCheck, check_values, fit_values
 from grpo_core.values.trajectories import Trajectory, TrajectoryPlayer
 from service.environments.build import build_env
+from service.environments.step_limit import MAX_STEPS_WITHOUT_LIMIT
 from service.errors import describe_error
 from service.spaces import count_numbers
-from service.training.evaluation.evaluator import CHECKED_SEED, FITTED_SEED, MAX_STEPS_WITHOUT_LIMIT, Evaluator
+from service.training.evaluation.evaluator import CHECKED_SEED, FITTED_SEED, Evaluator
 from service.training.evaluation.work_time import Stopwatch, WorkTime
 from service.training.stop_rules import StopRules
 

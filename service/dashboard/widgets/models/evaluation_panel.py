@@ -67,6 +67,8 @@ class EvaluationPanel:
                 make_note("Better than random: the intervals do not overlap.", "good", "check_circle")
             else:
                 make_note("Not shown to be better than random: train it for longer.", "warn", "help")
+            for warning in answer.warnings:
+                make_note(warning, "warn", "content_cut")
 
 
 def _list_ends(figures: EpisodeFigures) -> tuple[float, float]:

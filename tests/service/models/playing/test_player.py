@@ -190,6 +190,18 @@ class TestEvaluating:
         assert (loser["evaluation"]["mean_reward"], loser["better_than_random"]) == (0.0, False)
         assert loser["random"] == winner["random"]
 
+    def test_an_episode_without_an_end_is_cut_after_many_steps_and_the_answer_says_so(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_left: bytes
+    ) -> None:
+        register_env(EndlessEnv)
+        save(to_the_left)
+        answer = evaluate(client, n_episodes=1)
+        assert (answer["evaluation"]["mean_length"], answer["random"]["mean_length"]) == (1000, 1000)
+        assert [warning.split(" steps")[0] for warning in answer["warnings"]] == [
+            "1 of 1 episodes of the policy were cut after 1,000",
+            "1 of 1 episodes of random actions were cut after 1,000",
+        ]
+
     def test_one_episode_proves_nothing(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
     ) -> None:
@@ -436,7 +448,7 @@ class TestModelsThatCannotBePlayed:
     def test_an_episode_without_an_end(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
     ) -> None:
-        register_env(EndlessEnv)
+        register_env(EndlessEnv, max_episode_steps=10**9)
         save(to_the_right)
         detail = get_detail(client.post("/models/m/evaluate"), 413)
         assert "0.3 s" in detail

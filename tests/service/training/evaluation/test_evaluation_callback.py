@@ -12,8 +12,8 @@ import torch
 from grpo_core.evaluation import make_policy, play_episodes
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from grpo_core.saving import model_file
+from service.environments.step_limit import MAX_STEPS_WITHOUT_LIMIT
 from service.schemas.training import TrainConfig
-from service.training.evaluation.evaluator import MAX_STEPS_WITHOUT_LIMIT
 from service.training.order import TrainingOrder
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv

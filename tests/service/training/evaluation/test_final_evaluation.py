@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from grpo_core.evaluation import make_policy, play_episodes, summarize_episodes
+from service.environments.step_limit import MAX_STEPS_WITHOUT_LIMIT
 from service.schemas.jobs import FinalEvaluation
-from service.training.evaluation.evaluator import MAX_STEPS_WITHOUT_LIMIT, SEED_ON_THE_WAY, Evaluator
+from service.training.evaluation.evaluator import SEED_ON_THE_WAY, Evaluator
 from service.training.evaluation.final_evaluation import evaluate_finally
 from service.training.stop_rules import StopRules
 from tests.conftest import RegisterEnv
