@@ -7,9 +7,9 @@ import json
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
-from service.errors import ConflictError, InvalidRequestError, ServiceError, TooLargeError
+from service.errors import ConflictError, InvalidRequestError, ServiceError, TooLargeError, printable
 from service.schemas.jobs import EndedBy, EpisodeFigures, FinalEvaluation
 from service.workers.task import Progress, TaskFailedError, WorkerLostError
 
@@ -64,6 +64,11 @@ _VALUES: dict[Message, TypeAdapter[Any]] = {
     Message.LOST: TypeAdapter(str),
 }
 
+
+class BrokenMessageError(ValueError):
+    """A message that can be read and whose value breaks a rule."""
+
+
 Outcome = bytes | ServiceError | TaskFailedError
 
 
@@ -71,10 +76,17 @@ def read_message(sent: bytes) -> tuple[Message, Any]:
     """Read a message's kind and value.
 
     :raises ValueError: If it is none; so do TypeError and RecursionError.
+    :raises BrokenMessageError: If its value breaks a rule.
     """
     kind, value = json.loads(sent)
     kind = Message(kind)
-    _VALUES[kind].validate_python(value)
+    try:
+        _VALUES[kind].validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = "".join(f" {part}" for part in first["loc"])
+        found = printable(repr(first["input"]))
+        raise BrokenMessageError(f"'{kind}'{printable(where)}: {first['msg']}, not {found}") from error
     return kind, value
 
 

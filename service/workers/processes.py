@@ -30,7 +30,15 @@ from grpo_core.process import list_import_paths
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import InvalidRequestError, describe_error, printable
 from service.logs import LogStyle
-from service.workers.messages import CLOSED_STATUS, WITH_CONTENT, Outcome, deliver, read_message, read_outcome
+from service.workers.messages import (
+    CLOSED_STATUS,
+    WITH_CONTENT,
+    BrokenMessageError,
+    Outcome,
+    deliver,
+    read_message,
+    read_outcome,
+)
 from service.workers.task import (
     Progress,
     Task,
@@ -65,6 +73,10 @@ _LOST = (
 _GARBLED = (
     "the worker process sent bytes that are not a worker's message; the environment, the reward function or one of "
     "their libraries writes to file descriptors that are not its own."
+)
+_BROKEN = (
+    "the worker process reported what breaks a rule ({}); look for numbers in the environment's rewards or info, or in "
+    "the metrics, that are not finite or far too large."
 )
 # What reading and taking such bytes may raise.
 _GARBAGE_ERRORS = (ValueError, TypeError, OverflowError, RecursionError, MemoryError)
@@ -262,6 +274,9 @@ class ProcessRun:
                 self._sources.remove(self._connection)
             else:  # a message is too long, and nothing can be read after it
                 self._outcome = TaskFailedError(_GARBLED)
+            return
+        except BrokenMessageError as error:
+            self._outcome = TaskFailedError(_BROKEN.format(error))
             return
         except _GARBAGE_ERRORS:
             self._outcome = TaskFailedError(_GARBLED)

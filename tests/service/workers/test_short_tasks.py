@@ -190,7 +190,10 @@ def test_a_process_that_writes_what_is_not_a_message_is_killed(processes: Proces
     short_tasks = make_short_tasks(processes)
     short_tasks.run(make_task(answer), "")  # afterwards the forkserver is there
     n_open = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(InvalidRequestError, match=rf"{ENV_NAME}.*not a worker's message"):
+    with pytest.raises(
+        InvalidRequestError,
+        match=rf"{ENV_NAME}.*(not a worker's message|'progress': Input should be a valid list, not 5)",
+    ):
         short_tasks.run(make_task(partial(babble, sent)), "")
     assert len(os.listdir("/proc/self/fd")) <= n_open
     wait_until(lambda: list_workers() == [])

@@ -7,9 +7,9 @@ from multiprocessing import Pipe
 import pytest
 
 from service.jobs.job import Job
-from service.workers.messages import CLOSED_STATUS, deliver, read_message
+from service.workers.messages import CLOSED_STATUS, BrokenMessageError, deliver, read_message
 from service.workers.worker import Reporter
-from tests.support import make_plan
+from tests.support import make_evaluation, make_plan
 
 
 def test_nothing_is_said_of_steps_before_any_are_known() -> None:
@@ -56,6 +56,12 @@ def test_a_worker_whose_environment_has_closed_the_connection_says_so_when_it_is
                 os._exit(1)
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == CLOSED_STATUS
+
+
+def test_a_value_that_breaks_a_rule_is_no_garbage() -> None:
+    sent = json.dumps(["evaluation", {**make_evaluation(0).model_dump(), "std_reward": float("inf")}]).encode()
+    with pytest.raises(BrokenMessageError, match="'evaluation' std_reward: Input should be a finite number, not inf"):
+        read_message(sent)
 
 
 @pytest.mark.parametrize(
