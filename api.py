@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
@@ -15,7 +16,7 @@ from grpo_core.options import rewards
 from service.app import Service
 from service.dashboard.mount import LazyDashboard
 from service.extensions import import_extensions
-from service.http.access_log import AccessLog, RequestLog
+from service.http.access_log import COUNT_REQUEST, AccessLog, RequestLog
 from service.http.browser_rules import DASHBOARD_PATH, BrowserRules
 from service.http.fast_inference import FastInference
 from service.http.head_requests import HeadRequests
@@ -43,7 +44,7 @@ _WITHOUT_QUERY = frozenset({"/docs", "/redoc", "/openapi.json"})
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     service: Service = app.state.service
     _build_routes(app)
     if service.mirror is not None:
@@ -52,7 +53,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     upkeep = asyncio.create_task(_keep_store(service.store))
     try:
         with announce_shutdown(service.closing):
-            yield
+            yield {COUNT_REQUEST: service.metrics.count_request}
     finally:
         upkeep.cancel()
         await app.state.dashboard.close()

@@ -12,6 +12,8 @@ logger = logging.getLogger("grpo.service")
 
 # No route was reached: the path is unknown, or the guard refused the request.
 UNMATCHED = "unmatched"
+#: Under this name the state of the server's life holds the function that counts what is refused before any application.
+COUNT_REQUEST = "count_request"
 # nginx's code for a client that disconnected before the answer.
 _CLIENT_GONE = 499
 # Requested by the thousand, and of interest only when they fail.

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.context import REQUEST_ID, RequestIds
 from service.errors import Problem
+from service.http.access_log import COUNT_REQUEST, UNMATCHED
 from service.http.browser_rules import list_headers
 from service.http.limits.bodies import has_body
 from service.http.problems import error_response
@@ -371,6 +372,9 @@ class Connection(HttpToolsProtocol):
         lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in headers), b"\r\n", response.body]
         self._socket.write(b"".join(lines))
         logger.info("connection refused: %s", detail, extra={"status": status})
+        if (count := self.app_state.get(COUNT_REQUEST)) is not None:
+            method = "" if self._in_head else self.parser.get_method().decode()  # of half a head it may be any
+            count(method, UNMATCHED, status, 0.0)
         self._ignore_rest()
 
     def _ignore_rest(self) -> None:

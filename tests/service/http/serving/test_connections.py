@@ -165,6 +165,22 @@ class TestHeads:
             status, problem = read_answer(connection)
         assert (status, problem["type"]) == (414, "urn:grpo:problem:path-too-long")
 
+    def test_what_is_refused_before_the_application_is_counted_too(self, port: int) -> None:
+        heads = {
+            ("GET", "414"): LONG,
+            ("GET", "417"): START + b"Expect: x\r\n\r\n",
+            ("CONNECT", "400"): b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            ("other", "400"): b"junk\r\n\r\n",
+            ("other", "431"): START + b"X: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n",
+        }
+        for (_, status), head in heads.items():
+            with connect(port, head) as connection:
+                assert str(read_answer(connection)[0]) == status
+        found = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS).text
+        for method, status in heads:
+            labels = f'method="{method}",route="unmatched",status="{status}"'
+            assert f"grpo_http_requests_total{{{labels}}} 1.0" in found
+
     @pytest.mark.parametrize(
         ("target", "path"),
         [
