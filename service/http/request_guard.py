@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Problem, ReadOnlyError, TooLargeError, printable
 from service.http.browser_rules import DASHBOARD_PATH, LOCAL_ORIGIN_PATTERN, NICEGUI_PATH
-from service.http.limits.bodies import BodyReader, BodyRule, has_body, is_upload, replay
+from service.http.limits.bodies import BodyReader, BodyRule, has_body, is_upload, read_as_utf8, replay, strip_parameters
 from service.http.limits.clients import ClientLimits, GuessLimit
 from service.http.problems import NO_SUCH_PATH, Refusal, error_response, report_bug
 from service.http.sessions import COOKIE_NAME, Sessions
@@ -254,6 +254,8 @@ class RequestGuard:
                 body = await self._reader.read(receive, self._rules.get_body_rule(scope).max_bytes)
                 if body is None:
                     return
+                if isinstance(body, bytes) and _is_json(headers):
+                    body = read_as_utf8(body)
                 if isinstance(body, Refusal):
                     refusal = body
                 elif (refusal := self._rules.count_body(scope, headers, len(body))) is None:
@@ -318,6 +320,10 @@ async def _has_left(receive: Receive) -> bool:
             pass
         return True
     return False
+
+
+def _is_json(headers: Mapping[bytes, bytes]) -> bool:
+    return strip_parameters(headers.get(b"content-type", b"")) == b"application/json"
 
 
 def _is_unsafe(scope: Scope) -> bool:

@@ -1,6 +1,8 @@
 """Request bodies: their type and size, the deadline for reading them, and how much of them is held at a time."""
 
 import asyncio
+import codecs
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +48,7 @@ class BodyRule(NamedTuple):
         :param headers: Names in lower case.
         """
         content_type = headers.get(b"content-type", b"")
-        if content_type not in self.content_types and _strip_parameters(content_type) not in self.content_types:
+        if content_type not in self.content_types and strip_parameters(content_type) not in self.content_types:
             return Refusal(WRONG_MEDIA_TYPE, 415, self.remedy)
         if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
             detail = "the body must not be compressed; send it as it is, without the header Content-Encoding."
@@ -57,7 +59,8 @@ class BodyRule(NamedTuple):
         return too_large(self.max_bytes) if (len(length), length) > (len(limit), limit) else None
 
 
-def _strip_parameters(content_type: bytes) -> bytes:
+def strip_parameters(content_type: bytes) -> bytes:
+    """Return the media type that ``Content-Type`` names, in lower case."""
     return content_type.split(b";")[0].strip().lower()
 
 
@@ -192,6 +195,16 @@ def too_large(max_bytes: int) -> Refusal:
     """Build the refusal of a body above a limit."""
     detail = f"the body is larger than {max_bytes} bytes."
     return Refusal(TooLargeError.problem, TooLargeError.status_code, detail, {"Connection": "close"})
+
+
+def read_as_utf8(body: bytes) -> bytes | Refusal:
+    """Return a JSON body without the mark at its beginning that some programs write; refuse other encodings."""
+    encoding = json.detect_encoding(body[:4])
+    if encoding == "utf-8-sig":
+        return body.removeprefix(codecs.BOM_UTF8)
+    if encoding != "utf-8":
+        return Refusal(WRONG_MEDIA_TYPE, 415, f"the body is written in {encoding.upper()}; send JSON in UTF-8.")
+    return body
 
 
 def is_upload(scope: Scope) -> bool:

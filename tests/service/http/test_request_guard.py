@@ -335,6 +335,28 @@ class TestBodies:
         body = b'{"total_timesteps": 1}'
         assert client.post("/train", content=body, headers={"content-type": content_type}).status_code == 200
 
+    @pytest.mark.parametrize(
+        ("path", "fields"),
+        [
+            ("/train", {"total_timesteps": 0}),
+            ("/inference", {"model_name": "absent", "observation": [0.0]}),
+            ("/inference/batch", {"model_name": "absent", "observations": [[0.0]]}),
+        ],
+    )
+    def test_json_is_read_as_utf_8_wherever_it_is_sent(
+        self, client: TestClient, path: str, fields: dict[str, Any]
+    ) -> None:
+        def send(encoding: str) -> Any:
+            headers = {"content-type": "application/json"}
+            return client.post(path, content=json.dumps(fields).encode(encoding), headers=headers)
+
+        plain, marked = send("utf-8"), send("utf-8-sig")
+        assert (marked.status_code, marked.json()["detail"]) == (plain.status_code, plain.json()["detail"])
+        for encoding in ("utf-16", "utf-16-le", "utf-32"):
+            answer = send(encoding)
+            assert answer.status_code == 415
+            assert "send JSON in UTF-8" in answer.json()["detail"]
+
     def test_a_body_of_the_largest_size_is_read_and_one_byte_more_is_not(self, client: TestClient) -> None:
         headers = {"content-type": "application/json"}
         largest = b"{" + b" " * (self.LIMIT - 2) + b"}"
