@@ -16,8 +16,8 @@ from service.workers.task import Progress, TaskFailedError, WorkerLostError
 # Errors that a worker may refuse with, by the status code it sends; others become InvalidRequestError.
 _REFUSALS: dict[int, type[ServiceError]] = {error.status_code: error for error in (ConflictError, TooLargeError)}
 
-#: Exit status of a worker whose connection the environment has closed.
-CLOSED_STATUS = 113
+#: Exit status of a worker whose connection the environment has closed, and of one that cannot write messages any more.
+CLOSED_STATUS, BROKEN_STATUS = 113, 114
 
 
 class Message(StrEnum):

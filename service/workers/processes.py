@@ -31,6 +31,7 @@ from service.context import JOB_ID, REQUEST_ID
 from service.errors import InvalidRequestError, describe_error, printable
 from service.logs import LogStyle
 from service.workers.messages import (
+    BROKEN_STATUS,
     CLOSED_STATUS,
     WITH_CONTENT,
     BrokenMessageError,
@@ -436,6 +437,11 @@ def _describe_death(status: int) -> str:
         return (
             "the worker process lost its connection to the server; the environment, the reward function or one of "
             "their libraries closed file descriptors that are not its own."
+        )
+    if status == BROKEN_STATUS:
+        return (
+            "the worker process could not report to the server any more; the environment, the reward function or one "
+            "of their libraries changed what Python's modules hold, such as json.dumps. The server's log says where."
         )
     how = f"was killed by signal {_name_signal(-status)}" if status < 0 else f"exited with status {status}"
     return (

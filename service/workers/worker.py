@@ -1,6 +1,5 @@
 """Run one task in a worker process, and report its progress to the server."""
 
-import errno
 import fcntl
 import importlib
 import json
@@ -25,7 +24,7 @@ from gymnasium.envs.registration import EnvSpec
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import ServiceError, describe_error
 from service.logs import configure_logs
-from service.workers.messages import CLOSED_STATUS, Message
+from service.workers.messages import BROKEN_STATUS, CLOSED_STATUS, Message
 
 logger = logging.getLogger("grpo.service")
 
@@ -42,10 +41,14 @@ def work(connection: "Connection[bytes, bytes]", server_fd: int) -> NoReturn:
     """
     try:
         _run_task(connection, server_fd)
-    except OSError as error:
-        _end_unconnected(error)
-    except BaseException:  # the server or the memory is gone, so nothing can be reported
-        _end_all()
+    except (OSError, EOFError):  # the server is gone, or the environment has closed the connection
+        _end_all(CLOSED_STATUS)
+    except MemoryError:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system would in a moment
+    except BaseException:  # the environment has broken what reports to the server
+        with suppress(Exception):
+            logger.warning("a worker process cannot report to the server", exc_info=True)
+        _end_all(BROKEN_STATUS)
     os._exit(0)  # without waiting for threads that an environment has left
 
 
@@ -103,21 +106,21 @@ def _end_with_server(server_fd: int) -> None:
         fcntl.fcntl(server_fd, fcntl.F_SETOWN, -os.getpid())  # negative: the group of that id
         fcntl.fcntl(server_fd, fcntl.F_SETFL, fcntl.fcntl(server_fd, fcntl.F_GETFL) | os.O_ASYNC)
         if wait([server_fd], 0.0):  # the server died before the signal was set up
-            _end_all()
+            _end_all(CLOSED_STATUS)
 
 
-def _end_unconnected(error: EOFError | OSError) -> NoReturn:
-    """End this process, whose connection cannot be used: the server is gone, or the environment has closed it."""
-    if isinstance(error, OSError) and error.errno == errno.EBADF:
-        os._exit(CLOSED_STATUS)  # the server ends what the environment has started
-    _end_all()
+def _end_all(status: int) -> NoReturn:
+    """End this process, and those that its environment has started.
 
-
-def _end_all() -> NoReturn:
-    """End this process, and those that its environment has started."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
+    :param status: What tells the server the cause, if it lives.
+    """
+    group = os.getpid()
+    if os.getpgrp() == group:
+        with suppress(OSError):  # a signal to a group that it is in would end it without the status
+            os.setpgid(0, os.getpgid(os.getppid()))
+        with suppress(OSError):
+            os.killpg(group, signal.SIGKILL)
+    os._exit(status)
 
 
 def _register(env_name: str, spec: EnvSpec) -> None:
@@ -198,8 +201,8 @@ class Reporter:
                     self._n_stops += 1
                     if self._stop_training is not None:
                         self._stop_training()
-        except (EOFError, OSError) as error:
-            _end_unconnected(error)
+        except (EOFError, OSError):
+            _end_all(CLOSED_STATUS)
 
     def send(self, kind: Message, value: Any) -> None:
         """Send a message, after all steps and metrics that are not sent yet."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import json
 import os
 import signal
 import stat
@@ -96,6 +97,11 @@ def write_to_sockets() -> None:
         with suppress(OSError):
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
                 os.write(fd, b"\0\0\0\1x")
+
+
+def break_json() -> None:
+    """Take away what writes messages."""
+    vars(json)["dumps"] = None
 
 
 def is_there(pid: int) -> bool:
@@ -373,6 +379,7 @@ class TestAProcess:
             (functools.partial(signal.raise_signal, signal.SIGKILL), "memory runs out"),
             (functools.partial(os.closerange, 3, 64), "closed file descriptors"),
             (write_to_sockets, "bytes that are not a worker's message"),
+            (break_json, "could not report to the server"),
         ]
         registry = open_registry(executor)
         # It takes hardly any processor time.
