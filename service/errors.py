@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-# Of what an environment's exception says: a few lines are read, and some hold a whole observation.
+# Limit on the text of an environment's exception: a few lines are read, and some hold a whole observation.
 _MAX_ERROR_CHARS = 500
 # Two names or more behind slashes, but not the address of a page.
 _PATH = re.compile(r"(?<![\w./])(?!(?<=:)//\w)(?:[A-Za-z]:)?(?:[/\\]+[\w.@+~-]+){2,}")

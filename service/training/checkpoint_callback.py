@@ -15,6 +15,7 @@ from service.schemas.training import TrainConfig
 from service.training.evaluation.background_evaluation import BackgroundEvaluation
 from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.init_model import Lineage
+from service.training.order import FINISHED
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
@@ -30,8 +31,6 @@ _BEST = "best"
 _EVALUATIONS = "judge"  # its name in checkpoints
 #: The callbacks that evaluate policies during a training.
 EvaluationsOnTheWay = EvaluationCallback | BackgroundEvaluation
-#: Name of the attachment that holds the model file of a training that is over.
-FINISHED = "finished"
 
 
 class CheckpointCallback(BaseCallback):

@@ -8,6 +8,9 @@ from grpo_core.options.rewards import Reward
 from service.schemas.training import TrainConfig
 from service.workers.task import Task
 
+#: Name of the attachment to a checkpoint that holds the model file of a training that is over.
+FINISHED = "finished"
+
 
 class TrainingOrder(NamedTuple):
     """Train a policy as a configuration says.

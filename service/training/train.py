@@ -28,7 +28,7 @@ from grpo_core.saving.model_state import get_weights, put_weights
 from grpo_core.spaces import is_image_space
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
-from service.training.checkpoint_callback import FINISHED, CheckpointCallback, EvaluationsOnTheWay
+from service.training.checkpoint_callback import CheckpointCallback, EvaluationsOnTheWay
 from service.training.evaluation.background_evaluation import BackgroundEvaluation
 from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.evaluation.evaluator import Evaluator
@@ -36,7 +36,7 @@ from service.training.evaluation.final_evaluation import evaluate_finally
 from service.training.evaluation.value_check import refit_values
 from service.training.evaluation.work_time import WorkTime
 from service.training.init_model import begin_from
-from service.training.order import TrainingOrder
+from service.training.order import FINISHED, TrainingOrder
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 

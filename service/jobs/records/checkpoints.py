@@ -18,11 +18,10 @@ from grpo_core.saving.atomic_write import write_atomic
 from service.models.files.lock import OPEN_FLAGS, TEMPORARY_PREFIX
 from service.schemas.jobs import JobCheckpoint
 from service.schemas.training import TrainConfig
+from service.training.order import FINISHED
 
 _FOLDER = ".checkpoints"
 _SUFFIX = ".zip"
-# As service.training.checkpoint_callback names it; the server must not import what imports torch.
-_FINISHED = f"{ATTACHED}finished"
 _OURS = re.compile(rf"[0-9a-f-]{{36}}{re.escape(_SUFFIX)}|{re.escape(TEMPORARY_PREFIX)}.*")
 # What reading a damaged file ends with.
 _DAMAGE = (OSError, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
@@ -79,7 +78,7 @@ class CheckpointFolder:
 
     def read_finished(self, job_id: str) -> bytes | None:
         """Return the model file of a job whose training was over at its checkpoint; None if it was not."""
-        return self._read_member(job_id, _FINISHED)
+        return self._read_member(job_id, f"{ATTACHED}{FINISHED}")
 
     def read_model(self, job_id: str) -> bytes | None:
         """Return the model file in a job's checkpoint; None if there is none that can be read."""
@@ -123,11 +122,12 @@ class CheckpointFolder:
         """List what this class has written; a link in the folder's place is not followed."""
         found: list[tuple[str, os.stat_result]] = []
         with suppress(OSError):
-            if stat.S_ISDIR(os.lstat(self._dir).st_mode):
-                for entry in os.scandir(self._dir):
-                    if _OURS.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
-                        with suppress(OSError):
-                            found.append((entry.name, entry.stat(follow_symlinks=False)))
+            if not stat.S_ISDIR(os.lstat(self._dir).st_mode):
+                return found
+            for entry in os.scandir(self._dir):
+                if _OURS.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
+                    with suppress(OSError):
+                        found.append((entry.name, entry.stat(follow_symlinks=False)))
         return found
 
     @contextmanager

@@ -11,8 +11,7 @@ import pytest
 from grpo_core.checkpoints import FACTS_MEMBER, checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.saving import model_file
-from service.training.checkpoint_callback import FINISHED
-from service.training.order import TrainingOrder
+from service.training.order import FINISHED, TrainingOrder
 from service.training.train import train_policy
 from tests.service.training.jobs import Clock
 from tests.support import Recorder, make_plan
