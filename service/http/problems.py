@@ -76,7 +76,11 @@ def _get_request_id() -> str:
     return REQUEST_ID.get() or RequestIds().choose(None)
 
 
-def _unreadable_body(detail: str) -> JSONResponse:
+NOT_UTF8 = "the body is not valid JSON: it is not UTF-8 text"
+
+
+def unreadable_body(detail: str) -> JSONResponse:
+    """Build the answer to a body that cannot be parsed."""
     return _answer_violations(detail, [{"field": "", "message": detail}])
 
 
@@ -107,9 +111,9 @@ def install_error_handlers(app: FastAPI) -> None:
             return _answer_violations(*summarize_violations(error.__cause__.violations))
         # FastAPI answers 400 to JSON that Python cannot hold: numbers of thousands of digits, endless nesting.
         if isinstance(error.__cause__, UnicodeDecodeError):
-            return _unreadable_body("the body is not valid JSON: it is not UTF-8 text")
+            return unreadable_body(NOT_UTF8)
         if isinstance(error.__cause__, ValueError | RecursionError):
-            return _unreadable_body("the body contains a number that is too long or lists nested too deep")
+            return unreadable_body("the body contains a number that is too long or lists nested too deep")
         other = Problem(f"http-{error.status_code}", HTTPStatus(error.status_code).phrase)
         problem = _HTTP_PROBLEMS.get(error.status_code, other)
         headers = dict(error.headers or {})

@@ -17,7 +17,7 @@ from service.errors import Problem, ReadOnlyError, TooLargeError, printable
 from service.http.browser_rules import DASHBOARD_PATH, LOCAL_ORIGIN_PATTERN, NICEGUI_PATH
 from service.http.limits.bodies import BodyReader, BodyRule, has_body, is_upload, read_as_utf8, replay, strip_parameters
 from service.http.limits.clients import ClientLimits, GuessLimit
-from service.http.problems import NO_SUCH_PATH, Refusal, error_response, report_bug
+from service.http.problems import NO_SUCH_PATH, NOT_UTF8, Refusal, error_response, report_bug, unreadable_body
 from service.http.sessions import COOKIE_NAME, Sessions
 from service.replicas.read_only import ReadOnlyRule
 from service.settings import Settings
@@ -254,8 +254,9 @@ class RequestGuard:
                 body = await self._reader.read(receive, self._rules.get_body_rule(scope).max_bytes)
                 if body is None:
                     return
-                if isinstance(body, bytes) and _is_json(headers):
-                    body = read_as_utf8(body)
+                if isinstance(body, bytes) and _is_json(headers) and (body := read_as_utf8(body)) is None:
+                    await unreadable_body(NOT_UTF8)(scope, receive, send)
+                    return
                 if isinstance(body, Refusal):
                     refusal = body
                 elif (refusal := self._rules.count_body(scope, headers, len(body))) is None:

@@ -197,14 +197,10 @@ def too_large(max_bytes: int) -> Refusal:
     return Refusal(TooLargeError.problem, TooLargeError.status_code, detail, {"Connection": "close"})
 
 
-def read_as_utf8(body: bytes) -> bytes | Refusal:
-    """Return a JSON body without the mark at its beginning that some programs write; refuse other encodings."""
+def read_as_utf8(body: bytes) -> bytes | None:
+    """Return a JSON body without the mark at its beginning that some programs write; None in another encoding."""
     encoding = json.detect_encoding(body[:4])
-    if encoding == "utf-8-sig":
-        return body.removeprefix(codecs.BOM_UTF8)
-    if encoding != "utf-8":
-        return Refusal(WRONG_MEDIA_TYPE, 415, f"the body is written in {encoding.upper()}; send JSON in UTF-8.")
-    return body
+    return body.removeprefix(codecs.BOM_UTF8) if encoding in ("utf-8", "utf-8-sig") else None
 
 
 def is_upload(scope: Scope) -> bool:

@@ -354,8 +354,8 @@ class TestBodies:
         assert (marked.status_code, marked.json()["detail"]) == (plain.status_code, plain.json()["detail"])
         for encoding in ("utf-16", "utf-16-le", "utf-32"):
             answer = send(encoding)
-            assert answer.status_code == 415
-            assert "send JSON in UTF-8" in answer.json()["detail"]
+            assert answer.status_code == 422
+            assert "not UTF-8" in answer.json()["detail"]
 
     def test_a_body_of_the_largest_size_is_read_and_one_byte_more_is_not(self, client: TestClient) -> None:
         headers = {"content-type": "application/json"}
