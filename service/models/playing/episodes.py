@@ -16,11 +16,12 @@ from grpo_core.evaluation import (
     make_random_policy,
     play_episode,
     play_episodes,
+    summarize_episodes,
 )
 from grpo_core.film import FilmRecorder
 from service.environments.build import build_env
-from service.environments.evaluating import FiguresOverflowError, compute_figures, find_max_steps, warn_of_cuts
 from service.environments.inspection import list_render_modes
+from service.environments.step_limit import find_max_steps, warn_of_cuts
 from service.errors import ConflictError, InvalidRequestError
 from service.models.playing.play import Play
 from service.schemas.jobs import EpisodeFigures
@@ -115,10 +116,7 @@ def _check_fit(play: Play, env: gym.Env[Any, Any]) -> None:
 
 def _summarize(play: Play, episodes: list[Episode]) -> EpisodeFigures:
     _check_finite(play.env_name, [episode.reward for episode in episodes])
-    try:
-        return EpisodeFigures.model_validate(asdict(compute_figures(episodes)))
-    except FiguresOverflowError as error:
-        raise InvalidRequestError(f"env_name '{play.env_name}' cannot be evaluated: {error}.") from error
+    return EpisodeFigures.model_validate(asdict(summarize_episodes(episodes)))
 
 
 def _check_finite(env_name: str, rewards: list[float]) -> None:

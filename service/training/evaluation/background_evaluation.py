@@ -6,7 +6,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from grpo import GRPO
-from service.environments.evaluating import compute_figures
+from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
 from service.training.evaluation.evaluator import SEED_ON_THE_WAY, EvaluationRun, Evaluator
 from service.training.evaluation.work_time import Stopwatch, WorkTime
@@ -145,7 +145,7 @@ class BackgroundEvaluation(BaseCallback):
 
         run.advance(may_go_on, is_enough)
         if run.is_over:
-            self._progress.publish_evaluation({"timesteps": timesteps, **asdict(compute_figures(run.episodes))})
+            self._progress.publish_evaluation({"timesteps": timesteps, **asdict(summarize_episodes(run.episodes))})
             self._points.end(self._evaluator.count_steps(run.episodes))
             self._run = None
 

@@ -7,8 +7,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from grpo import GRPO
-from grpo_core.evaluation import Evaluation
-from service.environments.evaluating import FiguresOverflowError, compute_figures
+from grpo_core.evaluation import Evaluation, summarize_episodes
 from service.schemas.training import TrainConfig
 from service.training.evaluation.evaluator import SEED_ON_THE_WAY, Evaluator
 from service.training.stop_rules import StopRules
@@ -89,16 +88,12 @@ class EvaluationCallback(BaseCallback):
         return self.latest is not None and self._n_updates == self.model._n_updates
 
     def _evaluate(self) -> bool:
-        """Evaluate the current policy; return False if it was interrupted or has no figures."""
+        """Evaluate the current policy; return False if a stop or the time limit interrupted it."""
         run = self._evaluator.start(self.model.make_numpy_actor(), SEED_ON_THE_WAY)
         run.advance(self._may_go_on)
         if not run.is_over:
             return False
-        try:
-            evaluation = compute_figures(run.episodes)
-        except FiguresOverflowError as error:
-            self._progress.publish_warning(f"an evaluation on the way was left out: {error}.")
-            return False
+        evaluation = summarize_episodes(run.episodes)
         self.latest = {"timesteps": self.model.num_timesteps, **asdict(evaluation)}
         self._n_updates = self.model._n_updates
         self._n_without_improvement += 1

@@ -15,7 +15,7 @@ from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import Episode, make_policy, step_episode
 from grpo_core.update.seeding import capture_process_wide, restore_process_wide
 from service.environments.build import build_env
-from service.environments.evaluating import find_max_steps
+from service.environments.step_limit import find_max_steps
 from service.schemas.training import TrainConfig
 
 # Seeds of first episodes; the others count up from them. All jobs play the same episodes, so that they can be compared.

@@ -4,7 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from grpo_core.actor.actor import Actor
-from service.environments.evaluating import FiguresOverflowError, compute_figures, warn_of_cuts
+from grpo_core.evaluation import summarize_episodes
+from service.environments.step_limit import warn_of_cuts
 from service.errors import describe_error
 from service.training.evaluation.evaluator import FINAL_SEED, EvaluationRun, Evaluator
 from service.training.evaluation.work_time import Stopwatch, WorkTime
@@ -52,12 +53,11 @@ def evaluate_finally(
         return None
     for warning in warn_of_cuts(run.episodes, evaluator.max_steps, "the final evaluation"):
         progress.publish_warning(warning)
-    try:
-        figures = compute_figures(run.episodes)
-    except FiguresOverflowError as error:
-        progress.publish_warning(f"the policy was saved without an evaluation: {error}.")
-        return None
-    evaluation = {"timesteps": timesteps, **asdict(figures), "complete": run.is_complete}
+    evaluation = {
+        "timesteps": timesteps,
+        **asdict(summarize_episodes(run.episodes)),
+        "complete": run.is_complete,
+    }
     progress.publish_final_evaluation({**evaluation, "seconds": run.seconds})
     return evaluation
 

@@ -17,7 +17,7 @@ from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.values.fit import ValueCheck, check_values, fit_values
 from grpo_core.values.trajectories import Trajectory, TrajectoryPlayer
 from service.environments.build import build_env
-from service.environments.evaluating import MAX_STEPS_WITHOUT_LIMIT
+from service.environments.step_limit import MAX_STEPS_WITHOUT_LIMIT
 from service.errors import describe_error
 from service.spaces import count_numbers
 from service.training.evaluation.evaluator import CHECKED_SEED, FITTED_SEED, Evaluator
