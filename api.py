@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from grpo_core import __version__
 from grpo_core.options import rewards
@@ -41,6 +41,19 @@ _UPKEEP_SECONDS = 5.0
 _VERIFICATION_PAUSE_SECONDS = 0.005
 # Pages that FastAPI makes itself.
 _WITHOUT_QUERY = frozenset({"/docs", "/redoc", "/openapi.json"})
+
+
+def _include_routers() -> list[BaseRoute]:
+    """Make the routes that every application has."""
+    router = APIRouter()
+    for topic in (server, training, sweeps, inference, models, versions, files, catalogue):
+        router.include_router(topic.router, dependencies=[Depends(check_query_names), Depends(check_absent_body)])
+    router.include_router(login.router)
+    return router.routes
+
+
+# Shared by all applications of a process, for FastAPI takes longer to build them than the rest of one.
+_ROUTES = _include_routers()
 
 
 @asynccontextmanager
@@ -105,12 +118,10 @@ def create_app(settings: Settings | None = None, lock: FolderLock | None = None)
     app.state.service = service
     app.state.guess_limit = GuessLimit()
     app.state.dashboard = LazyDashboard(service)
-    for topic in (server, training, sweeps, inference, models, versions, files, catalogue):
-        app.include_router(topic.router, dependencies=[Depends(check_query_names), Depends(check_absent_body)])
+    app.routes.extend(_ROUTES)
     for route in app.routes:
         if isinstance(route, Route) and route.path in _WITHOUT_QUERY:
             refuse_queries(route)
-    app.include_router(login.router)
     app.mount(DASHBOARD_PATH, app.state.dashboard)
     install_error_handlers(app)
     install_schema(app)
