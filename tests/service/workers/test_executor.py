@@ -191,6 +191,18 @@ def run(registry: JobRegistry, **request: Any) -> Job:
     return job
 
 
+def submit_slow(registry: JobRegistry, register_line: RegisterLine, **request: Any) -> Job:
+    """Start a job that goes on for hours and takes hardly any processor time, and wait for its first steps."""
+    env_name = register_line("SlowLine-v0", on_step=functools.partial(time.sleep, 0.02))
+    job = submit(registry, env_name=env_name, total_timesteps=10_000_000, **request)
+    wait_until(lambda: job.describe().current_timesteps > 0)
+    return job
+
+
+def wait_for_update(job: Job) -> None:
+    wait_until(lambda: "train/loss" in job.describe().metrics)
+
+
 def wait_for_activity(job: Job) -> None:
     """Wait until a job has been heard of thirty times without a step of its training."""
     timesteps, n_heard, inactive_seconds = 0, 0, job.inactive_seconds
@@ -231,11 +243,14 @@ class TestAllAlike:
     ) -> None:
         env_name = register_line(entry_point=make_patient_cartpole)
         request = {"env_name": env_name, "total_timesteps": 300, "seed": 3, "model_name": "m", "n_eval_episodes": 2}
+        # It draws numbers and updates its policy while the job beside it does.
+        busy = {"env_name": register_line("Slow-v0", on_step=functools.partial(time.sleep, 0.002)), "n_steps": 32}
         hashes = []
         for executor in ("thread", others):
             registry = open_registry(executor, max_running=2)
             hashes.append(run(registry, **request).describe().sha256)
-            other = submit(registry, total_timesteps=10_000_000)
+            other = submit(registry, **busy, total_timesteps=10_000_000)
+            wait_for_update(other)
             hashes.append(run(registry, **request).describe().sha256)
             assert other.status is JobStatus.RUNNING
             registry.shutdown(grace_seconds=10)
@@ -308,7 +323,7 @@ class TestAllAlike:
         self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, executor: str
     ) -> None:
         # A thousand episodes of a thousand steps.
-        env_name = register_line(entry_point=EndlessLine)
+        env_name = register_line(entry_point=EndlessLine, on_step=functools.partial(time.sleep, 0.001))
         request = {"eval_freq": 32, "n_eval_episodes": 1000, "n_steps": 32}
         job = submit(open_registry(executor), env_name=env_name, total_timesteps=10_000, **request)
         wait_for_activity(job)  # more often than an update has minibatches
@@ -382,10 +397,7 @@ class TestAProcess:
             (break_json, "could not report to the server"),
         ]
         registry = open_registry(executor)
-        # It takes hardly any processor time.
-        slow_line = register_line("SlowLine-v0", on_step=functools.partial(time.sleep, 0.02))
-        other = submit(registry, env_name=slow_line, total_timesteps=10_000_000)
-        wait_until(lambda: other.describe().current_timesteps > 0)
+        other = submit_slow(registry, register_line)
         for i, (fault, message) in enumerate(crashes):
             env_name = register_line(f"Crashing{i}-v0", on_step=fault)
             job = run(registry, env_name=env_name, model_name="m", max_restarts=0)
@@ -458,10 +470,11 @@ class TestAProcess:
         assert is_alive(forkserver)
         end_forkserver()  # for the next tests to have one of their own
 
-    def test_a_lost_forkserver_is_replaced(self, open_registry: Callable[..., JobRegistry]) -> None:
+    def test_a_lost_forkserver_is_replaced(
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine
+    ) -> None:
         registry = open_registry()
-        running = submit(registry, total_timesteps=10_000_000, model_name="running")
-        wait_until(lambda: running.describe().current_timesteps > 0)
+        running = submit_slow(registry, register_line, model_name="running")
         forkserver, worker = find_forkserver(), find_only_worker()
         assert forkserver is not None
         forkserver.kill()
@@ -486,10 +499,11 @@ class TestAProcess:
         status = run(open_registry(), max_restarts=0).describe()
         assert (status.status, status.n_restarts) == (JobStatus.COMPLETED, 0)
 
-    def test_two_executors_share_one_forkserver(self, open_registry: Callable[..., JobRegistry]) -> None:
+    def test_two_executors_share_one_forkserver(
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine
+    ) -> None:
         one, other = open_registry(), open_registry()
-        endless = submit(other, total_timesteps=10_000_000)
-        wait_until(lambda: endless.describe().current_timesteps > 0)
+        endless = submit_slow(other, register_line)
         forkserver = find_forkserver()
         executor = ProcessExecutor(LogStyle())
         executor.warm_up()
