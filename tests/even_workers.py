@@ -3,6 +3,7 @@
 They would wait behind the tests that run beside theirs, for most of the time that these take.
 """
 
+import gc
 import importlib
 import os
 import sys
@@ -15,6 +16,9 @@ BRIEF_VALUES = {
     "grpo_core.values.fit._MAX_ITERATIONS": 8,
 }
 
+# What the modules of environments and rewards import, which every worker would do anew for more than a second.
+_MODULES = ("tests.support", "hypothesis")
+
 
 def _prepare() -> None:
     nice, os.nice = os.nice, lambda _increment: 0
@@ -25,6 +29,9 @@ def _prepare() -> None:
     for name, number in BRIEF_VALUES.items():
         module, _, constant = name.rpartition(".")
         vars(importlib.import_module(module))[constant] = number
+    for name in _MODULES:
+        importlib.import_module(name)
+    gc.freeze()  # as service.workers.preload does after its own imports
 
 
 if "multiprocessing.forkserver" in " ".join(sys.orig_argv):
