@@ -148,7 +148,7 @@ class Writer:
             kind = type(value.bit_generator).__name__
             if type(value) is not np.random.Generator or kind not in _BIT_GENERATORS:
                 raise UnknownObjectError(f"a random generator of type {kind} is not described")
-            return ["generator", kind, self.describe(get_generator_state(value))]
+            return ["drawing", self.describe(value.bit_generator)]  # others may draw from that, too
         if isinstance(value, np.random.BitGenerator):
             kind = type(value).__name__
             if kind not in _BIT_GENERATORS:
@@ -156,7 +156,8 @@ class Writer:
             return ["bits", kind, self.describe(get_generator_state(value))]
         if type(value) not in (random.Random, np.random.RandomState):
             raise UnknownObjectError(f"a random generator of type {type(value).__name__} is not described")
-        return [type(value).__name__, self.describe(get_generator_state(value))]
+        shared = [self.describe(value._bit_generator)] if isinstance(value, np.random.RandomState) else []
+        return [type(value).__name__, self.describe(get_generator_state(value)), *shared]
 
     def _describe_instance(self, value: Any) -> Node:
         kind = type(value)
@@ -226,10 +227,11 @@ class Reader:
             "array": lambda _, index: self._arrays[index].copy(order="K"),
             "scalar": lambda _, index: self._arrays[index][()],
             "view": self._make_view,
-            "generator": self._make_generator,
+            "drawing": lambda _, bits: np.random.Generator(self.make(bits)),
+            "generator": self._make_generator,  # of earlier versions
             "bits": lambda _, kind, state: self._fill(_BIT_GENERATORS[kind](0), state),
             "Random": lambda _, state: self._fill(random.Random(0), state),
-            "RandomState": lambda _, state: self._fill(np.random.RandomState(0), state),
+            "RandomState": self._make_random_state,
             "member": lambda _, name, member: self._find(name, enum.EnumMeta)[member],
             "flag": lambda _, name, flags: self._find(name, enum.EnumMeta)(flags),
             "named": lambda _, name: self._find(name, type | types.FunctionType),
@@ -277,6 +279,10 @@ class Reader:
         generator = np.random.Generator(_BIT_GENERATORS[kind](0))
         set_generator_state(generator, self.make(state))
         return generator
+
+    def _make_random_state(self, _: int, state: Node, bits: Node = None) -> Any:
+        own = np.random.MT19937(0) if bits is None else self.make(bits)  # earlier versions wrote none
+        return self._fill(np.random.RandomState(own), state)
 
     def _fill(self, generator: Any, state: Node) -> Any:
         set_generator_state(generator, self.make(state))

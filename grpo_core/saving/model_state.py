@@ -323,7 +323,7 @@ def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) ->
     for name in ("clip_obs", "clip_reward", "gamma", "epsilon"):
         setattr(vec_normalize, name, float(settings[name]))  # "inf" too
     vec_normalize.norm_reward = settings["norm_reward"]
-    vec_normalize.training = settings.get("training", True)  # files of earlier versions do not say
+    vec_normalize.training = settings.get("training", vec_normalize.training)  # earlier versions do not say
 
 
 def _put_statistics(vec_normalize: VecNormalize, content: ModelContent, only_of_more_steps: bool = False) -> None:

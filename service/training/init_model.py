@@ -89,5 +89,6 @@ def begin_from(model: GRPO, config: TrainConfig, content: bytes) -> Lineage:
     assert env is not None, "it was built with one"
     if (vec_normalize := unwrap_vec_normalize(env)) is not None:
         restore_normalization(vec_normalize, loaded)
+        vec_normalize.training = True  # even if the other one was saved with frozen statistics
     sha256 = hashlib.sha256(content).hexdigest()
     return Lineage(config.init_model, sha256, read_count(loaded.meta.get("num_timesteps")) or 0)

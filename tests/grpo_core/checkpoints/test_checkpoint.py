@@ -27,6 +27,7 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.checkpoints.objects import Reader, UnknownObjectError, Writer
 from grpo_core.restoring import simulator
+from grpo_core.restoring.generators import get_generator_state
 from grpo_core.restoring.proving.proof import prove
 from tests.suites import DEVICE
 
@@ -247,6 +248,29 @@ def test_what_is_described_is_made_again(value: Any, is_described: bool) -> None
     (made,) = Reader(node[1], writer.arrays, {"tests"}, {}).make(node[0])
     assert made == value
     assert type(made) is type(value)
+
+
+@pytest.mark.parametrize("kind", [np.random.Generator, np.random.RandomState])
+def test_generators_that_share_their_bits_share_them_again(kind: Callable[[Any], Any]) -> None:
+    bits = np.random.MT19937(3)
+    both = [bits, kind(bits)]
+    both[1].normal()
+    writer = Writer({"tests"}, {})
+    node = json.loads(json.dumps([writer.describe(both), writer.objects]))
+    made = Reader(node[1], writer.arrays, {"tests"}, {}).make(node[0])
+    drawn = [[pair[0].random_raw(), pair[1].normal(), pair[1].random(), pair[0].random_raw()] for pair in (both, made)]
+    assert drawn[0] == drawn[1]
+
+
+def test_generators_in_checkpoints_of_earlier_versions_are_read() -> None:
+    writer = Writer((), {})
+    for kind, generator in (
+        (["generator", "PCG64"], np.random.default_rng(3)),
+        (["RandomState"], np.random.RandomState(3)),
+    ):
+        state = writer.describe(get_generator_state(generator))
+        made = Reader([*writer.objects, [*kind, state]], writer.arrays, (), {}).make({"object": len(writer.objects)})
+        assert made.normal() == generator.normal()
 
 
 @pytest.mark.parametrize("name", TRAININGS)

@@ -177,6 +177,15 @@ def test_a_restored_vec_normalize_goes_on_as_the_saved_one(space: spaces.Space[A
     assert (restored.gamma, restored.clip_reward) == (saved.gamma, saved.clip_reward)
 
 
+def test_frozen_statistics_stay_frozen_if_the_file_does_not_say() -> None:
+    content = save_and_load(build(BOX))
+    del content.meta["normalization"]["training"]
+    frozen = build(BOX)
+    frozen.training = False
+    restore_normalization(frozen, content)
+    assert not frozen.training
+
+
 @pytest.mark.parametrize(("space", "settings"), SETTINGS, ids=str)
 def test_the_actor_of_a_file_normalizes_as_the_saved_vec_normalize_does(
     space: spaces.Space[Any], settings: dict[str, Any]

@@ -49,6 +49,16 @@ def test_weights_optimizer_and_statistics_are_where_training_begins(
     assert config["normalize"] == {"norm_obs": True, "norm_reward": True}
 
 
+def test_a_job_trains_on_statistics_that_were_frozen(client: TestClient, app: FastAPI, base: dict[str, Any]) -> None:
+    content = read(app, "base")
+    settings = {**content.meta["normalization"], "training": False}
+    meta = {**content.meta, "normalization": settings}
+    frozen = model_file.to_bytes(meta, content.weights, content.optimizer, content.normalization)
+    assert upload(client, frozen, "frozen").status_code == 200
+    train_on(client, init_model="frozen")
+    assert read(app, "onward").normalization["obs/count"] > content.normalization["obs/count"]
+
+
 def test_the_card_tells_what_it_comes_from_and_all_steps(client: TestClient, base: dict[str, Any]) -> None:
     train_on(client)
     first, card = client.get("/models/base").json(), client.get("/models/onward").json()
