@@ -40,6 +40,9 @@ _SIGNATURES = {"reset": "reset(self, *, seed=None, options=None)", "step": "step
 _ROUNDING = 1e-6
 _REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64})
 _FLAG_TYPES = frozenset({bool, np.bool_})
+# Whose wrappers stumble over what they are given, and how.
+_LIBRARIES = frozenset({"gymnasium", "stable_baselines3", "grpo_core"})
+_STUMBLES = frozenset({TypeError, ValueError, KeyError, IndexError, AttributeError})
 
 
 def try_out(env: Env, seed: int = 0) -> None:
@@ -74,22 +77,24 @@ def check_methods(env: Env) -> None:
         return
 
 
-def explain_stumble(env: Env, error: Exception, call_again: Callable[[], Any]) -> None:
-    """Say what the environment inside a wrapper returned, if a later call failed in that wrapper.
+def explain_stumble(env: Env, error: Exception, action: Any) -> None:
+    """Say what the environment inside a wrapper returned, if a later step failed in the code of a library's wrapper.
 
-    Only now is it asked again: a check of every call would cost time. Not where the environment's own code raised it.
+    Only now is it asked, by another step: a check of every step would cost time. Not where the code of an environment
+    or of anybody's wrapper raised the error, which tells enough.
 
-    :param error: What the call raised.
-    :param call_again: Makes the call with ``call_reset`` or ``call_step``.
-    :raises InvalidEnvironmentError: If a method returns what it must not.
+    :param error: What the step raised.
+    :raises InvalidEnvironmentError: If ``step`` returns what it must not.
     """
-    layers = list_nested_envs(env)
-    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    is_own = any(owner is layers[-1] for owner in owners)
-    if is_own or isinstance(error, InvalidEnvironmentError):
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    raised_by = next((package for package in reversed(packages) if package != "numpy"), "")
+    innermost = list_nested_envs(env)[-1]
+    is_own = any(frame.f_locals.get("self") is innermost for frame in frames)
+    if is_own or raised_by not in _LIBRARIES or type(error) not in _STUMBLES:
         return
     try:
-        call_again()
+        call_step(env, action)
     except InvalidEnvironmentError as fault:
         raise fault from error
     except Exception:  # foreign code may raise anything; the first error tells more
@@ -315,7 +320,7 @@ def _check_reward(source: str, reward: Any) -> None:
     except (TypeError, ValueError, OverflowError):
         is_number = is_too_large = False
     if is_too_large:
-        rule = f"at most {LARGEST_REWARD:.2g} there, the largest number in float32; scale rewards down"
+        rule = f"a size of at most {LARGEST_REWARD:.2g} there, the largest number in float32; scale rewards down"
         raise _refuse(source, "step()", f"{describe(reward)} as reward", rule)
     if not is_number:
         hint = "; float(reward[0]) takes it out of the array" if np.shape(to_array(reward)) == (1,) else ""

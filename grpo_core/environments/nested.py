@@ -4,6 +4,8 @@ from typing import Any
 
 import gymnasium as gym
 
+from grpo_core.environments.flags import InvalidEnvironmentError
+
 Env = gym.Env[Any, Any]
 
 
@@ -24,12 +26,18 @@ def name_env(env: Env) -> str:
 
 
 def find_attribute(env: Env, name: str) -> Any:
-    """Return an attribute of the outermost layer that has it; None if none has."""
+    """Return an attribute of the outermost layer that has it; None if none has.
+
+    :raises InvalidEnvironmentError: If it has it and it cannot be read.
+    """
     return next((found for layer in list_nested_envs(env) if (found := get_own(layer, name)) is not None), None)
 
 
 def get_own(layer: Env, name: str) -> Any:
-    """Return an attribute of one layer; None without one, or if its ``__getattr__`` just answers to any name."""
+    """Return an attribute of one layer; None without one, or if its ``__getattr__`` just answers to any name.
+
+    :raises InvalidEnvironmentError: If the layer has it and it cannot be read.
+    """
     found = _get(layer, name)
     is_there = found is None or hasattr(type(layer), name) or name in getattr(layer, "__dict__", ())
     return found if is_there or _get(layer, f"no_{name}") is None else None
@@ -38,5 +46,10 @@ def get_own(layer: Env, name: str) -> Any:
 def _get(layer: Env, name: str) -> Any:
     try:
         return getattr(layer, name, None)
-    except Exception:  # a property or a ``__getattr__`` of a foreign class may raise anything
-        return None
+    except Exception as error:
+        if isinstance(error, LookupError) and not hasattr(type(layer), name):  # of a ``__getattr__`` that looks it up
+            return None
+        raise InvalidEnvironmentError(
+            f"{name} of {name_env(layer)} raised {type(error).__name__}: {error}. Correct it, or let it raise "
+            "AttributeError if there is none."
+        ) from error

@@ -115,11 +115,7 @@ class SingleEnv:
         """Start a new episode; return the first observation, and the first state unless states are never captured."""
         if self._rewound and seed is not None:  # a reset may pass its seed on to none of those
             self._noise.reseed(np.random.default_rng(seed), self._rewound)
-        try:
-            returned = (self._reset_env or self._env.reset)(seed=seed)
-        except Exception as error:
-            explain_stumble(self._env, error, lambda: call_reset(self._env, seed=seed))
-            raise
+        returned = (self._reset_env or self._env.reset)(seed=seed)
         if type(returned) is not tuple or len(returned) != 2:
             check_reset(self._name, returned)
         self.find_masks()
@@ -145,7 +141,7 @@ class SingleEnv:
         try:
             returned = (self._step_env or self._env.step)(order.action)
         except Exception as error:
-            explain_stumble(self._env, error, lambda: call_step(self._env, order.action))
+            explain_stumble(self._env, error, order.action)
             raise
         if not is_usual(returned):
             check_step(self._name, returned)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from grpo_core.environments.flags import InvalidEnvironmentError
 from grpo_core.environments.nested import Env, name_env
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.proving.preserving import Restorable
@@ -24,7 +25,7 @@ def naming(env: Env, problem: str, kind: type[NotBranchableError] = NotBranchabl
     """Turn any error of an environment's own code into one that says where it was raised."""
     try:
         yield
-    except NotBranchableError:
+    except (NotBranchableError, InvalidEnvironmentError):
         raise
     except Exception as error:  # foreign code
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

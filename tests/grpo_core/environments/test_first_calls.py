@@ -342,7 +342,7 @@ class WorseLater(HandedOver):
         ((SEEN, 0.0, True, INFO), "4 values"),
         (([[0.0], [0.0, 1.0]], 0.0, True, False, INFO), "[[0.0], [0.0, 1.0]]"),
         ((SEEN[:1], 0.0, True, False, INFO), "of shape (1,) instead of (2,)"),
-        ((SEEN, 1e300, True, False, INFO), "1e+300 as reward; it has to return at most 3.4e+38"),
+        ((SEEN, 1e300, True, False, INFO), "1e+300 as reward; it has to return a size of at most 3.4e+38"),
     ],
     ids=str,
 )
@@ -394,6 +394,44 @@ def test_an_environment_whose_own_code_fails_later_is_not_asked_again() -> None:
     with pytest.raises(ValueError, match="out of fuel"):
         env.step(Order(0))
     assert inner.n_steps == 4
+
+
+def test_a_wrapper_that_raises_on_purpose_moves_the_environment_no_further() -> None:
+    class Watchdog(gym.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            returned = super().step(action)
+            if inner.n_steps == 4:
+                raise ValueError("too late")
+            return returned
+
+    inner = WorseLater()
+    env = SingleEnv(Watchdog(inner), None)
+    env.reset(0)
+    for _ in range(3):
+        if env.step(Order(0)).terminated:
+            env.reset(0)
+    with pytest.raises(ValueError, match="too late"):
+        env.step(Order(0))
+    assert inner.n_steps == 4
+
+
+def test_a_reset_that_fails_later_is_not_repeated() -> None:
+    class Lost(gym.Wrapper[Any, Any, Any, Any]):
+        n_resets = 0
+
+        def reset(self, **options: Any) -> Any:
+            self.n_resets += 1
+            if self.n_resets > 2:
+                raise TypeError("no connection")
+            return super().reset(**options)
+
+    lost = Lost(HandedOver())
+    env = SingleEnv(lost, None)
+    env.reset(0)
+    env.reset(1)
+    with pytest.raises(TypeError, match="no connection"):
+        env.reset(2)
+    assert lost.n_resets == 3
 
 
 def test_a_part_of_another_shape_is_named_with_its_key() -> None:

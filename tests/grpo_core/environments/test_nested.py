@@ -7,6 +7,7 @@ import gymnasium as gym
 import pytest
 
 from grpo import GRPO
+from grpo_core.environments.flags import InvalidEnvironmentError
 from grpo_core.environments.nested import find_attribute, name_env
 from tests.support import LineEnv
 
@@ -57,12 +58,18 @@ class Nameless(LineEnv):
     __repr__ = __str__
 
 
-@pytest.mark.parametrize("make", [Looked, LookedInWrapper, Remote, Unready, Nameless])
+@pytest.mark.parametrize("make", [Looked, LookedInWrapper, Remote, Nameless])
 @pytest.mark.parametrize("group_mode", ["branch", "episode"])
 def test_odd_classes_train(make: Callable[[], gym.Env[Any, Any]], group_mode: Any) -> None:
     env = make()
     assert find_attribute(env, "action_masks") is None
     GRPO("MlpPolicy", env, n_steps=16, horizon=8, n_epochs=1, group_mode=group_mode).learn(16)
+
+
+@pytest.mark.parametrize("group_mode", ["auto", "branch", "episode"])
+def test_masks_that_cannot_be_read_are_named(group_mode: Any) -> None:
+    with pytest.raises(InvalidEnvironmentError, match=r"action_masks of .*Unready.* raised RuntimeError: not conn"):
+        GRPO("MlpPolicy", Unready(), n_steps=16, horizon=8, group_mode=group_mode).learn(16)
 
 
 def test_what_a_proxy_passes_on_is_found() -> None:
