@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from zlib import crc32
 
@@ -22,6 +22,8 @@ _PROCESS_WIDE: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
 }
 # Objects looked at, nearest first: a trial looks often, and environments may hold many.
 _MAX_SEARCHED = 2_000
+# What a state cannot be put back with: there is no generator any more, or another kind of one.
+_NOT_THE_SAME = (KeyError, TypeError, ValueError, RuntimeError)
 
 
 def get_generator_state(generator: Any) -> Any:
@@ -103,7 +105,7 @@ class Noise:
         for path, generator in found.items():
             try:
                 set_generator_state(generator, states[path])
-            except (KeyError, TypeError, ValueError, RuntimeError):  # there was none, or another kind of generator
+            except _NOT_THE_SAME:
                 new.add(path)
         for name, (_, put) in self._process_wide.items():
             put(states[name])
@@ -181,7 +183,8 @@ def access_generators(nested_envs: Sequence[Env]) -> StateAccess:
         for env, generator_states in zip(nested_envs, state, strict=True):
             generators = read(env)
             for name, generator_state in generator_states.items():
-                set_generator_state(generators[name], generator_state)
+                with suppress(*_NOT_THE_SAME):
+                    set_generator_state(generators[name], generator_state)
 
     return StateAccess(capture, restore)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from grpo_core.environments.flags import InvalidEnvironmentError
 from grpo_core.environments.nested import list_nested_envs, name_env
 from grpo_core.restoring.copying.layers import Layers
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
@@ -126,7 +127,11 @@ class Simulator:
                 capture()
             copied = self._layers.list_generators()
         found = find_noise(self.env, process_wide=False, shared=False).list_generators()
-        inner = [getattr(generator, "bit_generator", None) for generator in (*found, *copied)]
+        inner = [
+            getattr(generator, name, None)
+            for generator in (*found, *copied)
+            for name in ("bit_generator", "_bit_generator")  # the latter of a RandomState
+        ]
         known = {id(generator) for generator in (*found, *inner)}
         return [generator for generator in copied if id(generator) not in known]
 
@@ -188,7 +193,7 @@ class Simulator:
     ) -> RestoringReport:
         try:
             report = prove(self, n_steps, max_seconds, seed, shipment, shared)
-        except NotBranchableError:
+        except (NotBranchableError, InvalidEnvironmentError):
             raise
         except Exception as error:  # foreign code: objects may refuse even to be looked at
             raise NotBranchableError(

@@ -334,7 +334,7 @@ class Copier:
 
     def _copy_reduced(self, value: Any, memo: Memo) -> Any:
         """Copy as pickle would: by the function, the arguments and the state that the object names."""
-        if isinstance(value, GENERATORS) or type(value) is torch.Generator:
+        if isinstance(value, GENERATORS) or (type(value) is torch.Generator and value is not torch.default_generator):
             memo.setdefault("generators", []).append(value)
         try:
             reducer = copyreg.dispatch_table.get(type(value))

@@ -105,7 +105,7 @@ class RestoringReport:
         if self.is_shortened:
             lines.insert(3, "  Fewer steps were tried than wanted, because they are slow.")
         if self.rewound:
-            lines.append(f"  {self.rewound[0]} is restored, too: the branches of a group meet the same noise of it.")
+            lines.append(f"  {self.rewound[0]} is restored, too: all branches of a group draw the same noise from it.")
         if not self.pays:
             lines.append(f"  {self.price}")
         return "\n".join(lines)

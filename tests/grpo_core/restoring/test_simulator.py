@@ -426,7 +426,8 @@ HOLDERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 def test_a_generator_goes_on_wherever_it_is_except_with_common_random_numbers(holder: str, travels: bool) -> None:
     for is_common in (False, True):
         simulator = Simulator(Gusty(HOLDERS[holder][0](), HOLDERS[holder][1]), is_common)
-        simulator.prove(n_steps=8)
+        report = simulator.prove(n_steps=8)
+        assert is_common or (report is not None and report.rewound == ())
         simulator.reset(seed=0)
         replay(simulator, [1])
         if travels:
@@ -444,6 +445,41 @@ def test_a_generator_goes_on_wherever_it_is_except_with_common_random_numbers(ho
             assert len(np.unique(draws)) == 8
         else:
             assert len(np.unique(draws)) == draws.size
+
+
+class Goalkeeper(Spring):
+    """Has another kind of space, and another kind of generator, after its first step."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.goal: gym.Space[Any] = spaces.Dict(x=spaces.Discrete(3))
+        self.luck: Any = np.random.default_rng(1)
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.goal, self.luck = spaces.Discrete(4), np.random.RandomState(1)
+        return super().step(action)
+
+
+def test_a_generator_that_another_kind_has_replaced_is_left_alone() -> None:
+    simulator = Simulator(Goalkeeper(), common_random_numbers=True)
+    simulator.reset(seed=0)
+    state = simulator.capture()
+    expected = replay(simulator, [1, 1])
+    simulator.restore(state)
+    assert replay(simulator, [1, 1]) == expected
+
+
+def test_a_process_wide_generator_in_an_object_is_copied_with_it() -> None:
+    class Torched(Spring):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weather = Weather(torch.default_generator)
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            blown = float(torch.rand((), generator=self.weather.rng))
+            return super().step(action)[0], blown, False, False, {}
+
+    assert "weather" in str(check_branchable(Torched()))
 
 
 class Flock(Spring):
