@@ -4,6 +4,7 @@ A ``Dict`` observation is one element of a NumPy structured array, with a field 
 indexed, masked and stacked like any other, and ``array["key"]`` is a view, as in a dict of arrays.
 """
 
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import numpy as np
@@ -234,13 +235,13 @@ def to_inputs(space: spaces.Space[Any], observations: Any, name: str = "observat
     if isinstance(observations, np.ndarray):
         observations = unpack(observations)
     if isinstance(space, spaces.Dict):
-        if not isinstance(observations, dict) or not space.spaces.keys() <= observations.keys():
-            came = f"have the keys {[*observations]}" if isinstance(observations, dict) else "are no dict"
-            raise TypeError(f"{name} {came}; pass a dict of arrays with the keys {[*space.spaces]}.")
-        return {key: to_inputs(part, observations[key], f"{name}[{key!r}]") for key, part in space.spaces.items()}
+        return _to_parts(space, observations, name)
     if isinstance(observations, dict):
         raise TypeError(f"{name} are a dict with keys {[*observations]}; pass one array for {space}.")
     array, shape = np.asarray(observations), space.shape or ()
+    if array.dtype.hasobject:
+        with suppress(TypeError, ValueError):  # unless these are no numbers
+            array = array.astype(np.float64)
     if array.ndim == 4 and array.shape[1:] != shape and is_image_space(space):
         array = array.transpose(0, 3, 1, 2)
     if array.shape[1:] != shape or array.ndim == 0:
@@ -249,10 +250,27 @@ def to_inputs(space: spaces.Space[Any], observations: Any, name: str = "observat
         raise ValueError(f"{name} have shape {array.shape}; pass ({rule}){hint}.")
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} are of type {array.dtype}; pass numbers.")
-    if not (is_finite := np.isfinite(array)).all():
-        at = np.argwhere(~is_finite)[0].tolist()
-        raise ValueError(f"{name}{at} is {array[*at]}; pass finite numbers.")
+    _check_each(array, np.isfinite(array), name, "finite numbers")
+    if not isinstance(space, spaces.Box):
+        _check_each(array, array == np.floor(array), name, f"whole numbers for {space}")
     return array
+
+
+def _to_parts(space: spaces.Dict, observations: Any, name: str) -> dict[str, Array]:
+    if not isinstance(observations, dict) or not space.spaces.keys() <= observations.keys():
+        came = f"have the keys {[*observations]}" if isinstance(observations, dict) else "are no dict"
+        raise TypeError(f"{name} {came}; pass a dict of arrays with the keys {[*space.spaces]}.")
+    parts = {key: to_inputs(part, observations[key], f"{name}[{key!r}]") for key, part in space.spaces.items()}
+    if len({*map(len, parts.values())}) > 1:
+        sizes = ", ".join(f"{len(part)} of {key!r}" for key, part in parts.items())
+        raise ValueError(f"{name} are {sizes}; pass as many of each.")
+    return parts
+
+
+def _check_each(array: Array, is_right: Array, name: str, rule: str) -> None:
+    if not is_right.all():
+        at = np.argwhere(~is_right)[0].tolist()
+        raise ValueError(f"{name}{at} is {array[*at]}; pass {rule}.")
 
 
 def unpack(observations: Observations) -> Observations:

@@ -87,8 +87,8 @@ class ActingAlgorithm(OnPolicyAlgorithm):
         """Copy the policy, its value network and the statistics of ``VecNormalize`` as they are now into an ``Actor``.
 
         It takes batches of observations as the environment gives them, before any normalisation, images with their
-        channels first or last, and refuses those of other shapes and NaN. A policy with layers of your own is run by
-        torch, slower and in one thread at a time.
+        channels first or last, and refuses those of other shapes, NaN and infinity. A policy with layers of your own
+        is run by torch, slower and in one thread at a time.
         """
         if self._is_known_to_numpy():
             return replace(self.make_numpy_actor(), checks_observations=True)

@@ -103,7 +103,7 @@ def _compute_rewards(reward_function: RewardFunction, arguments: Sequence[Any], 
     too_large = rewards[(np.abs(rewards) > LARGEST_REWARD) & np.isfinite(rewards)]
     if len(too_large):
         raise ValueError(
-            f"reward function '{name}' returned {too_large[0]:g}; it must return sizes of at most {LARGEST_REWARD:.2g}, "
+            f"reward function '{name}' returned {too_large[0]:g}; it must return a size up to {LARGEST_REWARD:.2g}, "
             "the largest number in float32: scale rewards down."
         )
     return rewards.reshape(n_steps)

@@ -42,6 +42,8 @@ def is_real(value: object) -> bool:
 def _is_device(value: object) -> bool:
     import torch  # here: the server, which reads this module, does without
 
+    if type(value) is int:  # of an accelerator, which torch knows
+        return True
     if not isinstance(value, str | torch.device):
         return False
     try:
@@ -49,6 +51,15 @@ def _is_device(value: object) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str | bytes | bool):
+        return False
+    try:
+        return not math.isnan(float(value))  # torch's numbers, too
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 # Arguments of SB3's that no row of the table describes: what is allowed, and the rule.
@@ -59,16 +70,13 @@ _ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "it must be a folder's path, or None to write no files.",
     ),
     "verbose": (
-        lambda value: isinstance(value, Integral),
+        lambda value: isinstance(value, Real),
         "it must be 0 for silence, 1 for tables or 2 for debugging.",
     ),
     "device": (_is_device, 'it must be "auto", "cpu", "cuda" or another device of torch\'s.'),
-    "total_timesteps": (
-        lambda value: is_real(value) and not math.isnan(value),
-        "it must be a number of simulator steps.",
-    ),
+    "total_timesteps": (_is_number, "it must be a number of simulator steps."),
     "log_interval": (
-        lambda value: value is None or (is_whole(value) and value >= 1),
+        lambda value: value is None or (isinstance(value, Real) and value != 0),
         "it must be a whole number of at least 1, or None to write no tables.",
     ),
 }
@@ -147,6 +155,9 @@ class CheckedSchedule:
 
     def __init__(self, name: str, value: float | Callable[[float], float]) -> None:
         self._name, self._value = name, value
+
+    def __repr__(self) -> str:
+        return f"CheckedSchedule({self._name}={self._value!r})"
 
     def __call__(self, progress_remaining: float) -> float:
         """Return the number at a remaining progress, from 1 to 0.

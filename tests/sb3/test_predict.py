@@ -252,7 +252,25 @@ def test_an_actor_refuses_what_is_no_observation(
             ask(observations)
 
 
+def test_an_actor_takes_numbers_that_are_objects() -> None:
+    actor = build(MatchEnv(spaces.Box(-1.0, 1.0, (2,)))).make_actor()
+    seen = np.array([[0.5, -1], [0, 1]], object)
+    np.testing.assert_array_equal(actor.values(seen), actor.values(seen.astype(np.float64)))
+    with pytest.raises(ValueError, match="of type object; pass numbers"):
+        actor.values(np.array([[{}, 1]]))
+
+
+def test_an_actor_refuses_fractions_of_choices() -> None:
+    actor = build(MatchEnv(spaces.Discrete(4))).make_actor()
+    with pytest.raises(ValueError, match=r"observations\[1\] is 1.7; pass whole numbers for Discrete\(4\)"):
+        actor.best_actions(np.array([1, 1.7]))
+
+
 def test_an_actor_names_the_keys_that_it_needs() -> None:
     actor = build_over("dict", "discrete").make_actor()
+    shown, _ = MatchEnv(OBSERVATION_SPACES["dict"]).reset(seed=0)
+    batch = {key: [part] * n for n, (key, part) in enumerate(shown.items(), 1)}
+    with pytest.raises(ValueError, match=r"observations are 1 of .*, 2 of .*; pass as many of each"):
+        actor.best_actions(batch)  # type: ignore[arg-type]  # lists, here
     with pytest.raises(TypeError, match=r"observations are no dict; pass a dict of arrays with the keys \["):
         actor.best_actions(np.zeros((1, 2)))

@@ -9,7 +9,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO, check_branchable
-from grpo_core.options.checks import get_horizon
+from grpo_core.options.checks import check_arguments, get_horizon
 from grpo_core.options.choices import GroupMode
 from grpo_core.options.rewards import optimized_cartpole, simple_cartpole
 from tests.support import spell
@@ -245,6 +245,18 @@ def test_a_log_interval_of_0_is_refused_and_none_logs_nothing() -> None:
     with pytest.raises(ValueError, match="log_interval=0 is not allowed"):
         build().learn(32, log_interval=0)
     build().learn(32, log_interval=None)  # type: ignore[arg-type]  # SB3 takes it
+
+
+def test_numbers_of_any_type_are_taken_as_sb3_takes_them() -> None:
+    model = build(verbose=0.0)
+    for steps, interval in ((torch.tensor(32), 1.0), (np.float32(32), -1)):
+        model.learn(steps, log_interval=interval)  # type: ignore[arg-type]  # not what SB3's annotations say
+    assert model.num_timesteps >= 32
+    check_arguments(device=0)  # torch knows whether there is one
+
+
+def test_a_schedule_shows_its_value() -> None:
+    assert repr(build(learning_rate=1e-3).lr_schedule) == "CheckedSchedule(learning_rate=0.001)"
 
 
 @pytest.mark.parametrize("path", [None, 5, ""])
