@@ -1,5 +1,6 @@
 """The table of all training jobs: how one is found, listed, labelled and forgotten."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -17,6 +18,8 @@ from service.jobs.records.database import JournalError
 from service.jobs.records.record import PastJob
 from service.jobs.records.recorder import JobRecorder
 from service.schemas.jobs import JobLabels, JobStatus
+
+logger = logging.getLogger("grpo.service")
 
 # May take the place of an id in a path: the newest job.
 LATEST = "latest"
@@ -107,6 +110,7 @@ class JobTable:
             job = Job.restore(record)
         except (JournalError, LookupError, TypeError, ValueError) as error:
             reason = error.reason if isinstance(error, JournalError) else "it is damaged"
+            logger.warning("the record of job %s cannot be read: %s", job_id, reason)
             raise NotFoundError(
                 f"the record of training job '{printable(job_id)}' cannot be read ({reason}); the jobs' file or its "
                 "disk is damaged."
@@ -166,7 +170,9 @@ class JobTable:
             known = {name: getattr(old, name) for name in JobLabels.model_fields}
             labels = JobLabels.model_validate({**known, **changes})
             try:
-                self.recorder.journal.write_labels(job.job_id, labels)
+                if changes:
+                    changed = labels.model_dump(include=set(changes))
+                    self.recorder.journal.write_labels(job.job_id, changed)
             except JournalError as error:
                 raise StorageError(f"nothing is written on job {job.job_id}: {error.reason}.") from error
             with self._lock:

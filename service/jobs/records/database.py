@@ -3,16 +3,12 @@
 import logging
 import os
 import sqlite3
-import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
-from service.jobs.records.record import JobState, PlanRecord, compute_recipe, summarize_job
-from service.jobs.records.rows import to_columns
-from service.schemas.jobs import JobLabels
+from service.jobs.records.rows import UNREADABLE, recover_fields, to_columns
 
 logger = logging.getLogger("grpo.service")
 
@@ -63,8 +59,6 @@ _ADDED_COLUMNS = {
 _SWEEPS_TABLE = "CREATE TABLE sweeps (number INTEGER PRIMARY KEY, sweep_id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)"
 # To check a larger file in full would hold up the start; its damage shows when it is read.
 _CHECKED_BYTES = 32 * 2**20
-# What reading a damaged record ends with.
-UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, zlib.error)
 # Another program may hold the file for a moment.
 _BUSY_SECONDS = 1.0
 
@@ -95,13 +89,21 @@ def connect(path: Path | None) -> sqlite3.Connection:
     with explain():
         target = ":memory:" if path is None else path
         connection = sqlite3.connect(target, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        connection.text_factory = partial(str, encoding="utf-8", errors="replace")  # a bad byte hides no other row
+        connection.text_factory = _read_text
         try:
             _prepare(connection, 0 if path is None else path.stat().st_size)
         except BaseException:
             connection.close()
             raise
     return connection
+
+
+def _read_text(content: bytes) -> str | bytes:
+    """Read text; what has a bad byte stays bytes: it hides no other row, and whoever reads it notices."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content
 
 
 def _create(path: Path) -> None:
@@ -176,14 +178,10 @@ def _migrate(connection: sqlite3.Connection) -> None:
     for name, kind in _ADDED_COLUMNS.items():
         connection.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
     for number, plan_json, state_json in connection.execute("SELECT number, plan, state FROM jobs").fetchall():
-        try:
-            plan, state = PlanRecord.model_validate_json(plan_json), JobState.model_validate_json(state_json)
-            line = summarize_job("", plan.config, compute_recipe(plan.config), state, JobLabels())
-            columns = {name: value for name, value in to_columns(line).items() if name in _ADDED_COLUMNS}
-        except UNREADABLE:  # it stays listed, and whoever asks for more is told
-            continue
-        settings = ", ".join(f"{name} = ?" for name in columns)
-        connection.execute(f"UPDATE jobs SET {settings} WHERE number = ?", (*columns.values(), number))
+        known = recover_fields(plan_json, state_json).items()
+        for name, value in to_columns(field for field in known if field[0] in _ADDED_COLUMNS).items():
+            with suppress(sqlite3.IntegrityError, sqlite3.ProgrammingError, OverflowError):  # it is damaged
+                connection.execute(f"UPDATE jobs SET {name} = ? WHERE number = ?", (value, number))
     logger.warning("%s was of version 1, and is now of version %d", FILE_NAME, SCHEMA_VERSION)
 
 

@@ -5,7 +5,7 @@ import logging
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 from service.jobs.records.database import (
     FILE_NAME,
-    UNREADABLE,
     DamagedError,
     JournalError,
     connect,
@@ -21,18 +20,23 @@ from service.jobs.records.database import (
     move_aside,
     says_disk_is_full,
 )
-from service.jobs.records.history import HistoryEvent, HistoryPart
+from service.jobs.records.history import HistoryPart
 from service.jobs.records.record import JobRecord, JobState, PastJob, PlanRecord
 from service.jobs.records.rows import (
     LABELS,
+    UNREADABLE,
+    has_id,
+    list_damaged_parts,
     read_event,
+    read_history,
     read_labels,
     read_line,
+    read_time,
     to_columns,
     unpack_metrics,
     write_record,
 )
-from service.schemas.jobs import JobLabels, JobStatus, JobSummary
+from service.schemas.jobs import JobStatus, JobSummary
 
 logger = logging.getLogger("grpo.service")
 
@@ -89,32 +93,36 @@ class JobJournal:
         return int(n_jobs)
 
     def list_jobs(self) -> list[PastJob]:
-        """List all jobs, oldest first."""
+        """List all jobs, oldest first; a row whose id is damaged stays in the file alone."""
         with self._lock, explain():
-            lines = [line for _, line, _ in self._read_lines()]
+            lines = [_read_line(row)[0] for row in self._read_rows() if has_id(row["job_id"])]
             if self._has_to_interrupt:
                 failed = {"status": JobStatus.FAILED}
                 lines = [line if line.status.is_final else line.model_copy(update=failed) for line in lines]
             return list(map(PastJob, lines))
 
     def log_damage(self) -> None:
-        """Say in the log which lines of the list are damaged.
+        """Say in the log what is damaged in the rows of jobs, beside their events and metrics.
 
         :raises JournalError: If none can be read.
         """
         with self._lock, explain():
-            lines = self._read_lines()
-        for number, line, damaged in lines:
-            if damaged:
-                what = f"job {line.job_id} (row {number}): {', '.join(damaged)}"
-                logger.warning("%s is damaged at %s; the rest of that job is kept", FILE_NAME, what)
-            self.lacks_jobs |= "job_id" in damaged
+            for row in self._read_rows():
+                is_listed = has_id(row["job_id"])
+                damaged = [*_read_line(row if is_listed else {**row, "job_id": ""})[1], *list_damaged_parts(row)]
+                if not is_listed:
+                    self.lacks_jobs = True
+                    what = f"row {row['number']}: {', '.join(['job_id', *damaged])}; the job is not listed"
+                    logger.warning("%s is damaged at %s, and its row is kept", FILE_NAME, what)
+                elif damaged:
+                    what = f"job {row['job_id']} (row {row['number']}): {', '.join(damaged)}"
+                    logger.warning("%s is damaged at %s; the rest of that job is kept", FILE_NAME, what)
 
-    def _read_lines(self) -> list[tuple[int, JobSummary, list[str]]]:
-        """Return the number of each job's row, its line, and what of it is damaged; the caller holds the lock."""
-        names = list(JobSummary.model_fields)
-        rows = self._connection.execute(f"SELECT number, {', '.join(names)} FROM jobs ORDER BY number").fetchall()
-        return [(number, *read_line(number, dict(zip(names, row, strict=True)))) for number, *row in rows]
+    def _read_rows(self) -> Iterator[dict[str, Any]]:
+        """Read the jobs' rows, oldest first; the caller holds the lock."""
+        names = ("number", "plan", "state", "history", "written_at", *JobSummary.model_fields)
+        for row in self._connection.execute(f"SELECT {', '.join(names)} FROM jobs ORDER BY number"):
+            yield dict(zip(names, row, strict=True))
 
     def load(self, job_id: str) -> JobRecord | None:
         """Read a job; None if there is none.
@@ -131,29 +139,21 @@ class JobJournal:
             query = "SELECT keys, n_rows, numbers FROM metrics WHERE number = ? ORDER BY first_id"
             metrics = self._connection.execute(query, row[:1]).fetchall()
             has_to_interrupt = self._has_to_interrupt
-        with explain():
-            _, plan, state, history, written_at, *written = row
-            labels = read_labels(dict(zip(LABELS, written, strict=True)))
-            last_event_id, stride, progress = json.loads(history)
-            state = JobState.model_validate_json(state)
-            if has_to_interrupt and not state.status.is_final:
-                state, last_event_id = _fail(state, job_id, written_at), last_event_id + _MAX_UNWRITTEN_EVENTS
-            part = HistoryPart(
-                last_event_id,
-                stride,
-                [read_event(*event) for event in events],
-                [unpack_metrics(*packed) for packed in metrics],
-                replaces_rows=True,
-                progress=None if progress is None else HistoryEvent(*progress),
-            )
-            return JobRecord(
-                job_id,
-                PlanRecord.model_validate_json(plan),
-                state,
-                part,
-                labels,
-                datetime.fromtimestamp(written_at, UTC),
-            )
+        _, plan, state, history, written_at, *written = row
+        with _name_damage("plan"):
+            plan = PlanRecord.model_validate_json(plan)
+        with _name_damage("state"):
+            state, time_written = JobState.model_validate_json(state), read_time(written_at)
+        with _name_damage("history"):
+            last_event_id, stride, progress = read_history(history)
+        with _name_damage("events"):
+            events = [read_event(*event) for event in events]
+        with _name_damage("metrics"):
+            metrics = [unpack_metrics(*packed) for packed in metrics]
+        if has_to_interrupt and not state.status.is_final:
+            state, last_event_id = _fail(state, job_id, written_at), last_event_id + _MAX_UNWRITTEN_EVENTS
+        part = HistoryPart(last_event_id, stride, events, metrics, replaces_rows=True, progress=progress)
+        return JobRecord(job_id, plan, state, part, read_labels(dict(zip(LABELS, written, strict=True))), time_written)
 
     def load_configs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Read the configurations of jobs; those that cannot be read are left out."""
@@ -175,14 +175,15 @@ class JobJournal:
         query = "SELECT job_id FROM jobs WHERE instr(plan, ?) ORDER BY number"
         with self._lock, explain():
             written = f'"init_sha256":{json.dumps(sha256)}'
-            return [job_id for (job_id,) in self._connection.execute(query, (written,))]
+            return [job_id for (job_id,) in self._connection.execute(query, (written,)) if has_id(job_id)]
 
-    def write_labels(self, job_id: str, labels: JobLabels) -> None:
-        """Write down what people have written on a job.
+    def write_labels(self, job_id: str, changes: Mapping[str, Any]) -> None:
+        """Write down what people have changed of what is written on a job, and nothing else, which may be damaged.
 
+        :param changes: Fields of ``JobLabels``; at least one.
         :raises JournalError: If it fails, or the file does not have the job.
         """
-        columns = to_columns(labels)
+        columns = to_columns(changes.items())
         settings = ", ".join(f"{name} = ?" for name in columns)
         with self._transact() as connection:
             changed = connection.execute(f"UPDATE jobs SET {settings} WHERE job_id = ?", (*columns.values(), job_id))
@@ -326,6 +327,19 @@ def _open(path: Path, keeps_running: bool) -> JobJournal:
         journal.close()
         raise
     return journal
+
+
+def _read_line(row: Mapping[str, Any]) -> tuple[JobSummary, list[str]]:
+    return read_line({name: row[name] for name in JobSummary.model_fields}, row["plan"], row["state"])
+
+
+@contextmanager
+def _name_damage(part: str) -> Iterator[None]:
+    """Name the part of a record that cannot be read."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise JournalError(f"damaged {part}") from error
 
 
 def _mend_statuses(connection: sqlite3.Connection) -> None:

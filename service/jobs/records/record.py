@@ -201,7 +201,7 @@ def summarize_job(
     job_id: str, config: Mapping[str, Any], recipe: str, state: JobState, labels: JobLabels
 ) -> JobSummary:
     """Return a short description for lists of jobs."""
-    mean_reward, interval = _choose_evaluation(state.final_evaluation, state.evaluation)
+    mean_reward, interval = choose_evaluation(state.final_evaluation, state.evaluation)
     return JobSummary(
         job_id=job_id,
         status=state.status,
@@ -220,7 +220,7 @@ def summarize_job(
     )
 
 
-def _choose_evaluation(
+def choose_evaluation(
     final: FinalEvaluation | None, latest: EvaluationRow | None
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Return the mean reward that stands for a job, and its 95 % interval; None where there is none.

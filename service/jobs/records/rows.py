@@ -4,7 +4,8 @@ import json
 import re
 import sqlite3
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from service.jobs.records.history import HistoryEvent, MetricRows
-from service.jobs.records.record import JobRecord
+from service.jobs.records.record import JobRecord, JobState, PlanRecord, choose_evaluation, compute_recipe
 from service.schemas.jobs import JobLabels, JobStatus, JobSummary
 
 # Columns of a line in the list that hold JSON.
@@ -23,7 +24,11 @@ _FIXED = {"job_id", "env_name", "model_name", "total_timesteps", "created_at", "
 # Beside an event's payload, where older servers expect it alone.
 _EVENT_TIME = "event_time"
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# What a line shows in place of what is damaged, where the field has no default.
+# What reading a damaged record raises.
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, zlib.error)
+# Of a line in the list, what a job's configuration says.
+_CONFIGURED = ("env_name", "model_name", "total_timesteps", "seed")
+# What a line shows where neither it nor the rest of the record can be read, and the field has no default.
 _SUBSTITUTES = {
     "status": JobStatus.FAILED,
     "progress": 0.0,
@@ -36,33 +41,39 @@ _SUBSTITUTES = {
 _Fields = TypeVar("_Fields", JobLabels, JobSummary)
 
 
-def read_line(number: int, columns: Mapping[str, Any]) -> tuple[JobSummary, list[str]]:
-    """Read a job's line in the list.
+def has_id(job_id: Any) -> bool:
+    """Tell whether a row's ``job_id`` is one that a job can have."""
+    return isinstance(job_id, str) and _JOB_ID.fullmatch(job_id) is not None
 
-    :param number: That of its row, which stands for an id that is damaged.
+
+def read_line(columns: Mapping[str, Any], plan_json: str, state_json: str) -> tuple[JobSummary, list[str]]:
+    """Read a job's line in the list; what is damaged in it is taken from the rest of the record.
+
+    :param columns: Those of the line; the job's id is whole.
     :return: The line, and the names of its damaged columns.
     """
-    job_id = str(columns["job_id"])
-    if _JOB_ID.fullmatch(job_id):
-        return _read_columns(JobSummary, columns)
-    line, damaged = _read_columns(JobSummary, {**columns, "job_id": f"row-{number}"})
-    return line, ["job_id", *damaged]
+    return _read_columns(JobSummary, columns, lambda: _recover_line(columns["job_id"], plan_json, state_json))
 
 
 def read_labels(columns: Mapping[str, Any]) -> JobLabels:
     """Read what people have written on a job, without what is damaged."""
-    return _read_columns(JobLabels, columns)[0]
+    return _read_columns(JobLabels, columns, dict)[0]
 
 
-def _read_columns(model: type[_Fields], columns: Mapping[str, Any]) -> tuple[_Fields, list[str]]:
-    """Read columns, with something else in the place of those that are damaged; also return the names of these."""
+def _read_columns(
+    model: type[_Fields], columns: Mapping[str, Any], recover: Callable[[], Mapping[str, Any]]
+) -> tuple[_Fields, list[str]]:
+    """Read columns; also return the names of those that are damaged.
+
+    :param recover: Returns what stands in the place of these; where it says nothing, a field's default does.
+    """
     values = {name: _read_json(value) if name in _JSON_COLUMNS else value for name, value in columns.items()}
     try:
         return model.model_validate(values), []
     except ValidationError as error:
         damaged = sorted({str(each["loc"][0]) for each in error.errors()})
     readable = {name: value for name, value in values.items() if name not in damaged}
-    return model.model_validate({**_SUBSTITUTES, **readable}), damaged
+    return model.model_validate({**recover(), **readable}), damaged
 
 
 def _read_json(text: Any) -> Any:
@@ -73,8 +84,65 @@ def _read_json(text: Any) -> Any:
         return text
 
 
-def to_columns(fields: JobLabels | JobSummary) -> dict[str, Any]:
-    """Return the columns that hold what people have written on a job, or its line in the list."""
+def _recover_line(job_id: str, plan_json: str, state_json: str) -> dict[str, Any]:
+    known = {"job_id": job_id, **to_columns(recover_fields(plan_json, state_json).items())}
+    return dict(_read_columns(JobSummary, known, lambda: _SUBSTITUTES)[0])
+
+
+def recover_fields(plan_json: str, state_json: str) -> dict[str, Any]:
+    """Return of a job's line in the list what its plan and its state say, where these can be read."""
+    known: dict[str, Any] = {}
+    with suppress(*UNREADABLE):
+        config = PlanRecord.model_validate_json(plan_json).config
+        known |= {name: config[name] for name in _CONFIGURED if name in config}
+        known["recipe"] = compute_recipe(config)
+    with suppress(*UNREADABLE):
+        state = JobState.model_validate_json(state_json)
+        known |= {name: getattr(state, name) for name in ("status", "current_timesteps", "created_at")}
+        known["elapsed_seconds"] = state.elapsed_seconds
+        known["mean_reward"], known["mean_reward_ci95"] = choose_evaluation(state.final_evaluation, state.evaluation)
+        known["progress"] = state.compute_progress(known["total_timesteps"])
+    return known
+
+
+def read_history(history_json: str) -> tuple[int, int, HistoryEvent | None]:
+    """Read the id of a job's last event, the distance of the rows that are kept, and the last report of progress."""
+    last_event_id, stride, progress = json.loads(history_json)
+    return int(last_event_id), int(stride), None if progress is None else HistoryEvent(*progress)
+
+
+def list_damaged_parts(columns: Mapping[str, Any]) -> list[str]:
+    """Name what of a job's record is damaged beside its line in the list, its events and its metrics.
+
+    :param columns: Those of its row.
+    """
+    damaged = []
+    for name, read in _PARTS.items():
+        try:
+            read(columns[name])
+        except UNREADABLE:
+            damaged.append(name)
+    return damaged
+
+
+def read_time(seconds: float) -> datetime:
+    """Read when a record was written."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+_PARTS: dict[str, Callable[[Any], Any]] = {
+    "plan": PlanRecord.model_validate_json,
+    "state": JobState.model_validate_json,
+    "history": read_history,
+    "written_at": read_time,
+}
+
+
+def to_columns(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the columns that hold what people have written on a job, or its line in the list.
+
+    :param fields: Names with values, as a model lists its own.
+    """
     columns = {name: json.dumps(value) if name in _JSON_COLUMNS else value for name, value in fields}
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in columns.items()}
 

@@ -185,18 +185,22 @@ def test_damage_in_the_middle_is_noticed(path: Path) -> None:
     [
         ("status", "'bogus'", "stopped"),  # which the rest of the record says as well
         ("status", "CAST(x'ff' AS TEXT)", "stopped"),
-        ("created_at", "'x'", "1970-01-01 00:00:00+00:00"),
-        ("created_at", "'2026-01-01T00:00:00'", "1970-01-01 00:00:00+00:00"),  # no other can be compared with it
+        ("created_at", "'x'", None),
+        ("created_at", "'2026-01-01T00:00:00'", None),  # no other can be compared with it
         ("tags", "'x'", "[]"),
         ("progress", "'x'", "0.0"),
-        ("model_name", "CAST(x'6dff' AS TEXT)", "m\ufffd"),
-        ("job_id", "x'00'", "row-2"),
+        ("seed", "'x'", "7"),
+        ("recipe", "x'ff'", None),
+        ("total_timesteps", "'x'", "100"),
+        ("elapsed_seconds", "'x'", None),
+        ("model_name", "CAST(x'6dff' AS TEXT)", "m1"),
     ],
 )
-def test_a_damaged_line_hides_no_other_job(
-    path: Path, column: str, value: str, shown: str, caplog: pytest.LogCaptureFixture
+def test_a_damaged_line_hides_no_other_job_and_is_read_from_the_rest_of_its_record(
+    path: Path, column: str, value: str, shown: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    jobs = [make_job(model_name=f"m{i}") for i in range(3)]
+    """What a line shows where ``shown`` is None is what it was."""
+    jobs = [make_job(model_name=f"m{i}", seed=7) for i in range(3)]
     for job in jobs:
         job.finish(JobStatus.STOPPED)
     write(path, *jobs)
@@ -207,10 +211,72 @@ def test_a_damaged_line_hides_no_other_job(
     lines = [job.summary for job in journal.list_jobs()]
     assert obstacle is None
     assert lines == [jobs[0].summarize(), lines[1], jobs[2].summarize()]
-    assert str(getattr(lines[1], column)) == shown
-    assert "row 2" in caplog.text or column == "model_name"  # a byte of a name is not missed
-    assert (load(journal, jobs[1].job_id).state.status if column != "job_id" else "stopped") == "stopped"
-    assert journal.lacks_jobs == (column == "job_id")
+    assert str(getattr(lines[1], column)) == (shown or str(getattr(jobs[1].summarize(), column)))
+    assert "row 2" in caplog.text
+    assert column in caplog.text
+    assert load(journal, jobs[1].job_id).state.status == "stopped"
+    assert not journal.lacks_jobs
+    journal.close()
+
+
+def damage(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement)
+        connection.commit()
+
+
+def test_a_line_says_what_nothing_else_in_its_record_does(path: Path) -> None:
+    write(path, make_job())
+    damage(
+        path, "UPDATE jobs SET plan = '{', state = '{', seed = 'x', created_at = 'x', status = 'x', env_name = x'ff'"
+    )
+    journal, _ = open_journal(path.parent)
+    (job,) = journal.list_jobs()
+    line = job.summary
+    assert (line.status, line.env_name, line.seed, line.created_at.year) == ("failed", "(damaged)", 0, 1970)
+    journal.close()
+
+
+@pytest.mark.parametrize("job_id", ["x'00'", "'nonsense'", "CAST(x'ff' AS TEXT)"])
+def test_a_row_whose_id_is_damaged_is_kept_and_not_listed(
+    path: Path, job_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = [make_job() for _ in range(3)]
+    write(path, *jobs)
+    damage(path, f"UPDATE jobs SET job_id = {job_id}, seed = 'x', plan = '{{' WHERE number = 2")
+    for _ in range(2):
+        journal, _ = open_journal(path.parent)
+        assert [job.job_id for job in journal.list_jobs()] == [jobs[0].job_id, jobs[2].job_id]
+        assert journal._connection.execute("SELECT count(*) FROM jobs").fetchone() == (3,)
+        assert journal.lacks_jobs
+        journal.close()
+    assert "row 2: job_id, seed, plan; the job is not listed" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["plan", "state", "history", "events", "metrics"])
+def test_what_is_damaged_of_a_record_is_named(path: Path, part: str, caplog: pytest.LogCaptureFixture) -> None:
+    job = make_job()
+    run_for_a_while(job)
+    job.finish(JobStatus.STOPPED)
+    write(path, job)
+    column = {"events": "events SET payload", "metrics": "metrics SET numbers"}.get(part, f"jobs SET {part}")
+    damage(path, f"UPDATE {column} = CAST('{{' || x'ff' AS TEXT)")
+    journal, _ = open_journal(path.parent)
+    if part in ("plan", "state", "history"):
+        assert f"job {job.job_id} (row 1): {part};" in caplog.text
+    with pytest.raises(JournalError, match=f"damaged {part}"):
+        journal.load(job.job_id)
+    journal.close()
+
+
+def test_what_is_written_on_a_job_leaves_the_rest_as_it_is(path: Path) -> None:
+    job = make_job()
+    write(path, job)
+    damage(path, "UPDATE jobs SET note = CAST(x'61ff' AS TEXT), tags = 'x'")
+    journal, _ = open_journal(path.parent)
+    journal.write_labels(job.job_id, {"display_name": "d"})
+    written = "SELECT hex(note), tags, display_name FROM jobs"
+    assert journal._connection.execute(written).fetchone() == ("61FF", "x", "d")
     journal.close()
 
 
@@ -255,10 +321,22 @@ def test_an_older_file_is_brought_up_to_date(path: Path, caplog: pytest.LogCaptu
         assert obstacle is None
         lines = [job.summary for job in journal.list_jobs()]
         assert [lines[0], lines[2]] == [evaluated.summarize(), plain.summarize()]
-        assert (lines[1].seed, lines[1].mean_reward, lines[1].tags) == (0, None, [])
-        journal.write_labels(plain.job_id, plain.labels)
+        assert (lines[1].seed, lines[1].mean_reward, lines[1].tags) == (9, None, [])
+        journal.write_labels(plain.job_id, {"note": ""})
         journal.close()
     assert caplog.text.count("was of version 1, and is now of version 2") == 1
+
+
+def test_an_older_plan_that_lacks_a_name_keeps_the_rest(path: Path) -> None:
+    job = make_job(seed=3)
+    job.progress.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
+    write(path, job)
+    make_older(path)
+    damage(path, "UPDATE jobs SET plan = json_remove(plan, '$.config.env_name')")
+    journal, _ = open_journal(path.parent)
+    (line,) = (past.summary for past in journal.list_jobs())
+    assert (line.seed, line.mean_reward, line.recipe != "") == (3, 2.5, True)
+    journal.close()
 
 
 def test_what_is_written_on_a_job_outlives_what_the_job_reports(path: Path) -> None:
@@ -266,7 +344,7 @@ def test_what_is_written_on_a_job_outlives_what_the_job_reports(path: Path) -> N
     write(path, job)
     journal = JobJournal(path)
     labels = JobLabels(display_name="it's", tags=["a", "\N{SNOWMAN}"], note="'); DROP TABLE jobs; --", hidden=True)
-    journal.write_labels(job.job_id, labels)
+    journal.write_labels(job.job_id, dict(labels))
     run_for_a_while(job)
     journal.write([job.make_record(0, 1)])  # made before the job knew
     record = journal.load(job.job_id)
@@ -274,7 +352,7 @@ def test_what_is_written_on_a_job_outlives_what_the_job_reports(path: Path) -> N
     assert Job.restore(record).labels == labels
     assert journal.list_jobs()[0].summary.display_name == "it's"
     with pytest.raises(JournalError, match="not in the jobs' file"):
-        journal.write_labels("nobody", labels)
+        journal.write_labels("nobody", dict(labels))
     journal.close()
 
 
