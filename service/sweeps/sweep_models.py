@@ -108,7 +108,8 @@ class SweepModels:
 
         def is_surplus() -> bool:
             is_it = self._store.inspect_file(name).sha256 == sha256
-            return is_it and not versions.is_in_use(name, job_id) and not self._is_begun_from(sha256)
+            is_begun_from = self._is_begun_from
+            return is_it and not is_begun_from(sha256) and not versions.is_in_use(name, job_id, is_begun_from)
 
         try:
             return self._registry.delete_model(name, is_surplus)

@@ -17,7 +17,7 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -112,20 +112,26 @@ class VersionFolder:
         """List the numbers of all versions, in order."""
         return sorted({*self.list_kept(name), self.find_newest(name)})
 
-    def is_in_use(self, name: str, job_id: str | None) -> bool:
-        """Return whether somebody has pointed an alias at a model, or it has earlier versions of another origin.
+    def is_in_use(
+        self, name: str, job_id: str | None, is_begun_from: Callable[[str], bool] = lambda sha256: False
+    ) -> bool:
+        """Return whether somebody has pointed an alias at a model, or needs an earlier version of it.
 
-        :param job_id: The job that has trained it, whose own earlier versions do not count.
+        :param job_id: The job that has trained it, whose own earlier versions nobody needs but who begins from one.
+        :param is_begun_from: Tells of a file's SHA-256 whether a job begins from it.
         """
         notes = self.read_notes(name)
         earlier = [version for version in self.list_kept(name) if not self._is_newest(name, version)]
-        return bool(notes.aliases) or any(not self._is_of_job(name, version, notes, job_id) for version in earlier)
+        own = (self._find_own(name, version, notes, job_id) for version in earlier)
+        return bool(notes.aliases) or any(sha256 is None or is_begun_from(sha256) for sha256 in own)
 
-    def _is_of_job(self, name: str, version: int, notes: Notes, job_id: str | None) -> bool:
+    def _find_own(self, name: str, version: int, notes: Notes, job_id: str | None) -> str | None:
+        """Return the SHA-256 of a version that a job has saved; None of another one."""
         with suppress(OSError):
             content = Path(get_version_path(self._models_dir, name, version)).read_bytes()
-            return job_id is not None and notes.find_job(version, hashlib.sha256(content).hexdigest()) == job_id
-        return False
+            sha256 = hashlib.sha256(content).hexdigest()
+            return sha256 if job_id is not None and notes.find_job(version, sha256) == job_id else None
+        return None
 
     def resolve(self, reference: str) -> tuple[str, int | None] | None:
         """Find what a reference means.

@@ -347,6 +347,9 @@ class TestAliases:
         assert not folder.versions.is_in_use("m", "own")
         assert folder.versions.is_in_use("m", "other")
         assert folder.versions.is_in_use("m", None)
+        first, last = (hashlib.sha256(content).hexdigest() for content in contents[:2])
+        assert folder.versions.is_in_use("m", "own", lambda sha256: sha256 == first)
+        assert not folder.versions.is_in_use("m", "own", lambda sha256: sha256 == last)  # whose user has asked for that
         (tmp_path / ".versions" / "m" / "1.zip").write_bytes(contents[2])
         assert folder.versions.is_in_use("m", "own")
 
