@@ -15,7 +15,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Problem, ReadOnlyError, TooLargeError, printable
 from service.http.browser_rules import DASHBOARD_PATH, LOCAL_ORIGIN_PATTERN, NICEGUI_PATH
-from service.http.limits.bodies import BodyReader, BodyRule, has_body, is_upload, read_as_utf8, replay, strip_parameters
+from service.http.limits.bodies import (
+    BodyReader,
+    BodyRule,
+    find_length,
+    has_body,
+    is_upload,
+    read_as_utf8,
+    replay,
+    strip_parameters,
+)
 from service.http.limits.clients import ClientLimits, GuessLimit
 from service.http.problems import NO_SUCH_PATH, NOT_UTF8, Refusal, error_response, report_bug, unreadable_body
 from service.http.sessions import COOKIE_NAME, Sessions
@@ -133,7 +142,7 @@ class RequestRules:
             if refusal is not None:
                 return refusal
         if self._limits is not None and scope["path"] not in _HEALTH_PATHS:
-            refusal = self._limits.check(scope, headers)
+            refusal = self._limits.check(scope)
             if refusal is not None:
                 return refusal
         if not scope["path"].isprintable():  # routes match in spite of a final newline, and rules do not
@@ -154,11 +163,12 @@ class RequestRules:
             return Refusal(TooLargeError.problem, TooLargeError.status_code, detail, {"Connection": "close"})
         return self.get_body_rule(scope).check(headers)
 
-    def count_body(self, scope: Scope, headers: Mapping[bytes, bytes], n_bytes: int) -> Refusal | None:
-        """Count an upload whose head did not say how large it is; return a refusal if its client has sent too much."""
-        if self._limits is None or b"content-length" in headers or not is_upload(scope):
-            return None
-        return self._limits.count_upload(scope, n_bytes)
+    def count_upload(self, scope: Scope, n_bytes: int | None) -> Refusal | None:
+        """Count an upload that has a place; return a refusal if its client has sent too much.
+
+        :param n_bytes: Its size; None if it is not known yet.
+        """
+        return None if self._limits is None or n_bytes is None else self._limits.count_upload(scope, n_bytes)
 
     def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         assert self._api_key is not None
@@ -241,7 +251,8 @@ class RequestGuard:
             return
         self._n_uploads += 1
         try:
-            await self._take(None, scope, headers, receive, send)
+            refusal = self._rules.count_upload(scope, find_length(headers))
+            await self._take(refusal, scope, headers, receive, send)
         finally:
             self._n_uploads -= 1
 
@@ -259,7 +270,9 @@ class RequestGuard:
                     return
                 if isinstance(body, Refusal):
                     refusal = body
-                elif (refusal := self._rules.count_body(scope, headers, len(body))) is None:
+                else:
+                    if is_upload(scope) and find_length(headers) is None:
+                        refusal = self._rules.count_upload(scope, len(body))
                     receive = replay({"type": "http.request", "body": body, "more_body": False}, receive)
             if refusal is None and self._n_requests >= _MAX_REQUESTS and scope["path"] not in _HEALTH_PATHS:
                 refusal = Refusal(_BUSY, 503, f"{self._n_requests} requests are being answered.", {"Retry-After": "1"})

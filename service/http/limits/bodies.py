@@ -216,6 +216,16 @@ def has_body(headers: Mapping[bytes, bytes]) -> bool:
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0").strip() != b"0"
 
 
+def find_length(headers: Mapping[bytes, bytes]) -> int | None:
+    """Return how long a body is that is not too large; None if its head does not say.
+
+    :param headers: Names in lower case.
+    """
+    length = headers.get(b"content-length")
+    # int() refuses numbers of thousands of digits; zeros in front of one must not hide it.
+    return None if length is None else int(length.lstrip(b"0") or b"0")
+
+
 def replay(message: Message, receive: Receive) -> Receive:
     """Return a ``receive`` that hands out a message received earlier, then whatever follows, such as a disconnect."""
     pending = [message]

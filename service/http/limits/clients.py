@@ -6,7 +6,6 @@ Clients are told apart by their addresses: a key is shared by all who know it.
 import ipaddress
 import math
 import time
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +15,6 @@ from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 from starlette.types import Scope
 
 from service.errors import Problem
-from service.http.limits.bodies import is_upload
 from service.http.problems import Refusal
 from service.settings import Settings
 
@@ -56,7 +54,6 @@ class ClientLimits:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         storage = MemoryStorage()
         self._requests = FixedWindowRateLimiter(storage)
         self._slow = MovingWindowRateLimiter(storage)
@@ -64,11 +61,8 @@ class ClientLimits:
         self._jobs_per_minute = RateLimitItemPerMinute(settings.client_jobs_per_minute)
         self._bytes_per_hour = RateLimitItemPerHour(settings.client_upload_bytes_per_hour)
 
-    def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
-        """Count a request; return a refusal if its client has sent too many.
-
-        :param headers: Names in lower case.
-        """
+    def check(self, scope: Scope) -> Refusal | None:
+        """Count a request; return a refusal if its client has sent too many."""
         client = find_client(scope)
         wait_seconds = _hit(self._requests, self._per_second, client)
         if wait_seconds is not None:
@@ -78,11 +72,6 @@ class ClientLimits:
             if wait_seconds is None:
                 return None
             return _refuse(wait_seconds, f"{self._jobs_per_minute.amount} jobs per minute")
-        if is_upload(scope) and b"content-length" in headers:
-            # int() refuses numbers of thousands of digits; zeros in front of one must not hide it.
-            length = headers[b"content-length"].lstrip(b"0")[:12] or b"0"
-            n_bytes = min(int(length), self._settings.max_upload_bytes)
-            return self.count_upload(scope, n_bytes)
         return None
 
     def count_upload(self, scope: Scope, n_bytes: int) -> Refusal | None:

@@ -136,6 +136,20 @@ def test_an_upload_beyond_a_whole_hours_share_is_not_called_back_at_once(client:
     assert (response.status_code, response.headers["retry-after"]) == (429, "3600")
 
 
+@limit(client_upload_bytes_per_hour=100_000)
+def test_an_upload_that_finds_no_place_takes_nothing_of_the_share(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send() -> Any:
+        headers = {"Content-Type": "application/zip"}
+        return client.put("/models/m/file", content=b"x" * 60_000, headers=headers)
+
+    with monkeypatch.context() as full:
+        full.setattr("service.http.request_guard._MAX_UPLOADS", 0)
+        assert [send().json()["type"].rpartition(":")[2] for _ in range(2)] == ["uploads-full"] * 2
+    assert [send().status_code for _ in range(2)] == [400, 429]
+
+
 def test_nobody_is_limited_on_this_machine(client: TestClient) -> None:
     assert Settings(host="0.0.0.0").limits_clients
     assert not Settings(host="::1").limits_clients
