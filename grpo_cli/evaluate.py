@@ -12,9 +12,7 @@ from grpo_cli.options import DEFAULT_EPISODES, add_parser, add_playing_options, 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.making import EnvSetup
 from grpo_core.evaluation import Evaluation, make_policy, make_random_policy, play_episodes, summarize_episodes
-
-# A policy may keep an episode without a time limit going forever.
-_MAX_STEPS_WITHOUT_LIMIT = 10_000
+from grpo_core.options.checks import MAX_EPISODE_STEPS
 
 
 def add_command(commands: Any) -> None:
@@ -40,7 +38,7 @@ def print_evaluation(actor: PolicyActor, setup: EnvSetup, n_episodes: int, seed:
     """Play the same episodes with a policy and with random actions, and print both results."""
     with closing(make_playable_env(setup, actor)) as env:
         assert env.spec is not None, "gym.make gives one"
-        max_steps = math.inf if env.spec.max_episode_steps is not None else _MAX_STEPS_WITHOUT_LIMIT
+        max_steps = math.inf if env.spec.max_episode_steps is not None else MAX_EPISODE_STEPS
         policies = {
             "policy": make_policy(actor, deterministic, np.random.default_rng(seed)),
             "random": make_random_policy(env.action_space, seed),

@@ -8,26 +8,29 @@ import gymnasium as gym
 
 from grpo_core.evaluation import Episode
 
-# The limit of most other environments is at most this.
+# Of a job's evaluations, which take time from its training; the limit of most other environments is at most this.
 MAX_STEPS_WITHOUT_LIMIT = 1000
 
 
-def find_max_steps(env: gym.Env[Any, Any]) -> float:
-    """Return after how many steps an evaluation cuts an episode; infinite where the environment has a time limit."""
+def find_max_steps(env: gym.Env[Any, Any], without_limit: int) -> float:
+    """Return after how many steps an evaluation cuts an episode; infinite where the environment has a time limit.
+
+    :param without_limit: Where it has none, or one that it does not declare.
+    """
     has_limit = env.spec is not None and env.spec.max_episode_steps is not None
-    return math.inf if has_limit else MAX_STEPS_WITHOUT_LIMIT
+    return math.inf if has_limit else without_limit
 
 
-def warn_of_cuts(episodes: Sequence[Episode], max_steps: float, of_what: str) -> list[str]:
-    """Say how many episodes were cut, in at most one sentence.
+def warn_of_cuts(episodes: Sequence[Episode], max_steps: float, of_what: str, remedy: str) -> list[str]:
+    """Say how many episodes reached the limit, in at most one sentence; some may have ended with that step.
 
     :param of_what: Whose episodes they are.
+    :param remedy: How to have longer ones played.
     """
-    n_cut = sum(episode.n_steps >= max_steps for episode in episodes)
-    if n_cut == 0:
+    n_long = sum(episode.n_steps >= max_steps for episode in episodes)
+    if n_long == 0:
         return []
     return [
-        f"{n_cut} of {len(episodes)} episodes of {of_what} were cut after {max_steps:,} steps, since the environment "
-        'has no time limit, and its figures are of what came before; send "env_kwargs": {"max_episode_steps": n} for a '
-        "limit."
+        f"{n_long} of {len(episodes)} episodes of {of_what} lasted for {max_steps:,} steps, after which one is cut "
+        f"where the environment declares no time limit, and the figures are of these steps; {remedy}."
     ]

@@ -187,7 +187,7 @@ class EvaluateResponse(BaseModel):
     random: EpisodeFigures = Field(description="The results of uniformly random actions on the same seeds.")
     better_than_random: bool = Field(description="Whether the model's 95 % interval lies above that of random actions.")
     seconds: float = Field(description="Time that the evaluation took.")
-    warnings: list[str] = Field(description="Says whose episodes were cut, where the environment has no time limit.")
+    warnings: list[str] = Field(description="Says whose episodes reached the limit, where the environment has none.")
 
 
 class DeleteResponse(BaseModel):

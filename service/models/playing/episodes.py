@@ -19,6 +19,7 @@ from grpo_core.evaluation import (
     summarize_episodes,
 )
 from grpo_core.film import FilmRecorder
+from grpo_core.options.checks import MAX_EPISODE_STEPS
 from service.environments.build import build_env
 from service.environments.inspection import list_render_modes
 from service.environments.step_limit import find_max_steps, warn_of_cuts
@@ -30,12 +31,17 @@ from service.workers.task import Progress
 
 _RENDER_MODE = "rgb_array"
 _MAX_FILM_BYTES = 4 * 2**20
+# A file names the arguments that its environment is made with.
+_LIMIT_REMEDY = (
+    "for another limit, register the environment with max_episode_steps, or train the model with "
+    '"env_kwargs": {"max_episode_steps": n}'
+)
 
 
 def evaluate_policy(play: Play, n_episodes: int, progress: Progress) -> bytes:
     """Play whole episodes with a policy, and with uniformly random actions from the same seeds.
 
-    Where the environment has no time limit, episodes are cut as those of a job's evaluations are.
+    Where the environment declares no time limit, episodes are cut as ``grpo evaluate`` cuts them.
 
     :return: ``ModelFigures`` in JSON.
     :raises ConflictError: If the policy does not fit the environment.
@@ -45,7 +51,7 @@ def evaluate_policy(play: Play, n_episodes: int, progress: Progress) -> bytes:
     env = build_env(play.setup)
     try:
         _check_fit(play, env)
-        max_steps = find_max_steps(env)
+        max_steps = find_max_steps(env, MAX_EPISODE_STEPS)
         policies = {"the policy": play.make_policy(), "random actions": make_random_policy(env.action_space, play.seed)}
         played = {
             whose: play_episodes(env, policy, n_episodes, play.seed, max_steps, check_stop)
@@ -54,7 +60,7 @@ def evaluate_policy(play: Play, n_episodes: int, progress: Progress) -> bytes:
     finally:
         env.close()
     trained, random = (_summarize(play, episodes) for episodes in played.values())
-    warnings = [line for whose, episodes in played.items() for line in warn_of_cuts(episodes, max_steps, whose)]
+    warnings = [line for whose, some in played.items() for line in warn_of_cuts(some, max_steps, whose, _LIMIT_REMEDY)]
     return ModelFigures(evaluation=trained, random=random, warnings=warnings).model_dump_json().encode()
 
 

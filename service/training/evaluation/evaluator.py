@@ -15,7 +15,7 @@ from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import Episode, make_policy, step_episode
 from grpo_core.update.seeding import capture_process_wide, restore_process_wide
 from service.environments.build import build_env
-from service.environments.step_limit import find_max_steps
+from service.environments.step_limit import MAX_STEPS_WITHOUT_LIMIT, find_max_steps
 from service.schemas.training import TrainConfig
 
 # Seeds of first episodes; the others count up from them. All jobs play the same episodes, so that they can be compared.
@@ -73,7 +73,7 @@ class Evaluator:
     @property
     def max_steps(self) -> float:
         """Number of steps after which an episode is cut; infinite where the environment has a time limit."""
-        return find_max_steps(self.env)
+        return find_max_steps(self.env, MAX_STEPS_WITHOUT_LIMIT)
 
     @cached_property
     def _simulator(self) -> fast.BatchedSimulator | None:

@@ -51,7 +51,8 @@ def evaluate_finally(
                 "it with POST /models/{model_name}/evaluate."
             )
         return None
-    for warning in warn_of_cuts(run.episodes, evaluator.max_steps, "the final evaluation"):
+    remedy = 'send "env_kwargs": {"max_episode_steps": n} for another limit'
+    for warning in warn_of_cuts(run.episodes, evaluator.max_steps, "the final evaluation", remedy):
         progress.publish_warning(warning)
     evaluation = {
         "timesteps": timesteps,

@@ -196,11 +196,12 @@ class TestEvaluating:
         register_env(EndlessEnv)
         save(to_the_left)
         answer = evaluate(client, n_episodes=1)
-        assert (answer["evaluation"]["mean_length"], answer["random"]["mean_length"]) == (1000, 1000)
+        assert (answer["evaluation"]["mean_length"], answer["random"]["mean_length"]) == (10_000, 10_000)
         assert [warning.split(" steps")[0] for warning in answer["warnings"]] == [
-            "1 of 1 episodes of the policy were cut after 1,000",
-            "1 of 1 episodes of random actions were cut after 1,000",
+            "1 of 1 episodes of the policy lasted for 10,000",
+            "1 of 1 episodes of random actions lasted for 10,000",
         ]
+        assert "register the environment with max_episode_steps" in answer["warnings"][0]
 
     def test_one_episode_proves_nothing(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
