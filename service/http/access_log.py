@@ -14,6 +14,8 @@ logger = logging.getLogger("grpo.service")
 UNMATCHED = "unmatched"
 #: Under this name the state of the server's life holds the function that counts what is refused before any application.
 COUNT_REQUEST = "count_request"
+#: Under this name the scope of a request holds the status with which its connection has answered instead.
+REFUSED_STATUS = "refused_status"
 # nginx's code for a client that disconnected before the answer.
 _CLIENT_GONE = 499
 # Requested by the thousand, and of interest only when they fail.
@@ -38,7 +40,7 @@ class RequestLog:
         """Record how a request was answered.
 
         :param route: Its path template.
-        :param seconds: Time until the answer began.
+        :param seconds: Time until the answer began, or the client was gone.
         """
         self._metrics.count_request(method, route, status, seconds)
         if status >= 400 or self.is_complete or route not in _QUIET_ROUTES:
@@ -71,7 +73,7 @@ class AccessLog:
         REQUEST_ID.set(request_id)
         header = (b"x-request-id", request_id.encode())
         begun = time.perf_counter()
-        status, seconds = _CLIENT_GONE, 0.0
+        status, seconds = 0, 0.0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, seconds
@@ -84,7 +86,9 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            self._log.record(scope["method"], find_route(scope), status, seconds)
+            if not status:
+                status, seconds = _CLIENT_GONE, time.perf_counter() - begun
+            self._log.record(scope["method"], find_route(scope), scope.get(REFUSED_STATUS, status), seconds)
 
 
 def find_route(scope: Scope) -> str:

@@ -90,17 +90,19 @@ class Metrics:
         # Cached by label, since looking one up in prometheus_client takes longer than counting.
         self._by_labels: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
-    def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
+    def count_request(self, method: str, route: str, status: int, seconds: float | None = None) -> None:
         """Count an answered request.
 
         :param route: Its path template.
+        :param seconds: Time until the answer began; None if nobody measured it.
         """
         key = method if method in _METHODS else _OTHER, route, status
         if key not in self._by_labels:
             self._by_labels[key] = self._requests.labels(*key), self._durations.labels(*key[:2])
         counter, durations = self._by_labels[key]
         counter.inc()
-        durations.observe(seconds)
+        if seconds is not None:
+            durations.observe(seconds)
 
     def note_answer(self, inference_seconds: float, request_seconds: float) -> None:
         """Count an observation that was answered in front of the route. Cheaper than to count each for itself.

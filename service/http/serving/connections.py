@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.context import REQUEST_ID, RequestIds
 from service.errors import Problem
-from service.http.access_log import COUNT_REQUEST, UNMATCHED
+from service.http.access_log import COUNT_REQUEST, REFUSED_STATUS, UNMATCHED
 from service.http.browser_rules import list_headers
 from service.http.limits.bodies import has_body
 from service.http.problems import error_response
@@ -351,6 +351,7 @@ class Connection(HttpToolsProtocol):
         """Answer in place of the application, and end the connection; what was asked before is answered first."""
         if self._is_deaf():
             return
+        is_counted = False
         if self.cycle is not None and not self.cycle.response_complete and self.cycle.more_body:
             if self.pipeline:  # it has not been started
                 self.pipeline.popleft()
@@ -358,8 +359,9 @@ class Connection(HttpToolsProtocol):
                 self._socket.close()
                 return
             else:
+                cast(dict[str, Any], self.cycle.scope)[REFUSED_STATUS] = status  # which its application's log counts
                 _report_loss(self.cycle)
-                self._started = None
+                self._started, is_counted = None, True
         if self._is_answering():
             self._deadline = None
             self._end_after_answers = partial(self._refuse, status, problem, detail)
@@ -372,9 +374,9 @@ class Connection(HttpToolsProtocol):
         lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in headers), b"\r\n", response.body]
         self._socket.write(b"".join(lines))
         logger.info("connection refused: %s", detail, extra={"status": status})
-        if (count := self.app_state.get(COUNT_REQUEST)) is not None:
-            method = "" if self._in_head else self.parser.get_method().decode()  # of half a head it may be any
-            count(method, UNMATCHED, status, 0.0)
+        if not is_counted and (count := self.app_state.get(COUNT_REQUEST)) is not None:
+            method = "" if self._in_head else self.parser.get_method().decode()  # half a head does not tell
+            count(method, UNMATCHED, status)
         self._ignore_rest()
 
     def _ignore_rest(self) -> None:

@@ -128,6 +128,15 @@ def is_healthy(port: int) -> bool:
         return read_answer(connection)[0] == 200
 
 
+_OF_POSTS = 'grpo_http_requests_total{method="POST"'
+
+
+def read_metrics(port: int) -> dict[str, float]:
+    text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS).text
+    pairs = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(number) for name, _, number in pairs}
+
+
 class TestHeads:
     def test_a_head_may_have_16_kib_and_not_a_byte_more(self, port: int) -> None:
         n_left = MAX_HEAD_BYTES - len(START) - len(b"X: \r\n\r\n")
@@ -176,10 +185,28 @@ class TestHeads:
         for (_, status), head in heads.items():
             with connect(port, head) as connection:
                 assert str(read_answer(connection)[0]) == status
-        found = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS).text
+        found = read_metrics(port)
         for method, status in heads:
             labels = f'method="{method}",route="unmatched",status="{status}"'
-            assert f"grpo_http_requests_total{{{labels}}} 1.0" in found
+            assert found[f"grpo_http_requests_total{{{labels}}}"] == 1
+        timed = 'grpo_http_request_duration_seconds_count{method="CONNECT",route="unmatched"}'
+        assert found.get(timed, 0) == 0  # nobody knows how long it took
+
+    @pytest.mark.parametrize("pieces", [[CHUNKED + b"zz\r\n"], [CHUNKED, b"zz\r\n"]], ids=["one", "two"])
+    def test_a_request_whose_body_breaks_is_counted_once(self, port: int, pieces: list[bytes]) -> None:
+        def count() -> dict[str, float]:
+            return {name: n for name, n in read_metrics(port).items() if name.startswith(_OF_POSTS)}
+
+        before = count()
+        with connect(port, pieces[0]) as connection:
+            for piece in pieces[1:]:
+                assert is_healthy(port)  # so that it arrives by itself
+                connection.sendall(piece)
+            assert read_answer(connection)[0] == 400
+        wait_until(lambda: count() != before)
+        after = count()
+        refused = f'{_OF_POSTS},route="unmatched",status="400"}}'
+        assert after == {**before, refused: before.get(refused, 0) + 1}
 
     @pytest.mark.parametrize(
         ("target", "path"),
