@@ -31,6 +31,8 @@ logger = logging.getLogger("grpo.service")
 # When memory runs out, the kernel should kill a worker, not the server.
 _OOM_SCORE = 500
 _REPORT_SECONDS = 0.1
+# Taken once, by the thread that ends the process: to another one it would look, half-way, as if it had no group to end.
+_ENDING = threading.Lock()
 
 
 def work(connection: "Connection[bytes, bytes]", server_fd: int) -> NoReturn:
@@ -114,6 +116,7 @@ def _end_all(status: int) -> NoReturn:
 
     :param status: What tells the server the cause, if it lives.
     """
+    _ENDING.acquire()
     group = os.getpid()
     if os.getpgrp() == group:
         with suppress(OSError):  # a signal to a group that it is in would end it without the status

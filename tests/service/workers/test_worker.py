@@ -2,13 +2,17 @@
 
 import json
 import os
+import threading
+from contextlib import suppress
 from multiprocessing import Pipe
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from service.jobs.job import Job
 from service.workers.messages import CLOSED_STATUS, BrokenMessageError, deliver, read_message
-from service.workers.worker import Reporter
+from service.workers.worker import Reporter, _end_all
 from tests.support import make_evaluation, make_plan
 
 
@@ -87,3 +91,39 @@ def test_a_value_that_breaks_a_rule_is_no_garbage() -> None:
 def test_what_an_environment_writes_to_the_connection_is_not_taken_for_a_message(sent: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
         read_message(sent)
+
+
+def test_a_second_thread_that_ends_a_worker_does_not_end_it_before_its_group_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    happened, group, second_is_there, lock = [], [1], threading.Event(), threading.Lock()
+
+    def acquire() -> None:
+        if threading.current_thread() is second:
+            second_is_there.set()
+        lock.acquire()
+
+    def leave_the_group(*arguments: int) -> None:
+        group[0] = 0
+        second.start()
+        second_is_there.wait()
+
+    def end(*arguments: int) -> None:
+        happened.append("end")
+        second_is_there.set()
+        raise SystemExit
+
+    def end_in_thread() -> None:
+        with suppress(SystemExit):
+            _end_all(CLOSED_STATUS)
+
+    fake: dict[str, Any] = {"getpid": lambda: 1, "getpgrp": lambda: group[0], "getppid": lambda: 0}
+    fake |= {"getpgid": lambda pid: 0, "setpgid": leave_the_group, "_exit": end}
+    fake["killpg"] = lambda *arguments: happened.append("kill the group")
+    monkeypatch.setattr("service.workers.worker.os", SimpleNamespace(**fake))
+    monkeypatch.setattr("service.workers.worker._ENDING", SimpleNamespace(acquire=acquire), raising=False)
+    second = threading.Thread(target=end_in_thread, daemon=True)
+    end_in_thread()
+    assert happened[0] == "kill the group"
+    lock.release()
+    second.join()
