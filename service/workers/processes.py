@@ -76,8 +76,8 @@ _GARBLED = (
     "their libraries writes to file descriptors that are not its own."
 )
 _BROKEN = (
-    "the worker process reported what breaks a rule ({}); look for numbers in the environment's rewards or info, or in "
-    "the metrics, that are not finite or far too large."
+    "the worker process reported something that is not allowed ({}); look for numbers in the environment's rewards or "
+    "info, or in the metrics, that are not finite or far too large."
 )
 # What reading and taking such bytes may raise.
 _GARBAGE_ERRORS = (ValueError, TypeError, OverflowError, RecursionError, MemoryError)

@@ -13,6 +13,8 @@ from starlette.types import Message, Receive, Scope
 from service.errors import Problem, TooLargeError
 from service.http.problems import Refusal
 
+# Programs that copy what others have marked write several, of which some readers of JSON would skip one.
+_MARKS = re.compile(b"(?:%s)+" % codecs.BOM_UTF8)
 _UPLOAD_PATH = re.compile(r"/models/[^/]*/file")
 # A client that takes longer than this to send a body is stalled or hostile.
 _BODY_DEADLINE_SECONDS = 15.0
@@ -198,9 +200,11 @@ def too_large(max_bytes: int) -> Refusal:
 
 
 def read_as_utf8(body: bytes) -> bytes | None:
-    """Return a JSON body without the mark at its beginning that some programs write; None in another encoding."""
-    encoding = json.detect_encoding(body[:4])
-    return body.removeprefix(codecs.BOM_UTF8) if encoding in ("utf-8", "utf-8-sig") else None
+    """Return a JSON body without the marks at its beginning that some programs write; None in another encoding."""
+    if json.detect_encoding(body[:4]) not in ("utf-8", "utf-8-sig"):
+        return None
+    marks = _MARKS.match(body)
+    return body if marks is None else body[marks.end() :]
 
 
 def is_upload(scope: Scope) -> bool:

@@ -23,7 +23,7 @@ from service.training.order import FINISHED
 _FOLDER = ".checkpoints"
 _SUFFIX = ".zip"
 _OURS = re.compile(rf"[0-9a-f-]{{36}}{re.escape(_SUFFIX)}|{re.escape(TEMPORARY_PREFIX)}.*")
-# What reading a damaged file ends with.
+# What reading a damaged file raises.
 _DAMAGE = (OSError, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
            RuntimeError, EOFError)  # fmt: skip  # NotImplementedError and RecursionError are RuntimeErrors
 

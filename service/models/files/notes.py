@@ -22,7 +22,7 @@ logger = logging.getLogger("grpo.service")
 NOTES_FILE = "notes.json"
 _DAMAGED_PREFIX = f"{NOTES_FILE}.damaged-"
 _MAX_BYTES = 2**20
-# What reading damaged notes ends with.
+# What reading damaged notes raises.
 _DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError)
 _MAX_VERSION = 10**9 - 2  # the next one still has nine digits
 _ALIAS = re.compile(ALIAS_PATTERN)

@@ -346,12 +346,14 @@ class TestBodies:
     def test_json_is_read_as_utf_8_wherever_it_is_sent(
         self, client: TestClient, path: str, fields: dict[str, Any]
     ) -> None:
-        def send(encoding: str) -> Any:
+        def send(encoding: str, marks: str = "") -> Any:
             headers = {"content-type": "application/json"}
-            return client.post(path, content=json.dumps(fields).encode(encoding), headers=headers)
+            return client.post(path, content=(marks + json.dumps(fields)).encode(encoding), headers=headers)
 
-        plain, marked = send("utf-8"), send("utf-8-sig")
-        assert (marked.status_code, marked.json()["detail"]) == (plain.status_code, plain.json()["detail"])
+        plain = send("utf-8")
+        for n_marks in (1, 2, 3):
+            marked = send("utf-8", "\ufeff" * n_marks)
+            assert (marked.status_code, marked.json()["detail"]) == (plain.status_code, plain.json()["detail"])
         for encoding in ("utf-16", "utf-16-le", "utf-32"):
             answer = send(encoding)
             assert answer.status_code == 422
