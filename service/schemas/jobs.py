@@ -61,7 +61,7 @@ class FinalEvaluation(EpisodeFigures):
 
     timesteps: int = Field(ge=0, description="Simulator steps that the policy had been trained for.")
     seconds: float | None = Field(None, ge=0, description="Time that the evaluation took; null on a model card.")
-    complete: bool = Field(description="False if time ran out before all `n_eval_episodes` were played.")
+    complete: bool = Field(description="False if time ran out before all episodes were played.")
 
 
 class JobCheckpoint(BaseModel):

@@ -149,7 +149,11 @@ class TrainRequest(Request):
         "`stop_reward`, `patience` or `keep_best` needs them, else up to 20, for a small share of its steps and time.",
     )
     n_eval_episodes: int = Field(
-        10, ge=0, le=1000, description="Whole episodes of an evaluation; 0 makes none, not even at the end."
+        10,
+        ge=0,
+        le=1000,
+        description="Whole episodes of an evaluation, of the final one in classic control ten times as many (at most "
+        "1,000); 0 makes none, not even at the end.",
     )
     keep_best: bool | None = Field(
         None,

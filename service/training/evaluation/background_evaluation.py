@@ -8,7 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from grpo import GRPO
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
-from service.training.evaluation.evaluator import SEED_ON_THE_WAY, EvaluationRun, Evaluator
+from service.training.evaluation.evaluator import EvaluationRun, Evaluator
 from service.training.evaluation.work_time import Stopwatch, WorkTime
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
@@ -88,7 +88,7 @@ class BackgroundEvaluation(BaseCallback):
             return
         begun = self._look_up()
         if begins:
-            run = self._evaluator.start(self.model.make_numpy_actor(), SEED_ON_THE_WAY)
+            run = self._evaluator.start(self.model.make_numpy_actor())
             self._run = run, self.model.num_timesteps
         self._go_on(begun)
 

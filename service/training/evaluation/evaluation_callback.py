@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from grpo import GRPO
 from grpo_core.evaluation import Evaluation, summarize_episodes
 from service.schemas.training import TrainConfig
-from service.training.evaluation.evaluator import SEED_ON_THE_WAY, Evaluator
+from service.training.evaluation.evaluator import Evaluator
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
@@ -89,7 +89,7 @@ class EvaluationCallback(BaseCallback):
 
     def _evaluate(self) -> bool:
         """Evaluate the current policy; return False if a stop or the time limit interrupted it."""
-        run = self._evaluator.start(self.model.make_numpy_actor(), SEED_ON_THE_WAY)
+        run = self._evaluator.start(self.model.make_numpy_actor())
         run.advance(self._may_go_on)
         if not run.is_over:
             return False

@@ -18,12 +18,19 @@ from service.environments.build import build_env
 from service.environments.step_limit import MAX_STEPS_WITHOUT_LIMIT, find_max_steps
 from service.schemas.training import TrainConfig
 
-# Seeds of first episodes; the others count up from them. All jobs play the same episodes, so that they can be compared.
-# They are far from what people choose, and apart: the policy that is saved was chosen by the episodes on the way, and
-# its values are checked on other episodes than they are fitted to.
+# Seeds of first episodes; the others count up from them. They are far from what people choose, and apart: the policy
+# that is saved was chosen by the episodes on the way, and its values are checked on other episodes than they are fitted
+# to.
 SEED_ON_THE_WAY, FINAL_SEED, CHECKED_SEED, FITTED_SEED = 1_000_000, 2_000_000, 3_000_000, 4_000_000
-# Episodes that are played side by side where the environment's physics can be batched.
-_BATCH_SIZE = 10
+# Episodes of a final evaluation, at most, and so many seeds of episodes has each of a thousand seeds of jobs: if all
+# jobs ended with the same starts, lucky ones would flatter every seed of a sweep alike.
+_MOST_FINAL = 1_000
+# Final episodes for each that is asked for, where a hundred take hardly longer than ten: a mean over ten starts of
+# Pendulum-v1 says little.
+_N_TIMES_FINAL = 10
+# Episodes that are played side by side: where a step of all is computed at once, and where physics is batched
+# otherwise.
+_BATCH_SIZE_AS_ONE, _BATCH_SIZE = 100, 10
 
 
 class Evaluator:
@@ -42,13 +49,27 @@ class Evaluator:
         """The environment."""
         return build_env(self.config.env_setup)
 
-    def start(self, actor: Actor, first_seed: int) -> "EvaluationRun":
-        """Start an evaluation of ``n_eval_episodes`` episodes; it ends the one before.
+    def start(self, actor: Actor) -> "EvaluationRun":
+        """Start an evaluation on the way, of ``n_eval_episodes`` episodes that are the same for all jobs.
+
+        It ends the one before.
 
         :param actor: The policy.
-        :param first_seed: Seed of the first episode; the others count up from it.
         """
-        return EvaluationRun(self, actor, first_seed)
+        return EvaluationRun(self, actor, SEED_ON_THE_WAY, self.config.n_eval_episodes)
+
+    def start_final(self, actor: Actor) -> "EvaluationRun":
+        """Start the evaluation of the policy that is saved, of episodes that depend on the job's seed.
+
+        They are ``n_eval_episodes``, and where many are stepped as one ten times as many, but at most 1,000.
+
+        :param actor: The policy.
+        """
+        n_episodes = self.config.n_eval_episodes
+        if self._steps_as_one:
+            n_episodes = min(_N_TIMES_FINAL * n_episodes, _MOST_FINAL)
+        first_seed = FINAL_SEED + _MOST_FINAL * (self.config.seed % _MOST_FINAL)
+        return EvaluationRun(self, actor, first_seed, n_episodes)
 
     def step_episodes(self, actor: Actor, seeds: range) -> Generator[None, None, list[Episode]]:
         """Play the next episodes, several side by side or one, and pause after every reset and step.
@@ -58,7 +79,7 @@ class Evaluator:
         """
         env, max_steps = self.env, self.max_steps
         if self._simulator is not None:
-            return (yield from fast.step_episodes(env, self._simulator, actor, seeds[:_BATCH_SIZE], max_steps))
+            return (yield from fast.step_episodes(env, self._simulator, actor, seeds[: self._batch_size], max_steps))
         # The most likely actions draw nothing from the generator.
         policy = make_policy(actor, True, np.random.default_rng(0))
         return [(yield from step_episode(env, policy, seeds[0], max_steps))]
@@ -66,9 +87,9 @@ class Evaluator:
     def count_steps(self, episodes: Sequence[Episode]) -> int:
         """Count the steps that episodes took time for: of those played side by side, the longest one's."""
         lengths = [episode.n_steps for episode in episodes]
-        if self._simulator is None or not self._simulator.steps_as_one:
+        if not self._steps_as_one:
             return sum(lengths)
-        return sum(max(lengths[i : i + _BATCH_SIZE]) for i in range(0, len(lengths), _BATCH_SIZE))
+        return sum(max(lengths[i : i + self._batch_size]) for i in range(0, len(lengths), self._batch_size))
 
     @property
     def max_steps(self) -> float:
@@ -78,6 +99,14 @@ class Evaluator:
     @cached_property
     def _simulator(self) -> fast.BatchedSimulator | None:
         return fast.find_batched_simulator(self.env, self._threads) if GRPO.use_fast_path else None
+
+    @property
+    def _steps_as_one(self) -> bool:
+        return self._simulator is not None and self._simulator.steps_as_one
+
+    @property
+    def _batch_size(self) -> int:
+        return _BATCH_SIZE_AS_ONE if self._steps_as_one else _BATCH_SIZE
 
     def close(self) -> None:
         """Close the environment, if it was built."""
@@ -93,16 +122,16 @@ class EvaluationRun:
     :param evaluator: Has the environment to play in.
     :param actor: The policy.
     :param first_seed: Seed of the first episode; the others count up from it.
+    :param n_episodes: Number of episodes.
     """
 
-    def __init__(self, evaluator: Evaluator, actor: Actor, first_seed: int) -> None:
-        self._evaluator, self._actor = evaluator, actor
-        self._n_episodes = evaluator.config.n_eval_episodes
+    def __init__(self, evaluator: Evaluator, actor: Actor, first_seed: int, n_episodes: int) -> None:
+        self._evaluator, self._actor, self._n_episodes = evaluator, actor, n_episodes
         #: The episodes that have ended.
         self.episodes: list[Episode] = []
         #: Whether no episode is left to play.
         self.is_over = False
-        self._steps = self._play(range(first_seed, first_seed + self._n_episodes))
+        self._steps = self._play(range(first_seed, first_seed + n_episodes))
         self._spent_seconds = 0.0
         self._resumed: float | None = None
 

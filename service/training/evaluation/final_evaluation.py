@@ -7,7 +7,7 @@ from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import summarize_episodes
 from service.environments.step_limit import warn_of_cuts
 from service.errors import describe_error
-from service.training.evaluation.evaluator import FINAL_SEED, EvaluationRun, Evaluator
+from service.training.evaluation.evaluator import EvaluationRun, Evaluator
 from service.training.evaluation.work_time import Stopwatch, WorkTime
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
@@ -36,7 +36,7 @@ def evaluate_finally(
     :return: The fields of ``FinalEvaluation`` but the time it took, so that jobs of one seed save the same file; None
         if no episode ended in time, or one failed.
     """
-    run = evaluator.start(actor, FINAL_SEED)
+    run = evaluator.start_final(actor)
     try:
         _play(run, min(_MOST_SECONDS, max(_LEAST_SECONDS, _SHARE * training_seconds)), stop_rules)
     except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
