@@ -18,6 +18,8 @@ from service.schemas.training import TrainConfig
 
 # With fewer points, a third of a curve says nothing about its spread.
 _MIN_POINTS = 12
+# The last evaluations that show a plateau already where there are fewer than that: two halves of four each.
+_MIN_PLATEAU = 8
 # A part of a curve counts as higher than another if it lies this many of their spreads above the other. Among twelve
 # random points the last third differs this much from one of the others in 1 case of 16, among twenty in 1 of 100.
 _MIN_SPREADS = 2.5
@@ -156,8 +158,8 @@ def _find_course(evidence: Evidence) -> Course | None:
     if len(evidence.evaluations) < _MIN_POINTS:
         levels = [_measure_level(point) for point in points]
         start, *between, end = levels
-        # A few points are no plateau.
-        return Course(start, max(between, default=start), end, is_rising=True)
+        is_rising = not _has_settled(levels[: len(evidence.evaluations)])
+        return Course(start, max(between, default=start), end, is_rising)
     course = _split(np.array([point.mean_reward for point in evidence.evaluations]))
     levels = [_measure_level(point) for point in points]
     # Those of single episodes have no spread of their own, but the parts of the curve have.
@@ -169,6 +171,15 @@ def _find_course(evidence: Evidence) -> Course | None:
         end = Level(levels[-1].reward, max(end.spread, errors[-1]))
     # Much may be learned within the first third.
     return Course(Level(levels[0].reward, errors[0]), middle, end, course.is_rising)
+
+
+def _has_settled(evaluations: Sequence[Level]) -> bool:
+    """Return whether the last of a few evaluations have stopped rising, after one before them."""
+    if len(evaluations) <= _MIN_PLATEAU:
+        return False
+    plateau = evaluations[-_MIN_PLATEAU:]
+    halves = np.array_split(np.array([level.reward for level in plateau]), 2)
+    return _compare(plateau[0], plateau[-1]) <= 0 and _compare(*map(_measure_part, halves)) <= 0
 
 
 def _split(curve: npt.NDArray[np.float64]) -> Course:

@@ -133,6 +133,12 @@ class TestEvaluations:
         assert judge_curve(100 * RISE, evaluations=[evaluate(50.0)] * 2).state == "flat"
         assert judge_curve(100 * RISE, evaluations=[evaluate(50.0)]).state == "learning"
 
+    def test_a_plateau_after_an_early_rise_is_not_called_getting_better(self, judge_curve: Any) -> None:
+        pendulum = [-1112.0, -147.4, -151.3, -145.7, -149.0, -146.1, -148.2, -150.4, -146.6, -147.2]
+        verdict = judge_curve([], evaluations=[evaluate(reward, 90.0) for reward in pendulum])
+        assert verdict.state == "steady"
+        assert "got better and now stays as it is: it earns -147.2 per episode" in verdict.text
+
     def test_a_few_are_compared_with_their_own_spread(self, judge_curve: Any) -> None:
         def get_state(*rewards: float, std_reward: float = 10.0, n_episodes: int = 10) -> str:
             state: str = judge_curve([], evaluations=[evaluate(x, std_reward, n_episodes) for x in rewards]).state
@@ -141,8 +147,9 @@ class TestEvaluations:
         # The standard error of a difference is 10 * sqrt(2 / 9) * (1 + 2.4 / 9) = 5.97, and 2.5 times that 14.9.
         assert (get_state(100.0, 114.8), get_state(100.0, 115.0)) == ("flat", "learning")
         assert get_state(100.0, 85.0) == "worse"
-        assert get_state(20.0, *[150.0] * 10) == "learning"  # a few points are no plateau
-        assert get_state(20.0, *[150.0] * 11) == "steady"
+        assert get_state(20.0, *[150.0] * 7) == "learning"  # a few points are no plateau
+        assert [get_state(20.0, *[150.0] * n) for n in (8, 10, 11)] == ["steady"] * 3
+        assert get_state(20.0, *range(100, 180, 10)) == "learning"
         assert get_state(9.0, 10.0, std_reward=0.0, n_episodes=3) == "flat"
         assert get_state(9.0, 12.0, std_reward=0.0, n_episodes=3) == "learning"
         assert get_state(20.0, 100.0, 150.0) == "learning"
