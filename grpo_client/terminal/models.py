@@ -62,7 +62,9 @@ def _add_for_model(commands: Any, name: str, run: Command, text: str) -> argpars
 def _predict(client: Client, options: argparse.Namespace) -> Reply:
     observation, masks = read_observation(options.observation), read_json("--masks", options.masks)
     prediction = client.predict(options.model, observation, not options.stochastic, masks)
-    return Reply(prediction.to_json(), reports.describe_prediction(prediction))
+    is_explained = prediction.value is None and not options.json
+    value_check = client.model(options.model).value_check if is_explained else None
+    return Reply(prediction.to_json(), reports.describe_prediction(prediction, value_check))
 
 
 def _list_models(client: Client, options: argparse.Namespace) -> Reply:

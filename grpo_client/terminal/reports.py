@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from grpo_client.answers.environments import EnvironmentSummary, RewardFunction
-from grpo_client.answers.evaluations import Comparison, describe_evaluation
+from grpo_client.answers.evaluations import Comparison, ValueCheck, describe_evaluation
 from grpo_client.answers.jobs import JobSummary
 from grpo_client.answers.models import ModelSummary, ModelVersions
 from grpo_client.answers.predictions import Prediction
@@ -57,14 +57,26 @@ def list_sweeps(sweeps: Sequence[SweepSummary]) -> str:
     )
 
 
-def describe_prediction(prediction: Prediction) -> str:
-    """Format a policy's answer to one observation."""
+def describe_prediction(prediction: Prediction, value_check: ValueCheck | None) -> str:
+    """Format a policy's answer to one observation, and why it has no value."""
     return describe_facts(
         {
             "action": prediction.action,
             "probabilities": prediction.action_probs,
-            "value": _NO_VALUE if prediction.value is None else f"{prediction.value:.4f}",
+            "value": _say_why_none(value_check) if prediction.value is None else f"{prediction.value:.4f}",
         }
+    )
+
+
+def _say_why_none(value_check: ValueCheck | None) -> str:
+    if value_check is None or value_check.is_meaningful:
+        return _NO_VALUE
+    error, correlation = (
+        "unknown" if figure is None else f"{figure:.4g}" for figure in (value_check.error, value_check.correlation)
+    )
+    return (
+        f"not shown: the check of its values failed (error {error}, at most 0.2; correlation {correlation}, at least "
+        "0.8 unless the returns hardly differ)"
     )
 
 

@@ -159,6 +159,14 @@ def test_a_policy_is_asked(ask: Any, model: str) -> None:
     assert "not known: only a server's job checks them" in said
 
 
+def test_a_value_whose_check_failed_is_said_to_have_failed_it(ask: Any, app: FastAPI) -> None:
+    check = {"is_meaningful": False, "gamma": 0.9, "n_states": 9, "correlation": 0.97, "error": 0.2055, "spread": 0.4}
+    content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1", value_check=check)
+    (app.state.service.settings.models_dir / "checked.zip").write_bytes(content)
+    said = ask("predict", "checked", "0", "0", "0", "0")[1]
+    assert "not shown: the check of its values failed (error 0.2055, at most 0.2; correlation 0.97, at least" in said
+
+
 @pytest.mark.parametrize(
     ("words", "observation"),
     [
