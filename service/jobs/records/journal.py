@@ -320,7 +320,9 @@ def _open(path: Path, keeps_running: bool) -> JobJournal:
         if n_interrupted:
             what = "1 job was" if n_interrupted == 1 else f"{n_interrupted} jobs were"
             logger.warning(
-                "%s interrupted when the last server ended; POST /training/{job_id}/resume lets one go on", what
+                "%s interrupted when the last server ended; python -m grpo_client resume interrupted lets all go on, "
+                "POST /training/{job_id}/resume one",
+                what,
             )
         journal.log_damage()
     except JournalError:

@@ -57,6 +57,15 @@ def load(journal: JobJournal, job_id: str) -> JobRecord:
     return record
 
 
+def test_the_log_names_what_lets_interrupted_jobs_go_on(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job = make_job()
+    run_for_a_while(job)
+    write(path, job)
+    open_journal(path.parent)[0].close()
+    assert "1 job was interrupted when the last server ended" in caplog.text
+    assert "python -m grpo_client resume interrupted lets all go on, POST /training/{job_id}/resume one" in caplog.text
+
+
 def test_the_ids_of_events_that_a_killed_server_has_sent_and_not_written_are_not_used_again(path: Path) -> None:
     job = make_job()
     run_for_a_while(job)
