@@ -1,5 +1,6 @@
 """Replace the environment's rewards in a rollout by those of reward functions."""
 
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain, count
 from typing import Any
@@ -88,7 +89,7 @@ def _compute_rewards(reward_function: RewardFunction, arguments: Sequence[Any], 
         with torch.set_grad_enabled(torch.is_grad_enabled()):  # on again, if it turns gradients off
             returned = reward_function(*arguments)
     except Exception as error:
-        error.add_note(f"Reward function '{name}' raised it.")
+        error.add_note(f"Reward function '{name}' {_find_blame(reward_function, arguments)}.")
         raise
     rule = f"it must return one reward per step, shape ({n_steps}, 1) or ({n_steps},)."
     if returned is None:
@@ -107,6 +108,17 @@ def _compute_rewards(reward_function: RewardFunction, arguments: Sequence[Any], 
             "the largest number in float32: scale rewards down."
         )
     return rewards.reshape(n_steps)
+
+
+def _find_blame(reward_function: RewardFunction, arguments: Sequence[Any]) -> str:
+    """Tell a function that takes other arguments from one that raised an error of its own."""
+    try:
+        inspect.signature(reward_function).bind(*arguments)
+    except TypeError:
+        return "cannot be called with three arguments; define it with (state, action, next_state)"
+    except ValueError:  # native code shows no signature
+        pass
+    return "raised it"
 
 
 def _to_array(returned: Any) -> Array:

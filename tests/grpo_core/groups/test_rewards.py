@@ -241,6 +241,13 @@ def test_an_error_of_a_reward_function_says_whose_it_is() -> None:
     assert refusal.value.__notes__ == ["Reward function 'divide' raised it."]
 
 
+def test_one_that_takes_other_arguments_is_told_which_it_gets() -> None:
+    with pytest.raises(TypeError) as refusal:
+        apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, lambda state, action: state)  # type: ignore[misc, arg-type]
+    (note,) = refusal.value.__notes__
+    assert note.endswith("cannot be called with three arguments; define it with (state, action, next_state).")
+
+
 def test_a_reward_function_may_turn_gradients_off_and_return_short_numbers() -> None:
     def turn_off(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
         torch.set_grad_enabled(False)
