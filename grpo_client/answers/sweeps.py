@@ -159,7 +159,7 @@ def _describe_sweep(sweep: Sweep) -> str:
         lines.append(f"waiting: {sweep.held_by}")
     lines.append(tabulate([_describe_setting(row) for row in sweep.settings]))
     if sweep.best is not None:
-        lines.append(f"best: {sweep.best.text}")
+        lines.append(sweep.best.text if sweep.n_settings == 1 else f"best: {sweep.best.text}")
         lines += [] if sweep.best.model_name is None else [f"model: {sweep.best.model_name}"]
     errors = {trial.error_message for row in sweep.settings for trial in row.trials if trial.error_message is not None}
     return "\n".join([*lines, *(f"error: {error}" for error in sorted(errors))])

@@ -1,6 +1,7 @@
 """Sweeps with both clients and on the command line, against a real server."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ def test_a_sweep_is_started_waited_for_and_deleted(grpo: Any) -> None:
     assert best.trials[0].mean_reward == grpo.status(best.trials[0].job_id).final_evaluation.mean_reward
     assert grpo.status(best.trials[0].job_id).sweep_id == sweep.sweep_id
     assert "best: Setting" in str(sweep)
+    assert "best: " not in str(replace(sweep, n_settings=1))
     assert [each.name for each in grpo.sweeps(limit=5)] == ["rates"]
     assert grpo.delete_sweep(sweep.sweep_id).message == "Sweep deleted"
     with pytest.raises(NotFound):
