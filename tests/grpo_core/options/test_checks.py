@@ -266,7 +266,9 @@ def test_what_names_no_model_file_is_refused(path: Any) -> None:
             take(path)
 
 
-@pytest.mark.parametrize("env", [None, 5, "CartPole-v1", DummyVecEnv([CartPoleEnv])], ids=str)
+@pytest.mark.parametrize(
+    "env", [None, 5, "CartPole-v1", DummyVecEnv([CartPoleEnv])], ids=["None", "5", "an id", "a VecEnv"]
+)
 def test_what_is_no_environment_is_refused_before_it_is_tried_out(env: Any) -> None:
     with pytest.raises(ValueError, match="env is "):
         check_branchable(env)
