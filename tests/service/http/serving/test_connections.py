@@ -492,6 +492,7 @@ class TestHalfClosed:
         monkeypatch.setattr(service.http.serving.connections, "_HALF_CLOSED_SECONDS", 0.01)
         app.add_api_route("/much", lambda: Response(bytes(2**25)))
         with connect(port, b"GET /much HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+            assert connection.recv(1) == b"H"  # the answer has begun, however busy the machine is
             connection.shutdown(socket.SHUT_WR)
             time.sleep(0.2)
             assert len(read_to_end(connection)) > 2**25
