@@ -187,7 +187,10 @@ class EvaluateResponse(BaseModel):
     random: EpisodeFigures = Field(description="The results of uniformly random actions on the same seeds.")
     better_than_random: bool = Field(description="Whether the model's 95 % interval lies above that of random actions.")
     seconds: float = Field(description="Time that the evaluation took.")
-    warnings: list[str] = Field(description="Says whose episodes reached the limit, where the environment has none.")
+    warnings: list[str] = Field(
+        description="Says how many episodes lasted for 10,000 steps, after which one is cut where the environment "
+        "declares no limit."
+    )
 
 
 class DeleteResponse(BaseModel):

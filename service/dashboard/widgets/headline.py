@@ -31,7 +31,7 @@ def choose_headline(status: TrainingStatus) -> Headline:
     training = "" if mean is None else f"training mean {format_number(mean)}"
     final, latest = status.final_evaluation, status.evaluation
     if final is not None:
-        return _describe_final(final, status.config.n_eval_episodes)._replace(training=training)
+        return _describe_final(final)._replace(training=training)
     if latest is not None and (latest.timesteps > 0 or status.current_timesteps == 0):
         steps = f"evaluation after {format_count(latest.timesteps)} steps"
         return _describe(latest, steps, f"{latest.n_episodes}")._replace(training=training)
@@ -44,8 +44,7 @@ def choose_headline(status: TrainingStatus) -> Headline:
 def describe_model(card: ModelCard) -> Headline | None:
     """Choose the headline of a model: the final evaluation of its job, or else the latest one; None without any."""
     if card.final_evaluation is not None:
-        wanted = (card.config or {}).get("n_eval_episodes")
-        return _describe_final(card.final_evaluation, wanted if isinstance(wanted, int) else None)
+        return _describe_final(card.final_evaluation)
     return (
         None if card.evaluation is None else _describe(card.evaluation, "evaluation", f"{card.evaluation.n_episodes}")
     )
@@ -57,10 +56,8 @@ def describe_figures(figures: EpisodeFigures) -> str:
     return f"{figure} ({interval}), {figures.n_episodes} episodes" if interval else figure
 
 
-def _describe_final(final: FinalEvaluation, n_wanted: int | None) -> Headline:
-    n_episodes = f"{final.n_episodes}"
-    if not final.complete and n_wanted is not None and n_wanted > final.n_episodes:
-        n_episodes = f"{final.n_episodes} of {n_wanted}"
+def _describe_final(final: FinalEvaluation) -> Headline:
+    n_episodes = f"{final.n_episodes}" if final.complete else f"the first {final.n_episodes}"
     return _describe(final, "final evaluation", n_episodes)
 
 
@@ -69,7 +66,7 @@ def _describe(figures: EpisodeFigures, name: str, n_episodes: str) -> Headline:
     interval = "" if ends is None else f"95 % interval {format_interval(ends)}"
     if ends is not None and has_no_width(ends):
         interval = f"all {figures.n_episodes} episodes earned {figure}"
-    unit = "episode" if n_episodes == "1" else "episodes"
+    unit = "episode" if figures.n_episodes == 1 else "episodes"
     return Headline(figure, interval, f"{name}, mean of {n_episodes} {unit}")
 
 

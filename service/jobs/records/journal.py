@@ -143,7 +143,9 @@ class JobJournal:
         with _name_damage("plan"):
             plan = PlanRecord.model_validate_json(plan)
         with _name_damage("state"):
-            state, time_written = JobState.model_validate_json(state), read_time(written_at)
+            state = JobState.model_validate_json(state)
+        with _name_damage("written_at"):
+            time_written = read_time(written_at)
         with _name_damage("history"):
             last_event_id, stride, progress = read_history(history)
         with _name_damage("events"):

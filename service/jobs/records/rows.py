@@ -25,7 +25,16 @@ _FIXED = {"job_id", "env_name", "model_name", "total_timesteps", "created_at", "
 _EVENT_TIME = "event_time"
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # What reading a damaged record raises.
-UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, zlib.error)
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    OSError,  # of a time that no calendar has
+    RecursionError,
+    zlib.error,
+)
 # Of a line in the list, what a job's configuration says.
 _CONFIGURED = ("env_name", "model_name", "total_timesteps", "seed")
 # What a line shows where neither it nor the rest of the record can be read, and the field has no default.
@@ -184,6 +193,8 @@ def _write_payload(event: HistoryEvent) -> str:
 
 def read_event(event_id: int, name: str, payload_json: str) -> HistoryEvent:
     """Read an event."""
+    if not isinstance(name, str):
+        raise TypeError(f"an event's name is {type(name).__name__}, not a text")
     payload = json.loads(payload_json)
     created_at = payload.pop(_EVENT_TIME, None)
     return HistoryEvent(event_id, name, payload, None if created_at is None else datetime.fromisoformat(created_at))

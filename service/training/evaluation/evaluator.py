@@ -28,9 +28,8 @@ _MOST_FINAL = 1_000
 # Final episodes for each that is asked for, where a hundred take hardly longer than ten: a mean over ten starts of
 # Pendulum-v1 says little.
 _N_TIMES_FINAL = 10
-# Episodes that are played side by side: where a step of all is computed at once, and where physics is batched
-# otherwise.
-_BATCH_SIZE_AS_ONE, _BATCH_SIZE = 100, 10
+# Episodes that are played side by side where physics is batched, and at the end where they are stepped as one.
+_BATCH_SIZE, _FINAL_BATCH_SIZE = 10, 100
 
 
 class Evaluator:
@@ -56,7 +55,7 @@ class Evaluator:
 
         :param actor: The policy.
         """
-        return EvaluationRun(self, actor, SEED_ON_THE_WAY, self.config.n_eval_episodes)
+        return EvaluationRun(self, actor, SEED_ON_THE_WAY, self.config.n_eval_episodes, _BATCH_SIZE)
 
     def start_final(self, actor: Actor) -> "EvaluationRun":
         """Start the evaluation of the policy that is saved, of episodes that depend on the job's seed.
@@ -65,31 +64,32 @@ class Evaluator:
 
         :param actor: The policy.
         """
-        n_episodes = self.config.n_eval_episodes
+        n_episodes, batch_size = self.config.n_eval_episodes, _BATCH_SIZE
         if self._steps_as_one:
-            n_episodes = min(_N_TIMES_FINAL * n_episodes, _MOST_FINAL)
+            n_episodes, batch_size = min(_N_TIMES_FINAL * n_episodes, _MOST_FINAL), _FINAL_BATCH_SIZE
         first_seed = FINAL_SEED + _MOST_FINAL * (self.config.seed % _MOST_FINAL)
-        return EvaluationRun(self, actor, first_seed, n_episodes)
+        return EvaluationRun(self, actor, first_seed, n_episodes, batch_size)
 
-    def step_episodes(self, actor: Actor, seeds: range) -> Generator[None, None, list[Episode]]:
+    def step_episodes(self, actor: Actor, seeds: range, batch_size: int) -> Generator[None, None, list[Episode]]:
         """Play the next episodes, several side by side or one, and pause after every reset and step.
 
         :param seeds: Those of all episodes that are left, at least one.
+        :param batch_size: How many are played side by side where physics is batched.
         :return: The episodes of the first of these seeds.
         """
         env, max_steps = self.env, self.max_steps
         if self._simulator is not None:
-            return (yield from fast.step_episodes(env, self._simulator, actor, seeds[: self._batch_size], max_steps))
+            return (yield from fast.step_episodes(env, self._simulator, actor, seeds[:batch_size], max_steps))
         # The most likely actions draw nothing from the generator.
         policy = make_policy(actor, True, np.random.default_rng(0))
         return [(yield from step_episode(env, policy, seeds[0], max_steps))]
 
     def count_steps(self, episodes: Sequence[Episode]) -> int:
-        """Count the steps that episodes took time for: of those played side by side, the longest one's."""
+        """Count the steps that episodes on the way took time for: of those played side by side, the longest one's."""
         lengths = [episode.n_steps for episode in episodes]
         if not self._steps_as_one:
             return sum(lengths)
-        return sum(max(lengths[i : i + self._batch_size]) for i in range(0, len(lengths), self._batch_size))
+        return sum(max(lengths[i : i + _BATCH_SIZE]) for i in range(0, len(lengths), _BATCH_SIZE))
 
     @property
     def max_steps(self) -> float:
@@ -103,10 +103,6 @@ class Evaluator:
     @property
     def _steps_as_one(self) -> bool:
         return self._simulator is not None and self._simulator.steps_as_one
-
-    @property
-    def _batch_size(self) -> int:
-        return _BATCH_SIZE_AS_ONE if self._steps_as_one else _BATCH_SIZE
 
     def close(self) -> None:
         """Close the environment, if it was built."""
@@ -123,10 +119,12 @@ class EvaluationRun:
     :param actor: The policy.
     :param first_seed: Seed of the first episode; the others count up from it.
     :param n_episodes: Number of episodes.
+    :param batch_size: How many of them are played side by side where physics is batched.
     """
 
-    def __init__(self, evaluator: Evaluator, actor: Actor, first_seed: int, n_episodes: int) -> None:
-        self._evaluator, self._actor, self._n_episodes = evaluator, actor, n_episodes
+    def __init__(self, evaluator: Evaluator, actor: Actor, first_seed: int, n_episodes: int, batch_size: int) -> None:
+        self._evaluator, self._actor = evaluator, actor
+        self._n_episodes, self._batch_size = n_episodes, batch_size
         #: The episodes that have ended.
         self.episodes: list[Episode] = []
         #: Whether no episode is left to play.
@@ -171,7 +169,7 @@ class EvaluationRun:
 
     def _play(self, seeds: range) -> Iterator[None]:
         while seeds:
-            episodes = yield from self._evaluator.step_episodes(self._actor, seeds)
+            episodes = yield from self._evaluator.step_episodes(self._actor, seeds, self._batch_size)
             if not all(math.isfinite(reward := episode.reward) for episode in episodes):
                 raise ValueError(
                     f"the reward of an evaluation's episode is not finite ({reward}); fix the environment "

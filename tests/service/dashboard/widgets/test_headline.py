@@ -54,7 +54,7 @@ def test_while_it_runs_the_latest_evaluation_is_the_headline(status: TrainingSta
     ("final", "caption"),
     [
         (FINAL, "final evaluation, mean of 10 episodes"),
-        (CUT, "final evaluation, mean of 4 of 10 episodes"),
+        (CUT, "final evaluation, mean of the first 4 episodes"),
     ],
     ids=["complete", "cut"],
 )
@@ -73,7 +73,7 @@ def test_a_model_shows_its_final_evaluation_before_others() -> None:
     assert describe_model(card) == Headline("3", "", "evaluation, mean of 1 episode")
     card = card.model_copy(update={"final_evaluation": CUT, "config": {"n_eval_episodes": 10}})
     assert describe_model(card) == Headline(
-        "500.0", "95 % interval 480.5 to 500.0", "final evaluation, mean of 4 of 10 episodes"
+        "500.0", "95 % interval 480.5 to 500.0", "final evaluation, mean of the first 4 episodes"
     )
 
 

@@ -262,16 +262,28 @@ def test_a_row_whose_id_is_damaged_is_kept_and_not_listed(
     assert "row 2: job_id, seed, plan; the job is not listed" in caplog.text
 
 
-@pytest.mark.parametrize("part", ["plan", "state", "history", "events", "metrics"])
-def test_what_is_damaged_of_a_record_is_named(path: Path, part: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("part", "place", "value"),
+    [
+        *((part, f"jobs SET {part}", "CAST('{' || x'ff' AS TEXT)") for part in ("plan", "state", "history")),
+        ("history", "jobs SET history", f"'{'[' * 100_000}'"),
+        ("written_at", "jobs SET written_at", "1e17"),
+        ("events", "events SET payload", "CAST('{' || x'ff' AS TEXT)"),
+        ("events", "events SET name", "CAST(x'ff' AS TEXT)"),
+        ("metrics", "metrics SET numbers", "CAST('{' || x'ff' AS TEXT)"),
+    ],
+    ids=lambda value: value if len(value) < 20 else "",
+)
+def test_what_is_damaged_of_a_record_is_named(
+    path: Path, part: str, place: str, value: str, caplog: pytest.LogCaptureFixture
+) -> None:
     job = make_job()
     run_for_a_while(job)
     job.finish(JobStatus.STOPPED)
     write(path, job)
-    column = {"events": "events SET payload", "metrics": "metrics SET numbers"}.get(part, f"jobs SET {part}")
-    damage(path, f"UPDATE {column} = CAST('{{' || x'ff' AS TEXT)")
+    damage(path, f"UPDATE {place} = {value}")
     journal, _ = open_journal(path.parent)
-    if part in ("plan", "state", "history"):
+    if part not in ("events", "metrics"):
         assert f"job {job.job_id} (row 1): {part};" in caplog.text
     with pytest.raises(JournalError, match=f"damaged {part}"):
         journal.load(job.job_id)
