@@ -107,6 +107,21 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
         [Figure(*EARLY_HOPPER, "trpo_zoo", statistic) for statistic in (compute_iqm, np.min, np.max)],  # type: ignore[arg-type]
     ),
     (
+        "figures",
+        r"TRPO ends higher on three seeds of four, at \S+ to (\S+) and hardly walks on the fourth, at (\S+)",
+        [Figure(*WALKER, "trpo_zoo", statistic) for statistic in (np.max, np.min)],  # type: ignore[arg-type]
+    ),
+    (
+        "figures",
+        r"TRPO is behind, at (\S+) to (\S+) on four",
+        [Figure(*CHEETAH, "trpo_zoo", statistic) for statistic in (np.min, np.max)],  # type: ignore[arg-type]
+    ),
+    (
+        "from-ppo",
+        r"TRPO is at (\S+) on Walker2d, on four seeds",
+        [Figure(*WALKER, "trpo_zoo")],
+    ),
+    (
         "from-ppo",
         r"after a million they are at (\S+) and (\S+) TRPO is at (\S+) after 300,000",
         [Figure(*HOPPER), Figure(*HOPPER, "ppo_normalized"), Figure(*EARLY_HOPPER, "trpo_zoo")],
