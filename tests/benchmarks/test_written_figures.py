@@ -109,12 +109,12 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     (
         "figures",
         r"TRPO ends higher on three seeds of four, at \S+ to (\S+) and hardly walks on the fourth, at (\S+)",
-        [Figure(*WALKER, "trpo_zoo", statistic) for statistic in (np.max, np.min)],  # type: ignore[arg-type]
+        [Figure(*WALKER, "trpo_zoo", statistic) for statistic in (np.max, np.min)],
     ),
     (
         "figures",
         r"TRPO is behind, at (\S+) to (\S+) on four",
-        [Figure(*CHEETAH, "trpo_zoo", statistic) for statistic in (np.min, np.max)],  # type: ignore[arg-type]
+        [Figure(*CHEETAH, "trpo_zoo", statistic) for statistic in (np.min, np.max)],
     ),
     (
         "from-ppo",
