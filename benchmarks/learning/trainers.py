@@ -1,9 +1,11 @@
 """One trainer per algorithm, and how a run is made."""
 
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ from benchmarks.lib.grids import register_grids
 from benchmarks.lib.runs import Run, RunSpec, Settings
 from benchmarks.lib.tasks import get_task
 from grpo_core.options.presets import parse_schedules
+
+_ROOT = Path(__file__).parents[2]
+_LEARNING_CODE = ("grpo.py", "grpo_core", "benchmarks/learning", "benchmarks/lib")
 
 # Simulator steps taken, the final policy, and other figures.
 Training = tuple[int, Policy, dict[str, Any]]
@@ -100,6 +105,19 @@ TRAINERS: dict[str, Trainer] = {
 }
 
 
+def _name_commit() -> str:
+    """Name the last commit that changed how policies learn, with a ``+`` where that is being changed.
+
+    Empty outside a clone.
+    """
+
+    def ask(*arguments: str) -> str:
+        command = ("git", "-C", str(_ROOT), *arguments, "--", *_LEARNING_CODE)
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    return ask("log", "-1", "--format=%h") + ("+" if ask("status", "--porcelain") else "")
+
+
 def train(spec: RunSpec) -> Run:
     """Make one run in this process, with one torch thread."""
     torch.set_num_threads(1)
@@ -115,6 +133,6 @@ def train(spec: RunSpec) -> Run:
         curve=curve.points,
         wall_seconds=round(wall_seconds, 1),
         versions={name: version(name) for name in ("torch", "stable-baselines3", "sb3-contrib", "gymnasium")}
-        | {"grpo": grpo.__version__},
+        | {"grpo": grpo.__version__, "commit": _name_commit()},
         notes=notes,
     )

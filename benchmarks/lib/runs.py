@@ -39,7 +39,7 @@ class Run(RunSpec):
     :param curve: Pairs of simulator steps and score; the last is ``[total_timesteps, score]``.
     :param score: Mean own reward of the final deterministic policy.
     :param wall_seconds: Duration of the training without the evaluations.
-    :param versions: Package to version.
+    :param versions: Package to version, and the commit of what learns; older runs name none.
     :param notes: Other figures of the method.
     """
 
