@@ -41,7 +41,7 @@ WALKER, CHEETAH, SWIMMER, ANT = ((f"{name}-v5", MILLION) for name in ("Walker2d"
 
 # Document, a sentence with a group for each number, and what the numbers are.
 WRITTEN: list[tuple[str, str, list[Figure]]] = [
-    ("from-ppo", r"ahead, by (\S+) to (\S+)\. On Hopper", [Figure(*PENDULUM), Figure(*PENDULUM, "ppo_zoo")]),
+    ("from-ppo", r"ahead: (\S+) against (\S+)\. On Hopper", [Figure(*PENDULUM), Figure(*PENDULUM, "ppo_zoo")]),
     (
         "from-ppo",
         r"GRPO reaches (\S+) after 300,000 .* VecNormalize (\S+), ",
