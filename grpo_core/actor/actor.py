@@ -51,6 +51,23 @@ class Decision(NamedTuple):
     probs: Probabilities
     values: FloatArray
 
+    def list_probs(self) -> list[Any]:
+        """List each row's probabilities; for a MultiDiscrete space a list per component, and None for a Box."""
+        if self.probs is None:
+            return [None] * len(self.values)
+        if isinstance(self.probs, list):
+            return list(map(list, zip(*(part.tolist() for part in self.probs), strict=True)))
+        listed: list[Any] = self.probs.tolist()
+        return listed
+
+    def find_finite_choices(self) -> npt.NDArray[np.bool_]:
+        """Return a flag per row, ``(batch_size,)``: whether its action and its probabilities are finite."""
+        probs = self.probs if isinstance(self.probs, list) else [] if self.probs is None else [self.probs]
+        is_finite = np.ones(len(self.values), np.bool_)
+        for part in (self.actions, *probs):
+            is_finite &= np.isfinite(part).reshape(len(part), -1).all(axis=1)
+        return is_finite
+
 
 class PolicyActor(Protocol):
     """The interface of ``Actor``, which says what its methods take and return, for policies of any make."""

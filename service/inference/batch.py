@@ -185,7 +185,7 @@ def _answer_rows(
 ) -> list[Answer]:
     answers: list[Answer] = []
     for decision, is_finite in infer_many(model, rows, deterministic, masks):
-        parts = decision.actions.tolist(), _list_probs(decision), _list_values(model, decision), is_finite.tolist()
+        parts = decision.actions.tolist(), decision.list_probs(), _list_values(model, decision), is_finite.tolist()
         answers += [
             {"action": action, "action_probs": probs, "value": value} if fits else {"error": TOO_LARGE_NUMBERS}
             for action, probs, value, fits in zip(*parts, strict=True)
@@ -198,15 +198,6 @@ def _list_values(model: ServedModel, decision: Decision) -> list[float] | list[N
         return [None] * len(decision.values)
     # As for one observation: scaled in double precision.
     return [model.value_scale * value for value in decision.values.tolist()]
-
-
-def _list_probs(decision: Decision) -> list[Any]:
-    if decision.probs is None:
-        return [None] * len(decision.values)
-    if isinstance(decision.probs, list):
-        return list(map(list, zip(*(part.tolist() for part in decision.probs), strict=True)))
-    listed: list[Any] = decision.probs.tolist()
-    return listed
 
 
 def read_array(body: bytes) -> npt.NDArray[Any]:

@@ -1,6 +1,5 @@
 """Actions of a served model: for one observation, or for many in one pass."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,13 +63,9 @@ def _choose(model: ServedModel, observation: Any, deterministic: bool, action_ma
         if choice is not None:
             return choice
     decision = _act(model, observations, deterministic, masks)
-    action, value, probs = decision.actions[0].tolist(), float(decision.values[0]), decision.probs
-    # MultiDiscrete actions have one array of probabilities per component.
-    if probs is not None:
-        probs = [part[0].tolist() for part in probs] if isinstance(probs, list) else probs[0].tolist()
-    if not _is_finite([action, value, probs or 0]):
+    if not _find_finite_rows(decision).all():
         raise InvalidRequestError(TOO_LARGE_NUMBERS)
-    return Choice(action, probs, value)
+    return Choice(decision.actions[0].tolist(), decision.list_probs()[0], float(decision.values[0]))
 
 
 def infer_many(
@@ -89,12 +84,7 @@ def infer_many(
         rows = slice(start, start + n_at_once)
         part = {k: v[rows] for k, v in observations.items()} if isinstance(observations, dict) else observations[rows]
         decision = _act(model, part, deterministic, None if masks is None else masks[rows])
-        probs = decision.probs if isinstance(decision.probs, list) else [decision.probs]
-        numbers = [decision.values, decision.actions, *(part for part in probs if part is not None)]
-        yield (
-            decision,
-            np.logical_and.reduce([np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in numbers]),
-        )
+        yield decision, _find_finite_rows(decision)
 
 
 def read_observation(
@@ -186,8 +176,8 @@ def _ignoring_overflows() -> np.errstate:
     return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
-def _is_finite(numbers: list[Any]) -> bool:
-    return all(_is_finite(part) if isinstance(part, list) else math.isfinite(part) for part in numbers)
+def _find_finite_rows(decision: Decision) -> npt.NDArray[np.bool_]:
+    return decision.find_finite_choices() & np.isfinite(decision.values)
 
 
 def _get_width(actor: Actor) -> int:
