@@ -10,11 +10,13 @@ from service.dashboard.widgets.html_elements import Text, make_box, make_heading
 from service.dashboard.widgets.number_format import format_count, format_number
 from service.errors import ServiceError
 from service.jobs.job import Job
+from service.models.playing.play import FilmOrder
 
 # The server has too much to do just now.
 _BUSY_STATUSES = (429, 503)
 _MAX_STEPS = 500
 _SEED = 0
+_ORDER = FilmOrder("gif", _SEED, deterministic=True, max_steps=_MAX_STEPS)
 
 
 class RunFilm:
@@ -51,7 +53,7 @@ class RunFilm:
         async with self._is_filming:
             self._waiting.set_visibility(self._filmed is None)
             try:
-                taken = await run_in_threadpool(self._service.films.film, job.job_id, "gif", _SEED, True, _MAX_STEPS)
+                taken = await run_in_threadpool(self._service.films.film, job.job_id, _ORDER)
             except ServiceError as error:
                 self._say(error.detail)
                 if error.status_code not in _BUSY_STATUSES:  # otherwise the next look tries again

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 
 from service.http import examples
 from service.http.file_headers import check_change
+from service.http.films import FILM_RESPONSES, OrderedFilm, answer_film
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors, note_leaving
-from service.http.routes.films import FILM_RESPONSES, QueriedFilm, answer_film
 from service.http.routes.unambiguous import UnambiguousRoute
 from service.models.card import make_card
 from service.schemas.models import (
@@ -61,11 +61,10 @@ def film_model(
     model_name: ModelNameInPath,
     service: CurrentService,
     request: Request,
-    query: QueriedFilm,
+    order: OrderedFilm,
 ) -> Response:
     """Film one episode of a model; the headers `X-Episode-Reward` and `X-Episode-Length` give its reward and length."""
-    film = service.player.film(model_name, *query)
-    return answer_film(request, film)
+    return answer_film(request, service.player.film(model_name, order))
 
 
 @router.delete("/models/{model_name}", responses=errors(403, 404, 409, 412))

@@ -14,9 +14,9 @@ from starlette.concurrency import run_in_threadpool
 
 from service.app import Service
 from service.http import examples
+from service.http.films import FILM_RESPONSES, OrderedFilm, answer_film
 from service.http.limits.clients import find_client
 from service.http.routes.dependencies import CurrentService, errors, note_leaving
-from service.http.routes.films import FILM_RESPONSES, QueriedFilm, answer_film
 from service.http.routes.unambiguous import UnambiguousRoute
 from service.http.unexpected_input import check_plain_integer
 from service.jobs.job import Job
@@ -162,11 +162,11 @@ def film_training(
     job_id: JobId,
     service: CurrentService,
     request: Request,
-    query: QueriedFilm,
+    order: OrderedFilm,
     of: Annotated[str | None, Depends(_read_of)],
 ) -> Response:
     """Film one episode of a job's newest policy: its latest checkpoint's while it trains, then the one it saved."""
-    film, timesteps = service.films.film(job_id, *query, of)
+    film, timesteps = service.films.film(job_id, order, of)
     return answer_film(request, film, {} if timesteps is None else {"X-Checkpoint-Timesteps": str(timesteps)})
 
 

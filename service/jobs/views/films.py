@@ -4,9 +4,9 @@ from service.errors import ConflictError, NotFoundError
 from service.jobs.job import Job
 from service.jobs.job_models import find_its_model, read_checkpoint_model
 from service.jobs.registry import JobRegistry
+from service.models.playing.play import FilmOrder
 from service.models.playing.player import Film, ModelPlayer
 from service.models.store import ModelStore
-from service.schemas.models import VideoFormat
 
 
 class JobFilms:
@@ -20,15 +20,7 @@ class JobFilms:
     def __init__(self, registry: JobRegistry, store: ModelStore, player: ModelPlayer) -> None:
         self._registry, self._store, self._player = registry, store, player
 
-    def film(
-        self,
-        job_id: str,
-        video_format: VideoFormat,
-        seed: int,
-        deterministic: bool,
-        max_steps: int,
-        of: str | None = None,
-    ) -> tuple[Film, int | None]:
+    def film(self, job_id: str, order: FilmOrder, of: str | None = None) -> tuple[Film, int | None]:
         """Film one episode of the newest policy of a job: the one that it has saved, or else its latest checkpoint's.
 
         :param of: Digest of a film that was made before: it comes again, even if there is a newer policy by now.
@@ -40,18 +32,16 @@ class JobFilms:
         job = self._registry.get(job_id)
         if of is not None and (made := self._player.find_film(of)) is not None:
             return made, None
-        film, timesteps = self._film_newest(job, video_format, seed, deterministic, max_steps)
+        film, timesteps = self._film_newest(job, order)
         if of not in (None, film.digest):
             raise NotFoundError(f"the film {of} was not kept; leave out `of` for one of the newest policy.")
         return film, timesteps
 
-    def _film_newest(
-        self, job: Job, video_format: VideoFormat, seed: int, deterministic: bool, max_steps: int
-    ) -> tuple[Film, int | None]:
+    def _film_newest(self, job: Job, order: FilmOrder) -> tuple[Film, int | None]:
         status = job.describe()
         saved = None if status.model_name is None else find_its_model(self._store, job)
         if saved is not None:  # perhaps an earlier version by now
-            return self._player.film(saved, video_format, seed, deterministic, max_steps), None
+            return self._player.film(saved, order), None
         kept = read_checkpoint_model(self._registry.checkpoints, job)
         if kept is None and status.model_name is not None:
             raise ConflictError(
@@ -64,5 +54,4 @@ class JobFilms:
                 "minute, or as often as checkpoint_every says."
             )
         content, timesteps = kept
-        setup = job.config.env_setup
-        return self._player.film_content(content, setup, video_format, seed, deterministic, max_steps), timesteps
+        return self._player.film_content(content, job.config.env_setup, order), timesteps

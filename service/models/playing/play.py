@@ -1,4 +1,4 @@
-"""The request to play a policy, sent to ``service.models.playing.episodes`` in a worker."""
+"""What to play and film of a policy; a ``Play`` is sent to ``service.models.playing.episodes`` in a worker."""
 
 from typing import Any, NamedTuple
 
@@ -8,6 +8,21 @@ from grpo_core.actor.actor import Actor
 from grpo_core.environments.making import EnvSetup
 from grpo_core.evaluation import Policy, to_batch
 from service.errors import ConflictError
+from service.schemas.models import VideoFormat
+
+
+class FilmOrder(NamedTuple):
+    """Which episode to film, and how.
+
+    :param seed: Seed of the episode's reset and of sampled actions.
+    :param deterministic: Take the most likely actions instead of sampling them.
+    :param max_steps: Largest number of steps; a longer episode is cut.
+    """
+
+    video_format: VideoFormat
+    seed: int
+    deterministic: bool
+    max_steps: int
 
 
 class Play(NamedTuple):
@@ -42,8 +57,7 @@ class Play(NamedTuple):
             masks = None if action_masks is None else np.asarray(action_masks)[None]
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 decision = actor.act(batch, self.deterministic, rng, masks)
-            probs = decision.probs if isinstance(decision.probs, list) else [decision.probs]
-            if not all(np.isfinite(part).all() for part in [decision.actions, *probs] if part is not None):
+            if not decision.find_finite_choices().all():
                 raise ConflictError(
                     "this model cannot be played: its network makes no finite numbers of an observation, since its "
                     "weights are too large or the observation's numbers are; train it again with POST /train."

@@ -18,7 +18,7 @@ from service.environments.catalogue import find_spec
 from service.errors import ConflictError
 from service.models.card import find_env_name, find_env_setup
 from service.models.files.folder import FileSignature
-from service.models.playing.play import Play
+from service.models.playing.play import FilmOrder, Play
 from service.models.served import ServedModel
 from service.models.store import ModelStore
 from service.schemas.jobs import EpisodeFigures
@@ -52,7 +52,7 @@ class Film(NamedTuple):
 
 
 # A file and how to play it; the same key always gives the same film or evaluation.
-_FilmKey = tuple[FileSignature | bytes, VideoFormat, int, bool, int]
+_FilmKey = tuple[FileSignature | bytes, FilmOrder]
 _EvaluationKey = tuple[FileSignature, int, int, bool]
 
 
@@ -108,25 +108,17 @@ class ModelPlayer:
         # The same file may have been asked for by another name before, such as an alias.
         return answer.model_copy(update={"model_name": model_name})
 
-    def film(self, model_name: str, video_format: VideoFormat, seed: int, deterministic: bool, max_steps: int) -> Film:
+    def film(self, model_name: str, order: FilmOrder) -> Film:
         """Film one episode of a model.
 
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If it cannot be played in the environment that its file names.
         :raises ServiceError: If the environment fails or cannot be rendered, and whatever ``ShortTasks.run`` raises.
         """
-        model, play = self._prepare(model_name, seed, deterministic)
-        return self._film(play, (model.signature, video_format, seed, deterministic, max_steps))
+        model, play = self._prepare(model_name, order.seed, order.deterministic)
+        return self._film(play, model.signature, order)
 
-    def film_content(
-        self,
-        content: bytes,
-        setup: EnvSetup,
-        video_format: VideoFormat,
-        seed: int,
-        deterministic: bool,
-        max_steps: int,
-    ) -> Film:
+    def film_content(self, content: bytes, setup: EnvSetup, order: FilmOrder) -> Film:
         """Film one episode of a model file that is not among the models.
 
         :raises ConflictError: If only torch can run it, or it does not fit the environment.
@@ -136,23 +128,22 @@ class ModelPlayer:
             actor = model_file.from_bytes(content).make_actor()
         except model_file.ModelFileError as error:
             raise ConflictError(f"this policy cannot be filmed: {error}") from error
-        play = Play(actor, setup, seed, deterministic)
-        return self._film(play, (hashlib.sha256(content).digest(), video_format, seed, deterministic, max_steps))
+        play = Play(actor, setup, order.seed, order.deterministic)
+        return self._film(play, hashlib.sha256(content).digest(), order)
 
-    def _film(self, play: Play, key: _FilmKey) -> Film:
-        _, video_format, _, _, max_steps = key
+    def _film(self, play: Play, file: FileSignature | bytes, order: FilmOrder) -> Film:
+        key = (file, order)
         with self._lock:
             film = self._films.get(key)
         if film is not None:
             return film
         # Created here, since a killed task could not remove it.
         with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX, ignore_cleanup_errors=True) as folder:
-            task = Task(
-                "service.models.playing.episodes:film_policy", (play, video_format, max_steps, folder), play.env_name
-            )
+            arguments = (play, order.video_format, order.max_steps, folder)
+            task = Task("service.models.playing.episodes:film_policy", arguments, play.env_name)
             header, _, content = self._short_tasks.run(task, "ask for a lower max_steps.").partition(b"\n")
         digest = hashlib.sha256(content).hexdigest()
-        film = Film(content, MEDIA_TYPES[video_format], **json.loads(header), digest=digest)
+        film = Film(content, MEDIA_TYPES[order.video_format], **json.loads(header), digest=digest)
         with self._lock:
             if len(content) <= self._films.maxsize:
                 self._films[key] = film

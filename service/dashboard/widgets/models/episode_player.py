@@ -8,6 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, set_attributes
 from service.dashboard.widgets.number_format import format_count, format_number
 from service.errors import ServiceError
+from service.models.playing.play import FilmOrder
 from service.models.playing.player import ModelPlayer
 
 _MAX_STEPS = 500
@@ -51,9 +52,8 @@ class EpisodePlayer:
         self._wait(True)
         is_deterministic, seed = not self._samples.value, self._current_seed
         try:
-            film = await run_in_threadpool(
-                self._player.film, self._model_name, "gif", seed, is_deterministic, _MAX_STEPS
-            )
+            order = FilmOrder("gif", seed, is_deterministic, _MAX_STEPS)
+            film = await run_in_threadpool(self._player.film, self._model_name, order)
         except ServiceError as error:
             self._show_problem(error.detail)
         else:

@@ -1,11 +1,12 @@
 """Films as answers: their parameters, and the parts that a player asks for."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request, Response
 
 from service.http.file_headers import check_match, choose_part, is_known
 from service.http.problems import Refusal, error_response
+from service.models.playing.play import FilmOrder
 from service.models.playing.player import MEDIA_TYPES, Film
 from service.schemas.fields import MAX_FILM_STEPS, MAX_PLAY_SEED
 from service.schemas.models import VideoFormat
@@ -18,25 +19,16 @@ FILM_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class FilmQuery(NamedTuple):
-    """The film that a query asks for, as arguments of ``ModelPlayer.film``."""
-
-    video_format: VideoFormat
-    seed: int
-    deterministic: bool
-    max_steps: int
-
-
-async def _read_query(
+async def _read_order(
     video_format: Annotated[VideoFormat, Query(alias="format", description="`gif` loops; `mp4` is smaller.")] = "gif",
     seed: Annotated[int, Query(ge=0, le=MAX_PLAY_SEED, description="Seed of the episode.")] = 0,
     deterministic: Annotated[bool, Query(description="Take the most likely actions instead of sampling them.")] = True,
     max_steps: Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="Cut the episode after so many steps.")] = 500,
-) -> FilmQuery:
-    return FilmQuery(video_format, seed, deterministic, max_steps)
+) -> FilmOrder:
+    return FilmOrder(video_format, seed, deterministic, max_steps)
 
 
-QueriedFilm = Annotated[FilmQuery, Depends(_read_query)]
+OrderedFilm = Annotated[FilmOrder, Depends(_read_order)]
 
 
 def answer_film(request: Request, film: Film, more_headers: dict[str, str] | None = None) -> Response:
