@@ -16,7 +16,6 @@ from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
-from service.jobs.replacement import ModelReplacement
 from service.jobs.runner import JobRunner
 from service.jobs.views.events import EventStreams
 from service.jobs.views.films import JobFilms
@@ -28,6 +27,7 @@ from service.models.playing.player import ModelPlayer
 from service.models.promotion import ModelPromotion
 from service.models.served import ServedModel
 from service.models.store import ModelStore
+from service.models.uploads import ModelReplacement
 from service.monitoring.memory import get_available_bytes, get_total_bytes
 from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness
@@ -105,7 +105,7 @@ class Service:
         self.player = ModelPlayer(self.store, self.short_tasks)
         self.films = JobFilms(self.registry, self.store, self.player)
         self.promotion = ModelPromotion(self.store, self.player)
-        self.replacement = ModelReplacement(self.registry, self.store, self.promotion)
+        self.replacement = ModelReplacement(self.store, self.promotion, self.registry.reserve_name)
         self.exporter = ModelExporter(self.store, self.short_tasks)
         self.catalogue = Catalogue(self.short_tasks, reward_functions)
         self.streams = EventStreams(self.closing)

@@ -5,13 +5,13 @@ from typing import Any
 
 from anyio import CapacityLimiter
 
-from grpo_core.saving.model_file import ModelFileError, from_bytes
-from grpo_core.saving.moments import check_moments
+from grpo_core.saving.model_file import ModelFileError
 from service.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
 from service.jobs.client_jobs import ClientJobs, JobLimits
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
+from service.models.uploads import verify_trainable
 from service.schemas.training import TrainRequest
 from service.training.planning.plan import TrainingPlan
 from service.training.planning.planner import Planner
@@ -133,7 +133,7 @@ class JobAdmission:
                 if sha256 in (None, file.sha256):
                     meta = (file.model or self._store.get(reference)).meta
                     if (content := self._store.folder.find_content(reference, file.sha256)) is not None:
-                        check_moments(from_bytes(content, with_optimizer=True))
+                        verify_trainable(content)
                     return meta, file.sha256
             except (NotFoundError, ConflictError) as error:
                 raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error

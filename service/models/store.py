@@ -88,17 +88,20 @@ class ModelStore:
         """Number of models dropped from memory, to make room for others or because it ran low."""
         return self._cache.n_evicted
 
-    def publish(self, name: str, content: bytes, job_id: str | None = None) -> str:
+    def publish(
+        self, name: str, content: bytes, job_id: str | None = None, parsed: model_file.ModelContent | None = None
+    ) -> str:
         """Save a model atomically and serve it from now on; what it replaces becomes an earlier version.
 
         The content is parsed by the safe loader first, so that nothing unreadable ever replaces a good file.
 
         :param job_id: The job that trained it.
+        :param parsed: The content as the safe loader has read it; None reads it here.
         :return: SHA-256 of the file.
         :raises ModelFileError: If it cannot be used; the old file stays.
         :raises StorageError: If the disk refuses; the old file stays, unless it says otherwise.
         """
-        parsed = model_file.from_bytes(content)
+        parsed = parsed or model_file.from_bytes(content)
         actor = parsed.make_actor()
         try:
             signature = self.folder.write(name, content, job_id)

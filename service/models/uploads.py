@@ -1,12 +1,12 @@
-"""How uploads and earlier versions take the place of models, while no job may save under their names."""
+"""Put uploads, and earlier versions, in the place of models, while no job may save under their names."""
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
-from grpo_core.saving.model_file import ModelFileError, from_bytes
+from grpo_core.saving.model_file import ModelContent, ModelFileError, from_bytes
 from grpo_core.saving.moments import check_moments
 from service.errors import ConflictError, InvalidRequestError
-from service.jobs.registry import JobRegistry
 from service.models.card import make_card
 from service.models.promotion import ModelPromotion
 from service.models.store import ModelStore
@@ -16,29 +16,44 @@ from service.schemas.models import ModelCard, RollbackResponse
 _MAX_VERIFIED = 2
 
 
+def verify_trainable(content: bytes) -> ModelContent:
+    """Read a model file with its optimizer, and check that a training could go on with it.
+
+    :raises ModelFileError: If none could.
+    """
+    parsed = from_bytes(content, with_optimizer=True)
+    check_moments(parsed)
+    return parsed
+
+
 class ModelReplacement:
     """Puts files in the place of models. Safe to use from any thread.
 
-    :param registry: Keeps the names from jobs meanwhile.
     :param store: The models.
     :param promotion: Makes earlier versions the newest again.
+    :param reserve_name: Keeps a name from jobs and other uploads meanwhile; raises ``ConflictError`` if one has it.
     """
 
-    def __init__(self, registry: JobRegistry, store: ModelStore, promotion: ModelPromotion) -> None:
-        self._registry, self._store, self._promotion = registry, store, promotion
+    def __init__(
+        self,
+        store: ModelStore,
+        promotion: ModelPromotion,
+        reserve_name: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        self._store, self._promotion, self._reserve_name = store, promotion, reserve_name
         self._verifying = threading.BoundedSemaphore(_MAX_VERIFIED)
 
     def save_upload(self, model_name: str, content: bytes, overwrite: bool, check: Callable[[], None]) -> ModelCard:
         """Verify a model file, save it and serve it; return its card.
 
         :param overwrite: Whether it may replace a model of that name.
-        :param check: Called once nobody else can replace that model; raises if it is not to be replaced.
+        :param check: Called once the name is reserved; raises if that model is not to be replaced.
         :raises InvalidRequestError: If the file cannot be used; nothing is replaced.
         :raises ConflictError: If the name is taken, or an active job will save under it.
         :raises StorageLowError: If it does not fit on the disk or into the folder.
         :raises StorageError: If it cannot be written to the disk.
         """
-        with self._registry.reserve_name(model_name):
+        with self._reserve_name(model_name):
             if not overwrite and self._store.exists(model_name):
                 raise ConflictError(
                     f"a model '{model_name}' already exists; choose another name or send overwrite=true."
@@ -47,21 +62,20 @@ class ModelReplacement:
             self._store.folder.check_can_save(len(content), model_name)
             try:
                 with self._verifying:
-                    check_moments(from_bytes(content, with_optimizer=True))
-                    self._store.publish(model_name, content)
+                    self._store.publish(model_name, content, parsed=verify_trainable(content))
             except ModelFileError as error:
                 raise InvalidRequestError(f"this model file cannot be used: {error}") from error
-            return make_card(model_name, self._store.inspect_file(model_name))  # before anybody else can delete it
+            return make_card(model_name, self._store.inspect_file(model_name))  # before another request can delete it
 
     def roll_back(
         self, model_name: str, version: int | None, check: Callable[[], None] = lambda: None
     ) -> RollbackResponse:
         """Make an earlier version of a model the newest again.
 
-        :param check: Called once nobody else can replace the newest; raises if it is not to be replaced.
+        :param check: Called once the name is reserved; raises if the newest is not to be replaced.
         :raises ConflictError: If an active job or an upload will save under its name.
         :raises ServiceError: Whatever ``ModelPromotion.roll_back`` raises.
         """
-        with self._registry.reserve_name(model_name), self._verifying:
+        with self._reserve_name(model_name), self._verifying:
             check()
             return self._promotion.roll_back(model_name, version)
