@@ -1,4 +1,4 @@
-"""Plan a sweep: from a request to the jobs that it will make, each of which could be trained."""
+"""Plan a sweep: from a request to the jobs that it will make, all of which can be trained."""
 
 import json
 import secrets
@@ -54,33 +54,26 @@ def plan_sweep(
     settings = space.choose_settings(request.n_trials, seed)
     first = _check_settings(base, settings, plan)
     total = first.total_timesteps
-    steps = [setting.get("total_timesteps") or total for setting in settings]
     rungs = _plan_rungs(request, len(settings), total)
+
+    def plan_rung(rung: Rung) -> TrainConfig:
+        return plan(make_train_request(base, {**settings[0], "total_timesteps": rung.total_timesteps or total}))
+
     if request.method == "halving":
         steps = [rungs[0].total_timesteps or total] * len(settings)
-        plan(_make_request(base, settings[0], steps[0]))
-    n_jobs = len(seeds) * sum(rung.n_settings for rung in rungs)
-    timesteps = len(seeds) * (sum(steps) + sum(rung.n_settings * (rung.total_timesteps or 0) for rung in rungs[1:]))
-    if n_jobs > MAX_JOBS:
-        raise InvalidRequestError(
-            f"these settings and seeds make {n_jobs:,} jobs, and a sweep may have {MAX_JOBS}; send fewer values, "
-            "trials or seeds."
-        )
+        plan_rung(rungs[0])
+    else:
+        steps = [setting.get("total_timesteps") or total for setting in settings]
+    n_jobs, timesteps = _count_work(len(seeds), steps, rungs)
     if request.budget_timesteps is not None and request.method == "halving":
-        rounds = [
-            (rung.n_settings, plan(_make_request(base, settings[0], rung.total_timesteps or total))) for rung in rungs
-        ]
-        _check_halving_budget(request.budget_timesteps, len(seeds), rounds)
+        _check_halving_budget(request.budget_timesteps, len(seeds), rungs, plan_rung)
     elif request.budget_timesteps is not None:
         _check_budget(request.budget_timesteps, settings, steps, first.planned_timesteps)
     name = request.name or f"sweep-{secrets.token_hex(4)}"
-    sent = request.model_dump(mode="json", exclude_unset=True) | {"name": name, "seeds": seeds, "seed": seed}
-    # With the space in its own order, and the seed in one place.
-    sent["space"], sent["base"] = request.space, base.model_dump(mode="json", exclude_unset=True, exclude={"seed"})
     record = SweepRecord(
         sweep_id=str(uuid.uuid4()),
         name=name,
-        request=sent,
+        request=_complete_request(request, name, seeds, seed),
         method=request.method,
         env_name=base.env_name,
         client=client,
@@ -132,16 +125,29 @@ def _check_settings(
     return first
 
 
-def _make_request(base: TrainRequest, setting: Setting, total_timesteps: int) -> TrainRequest:
-    return make_train_request(base, {**setting, "total_timesteps": total_timesteps})
+def _count_work(n_seeds: int, steps: Sequence[int], rungs: Sequence[Rung]) -> tuple[int, int]:
+    """Count the jobs that a sweep may make, and the simulator steps that all of them would take.
+
+    :param steps: Each setting's ``total_timesteps`` in the first rung.
+    :raises InvalidRequestError: If a sweep may not have so many jobs.
+    """
+    n_jobs = n_seeds * sum(rung.n_settings for rung in rungs)
+    if n_jobs > MAX_JOBS:
+        raise InvalidRequestError(
+            f"these settings and seeds make {n_jobs:,} jobs, and a sweep may have {MAX_JOBS}; send fewer values, "
+            "trials or seeds."
+        )
+    return n_jobs, n_seeds * (sum(steps) + sum(rung.n_settings * (rung.total_timesteps or 0) for rung in rungs[1:]))
 
 
-def _check_halving_budget(budget: int, n_seeds: int, rounds: Sequence[tuple[int, TrainConfig]]) -> None:
+def _check_halving_budget(
+    budget: int, n_seeds: int, rungs: Sequence[Rung], plan_rung: Callable[[Rung], TrainConfig]
+) -> None:
     """Refuse a budget that does not allow all rounds of halving.
 
-    :param rounds: Of each, the number of settings and how one of them is trained.
+    :param plan_rung: Returns how one setting of a rung is trained.
     """
-    timesteps = n_seeds * sum(n_settings * config.planned_timesteps for n_settings, config in rounds)
+    timesteps = n_seeds * sum(rung.n_settings * plan_rung(rung).planned_timesteps for rung in rungs)
     if budget < timesteps:
         raise InvalidRequestError(
             f"budget_timesteps {budget:,} is less than the {timesteps:,} that all rounds of halving take; send fewer "
@@ -162,6 +168,13 @@ def _check_budget(budget: int, settings: Sequence[Setting], steps: Sequence[int]
             f"budget_timesteps {budget:,} is less than the {fewest:,} steps of a single job; send more, or a smaller "
             "total_timesteps in 'base'."
         )
+
+
+def _complete_request(request: SweepRequest, name: str, seeds: Sequence[int], seed: int) -> dict[str, Any]:
+    """Return a request with its choices filled in, the space in its own order, and the seed in one place."""
+    base = request.base.model_dump(mode="json", exclude_unset=True, exclude={"seed"})
+    sent = request.model_dump(mode="json", exclude_unset=True) | {"name": name, "seeds": seeds, "seed": seed}
+    return {**sent, "space": request.space, "base": base}
 
 
 def _spell(setting: dict[str, Any]) -> str:
