@@ -1,4 +1,4 @@
-"""Which jobs a list shows, and in which order. All of it is of lines in memory."""
+"""Choose the jobs that a list shows, and their order, by their lines in memory."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import dropwhile, islice
@@ -53,13 +53,12 @@ class JobPage(NamedTuple):
 
 
 def choose_page(
-    jobs: Sequence[PastJob], query: JobQuery, after: str | None = None, offset: int = 0, limit: int | None = None
+    jobs: Sequence[PastJob], query: JobQuery, after: str | None = None, limit: int | None = None
 ) -> JobPage:
     """Choose jobs, and sort them.
 
     :param jobs: All jobs, oldest first.
     :param after: Id of one of them; the page begins behind it, whether it is chosen or not.
-    :param offset: Number of jobs to leave out before the page.
     :param limit: Largest number of jobs on the page.
     """
     chosen = list(_choose(jobs, query))
@@ -70,7 +69,7 @@ def choose_page(
         ids = {job.job_id for job in chosen}
         with_after = chosen if after in ids else [job for job in jobs if job.job_id in ids or job.job_id == after]
         ordered = islice(dropwhile(lambda job: job.job_id != after, _sort(with_after, query.sort)), 1, None)
-    return JobPage(list(islice(ordered, offset, None if limit is None else offset + limit)), n_jobs)
+    return JobPage(list(islice(ordered, limit)), n_jobs)
 
 
 def _choose(jobs: Iterable[PastJob], query: JobQuery) -> Iterable[PastJob]:

@@ -57,8 +57,7 @@ def list_ids(query: JobQuery, **page: Any) -> str:
 )
 def test_every_order_is_total(sort: JobSort, expected: str) -> None:
     assert list_ids(JobQuery(sort=sort)) == expected
-    pages = [list_ids(JobQuery(sort=sort), limit=1, offset=i) for i in range(5)]
-    assert pages == [*expected, ""]
+    assert list_ids(JobQuery(sort=sort), limit=1) == expected[0]
     assert [list_ids(JobQuery(sort=sort), limit=1, after=job_id) for job_id in expected] == [*expected[1:], ""]
 
 
