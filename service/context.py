@@ -1,42 +1,9 @@
 """The request and the job that the running code works for."""
 
-import itertools
-import re
-import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 JOB_ID: ContextVar[str | None] = ContextVar("job_id", default=None)
-# Returns whether the request's client has left, where somebody looks.
+# Returns whether the request's client has left; False where that is not watched.
 HAS_LEFT: ContextVar[Callable[[], bool]] = ContextVar("has_left", default=lambda: False)
-
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_N_COUNTED = 2**48
-
-
-class RequestIds:
-    """Makes request ids, by which an answer is found in the log. Safe to use from any thread."""
-
-    def __init__(self) -> None:
-        first = str(uuid.uuid4())
-        self._head = first[:24]
-        # Ids must differ but need not be secret; drawing each anew would take ten times as long as counting.
-        self._numbers = itertools.count(int(first[24:], 16))
-
-    def choose(self, offered: bytes | None) -> str:
-        """Return the id that a client offers if it is short and plain; otherwise a new one in the form of a UUID4.
-
-        :param offered: The header ``X-Request-ID``.
-        """
-        if offered is not None and _REQUEST_ID.fullmatch(offered):
-            return offered.decode()
-        return f"{self._head}{next(self._numbers) % _N_COUNTED:012x}"
-
-
-def make_urn(request_id: str) -> str:
-    """Return a URN for a request's id, which is a UUID unless the client chose it."""
-    try:
-        return f"urn:uuid:{uuid.UUID(request_id)}"
-    except ValueError:
-        return f"urn:grpo:request:{request_id}"

@@ -5,7 +5,8 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.context import REQUEST_ID, RequestIds
+from service.context import REQUEST_ID
+from service.http.request_ids import RequestIds
 from service.monitoring.prometheus import Metrics
 
 logger = logging.getLogger("grpo.service")

@@ -12,8 +12,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.context import REQUEST_ID, RequestIds, make_urn
+from service.context import REQUEST_ID
 from service.errors import InvalidFieldsError, Problem, ServiceError, printable
+from service.http.request_ids import RequestIds, make_urn
 from service.schemas.violations import summarize_violations
 
 logger = logging.getLogger("grpo.service")

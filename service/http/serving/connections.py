@@ -15,12 +15,13 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.context import REQUEST_ID, RequestIds
+from service.context import REQUEST_ID
 from service.errors import Problem
 from service.http.access_log import COUNT_REQUEST, REFUSED_STATUS, UNMATCHED
 from service.http.browser_rules import list_headers
 from service.http.limits.bodies import has_body
 from service.http.problems import error_response
+from service.http.request_ids import RequestIds
 
 if sys.platform != "win32":
     import resource

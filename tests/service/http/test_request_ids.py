@@ -6,7 +6,7 @@ import uuid
 import pytest
 from fastapi.testclient import TestClient
 
-from service.context import RequestIds, make_urn
+from service.http.request_ids import RequestIds, make_urn
 
 
 @pytest.mark.parametrize("offered", [b"a", b"Job-7.retry_2", b"0" * 64])

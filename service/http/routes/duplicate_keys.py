@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from service.schemas.unambiguous import make_object
+from service.schemas.duplicate_keys import make_object
 
 
 class _UnambiguousRequest(Request):
