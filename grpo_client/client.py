@@ -180,7 +180,7 @@ class Client:
         :param limit: The most jobs to list.
         :param after: Only jobs that come after the one with this id.
         :param sort: A field to sort by, such as ``"mean_reward"``; a minus before it turns the order around.
-        :param search: Words, each of which is in the job's names, id, environment, status, tags or note.
+        :param search: Words that all have to be in the job's names, id, environment, status, tags or note.
         :param env_name: Only jobs in this environment.
         :param tag: Only jobs with this tag.
         :param hidden: Only hidden jobs, or only the others; None lists both.

@@ -1,4 +1,4 @@
-"""How a server is reached: directly on this machine, else as the environment says; and what keeps it from being."""
+"""Reach a server: directly on this machine, else as the environment says; and explain why it cannot be reached."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

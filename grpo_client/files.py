@@ -1,4 +1,4 @@
-"""Saving what comes as a file, and checking that it came whole."""
+"""Save downloads, and check that they are whole."""
 
 import hashlib
 import os
@@ -75,7 +75,7 @@ def save_file(path: FilePath, content: bytes) -> Path:
     """
     with _explain(path, "written"):
         target = Path(os.path.realpath(path))
-        if os.path.lexists(target) and not target.is_file():  # to replace it would take it from whoever uses it
+        if os.path.lexists(target) and not target.is_file():  # replacing it would take it from the programs that use it
             raise FileProblem(f"{path} is not a regular file; name another.")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")

@@ -1,4 +1,4 @@
-"""How listeners of callers are told what is new."""
+"""Call the listeners that callers pass."""
 
 from collections.abc import Callable
 from inspect import iscoroutine
@@ -13,7 +13,7 @@ def tell(listen: Callable[[News], object], news: News, name: str) -> None:
     """Call a caller's listener.
 
     :param name: The argument it was given as.
-    :raises InvalidArgument: If it is asynchronous: nobody awaits it, so that it would never run.
+    :raises InvalidArgument: If it is asynchronous: it would not be awaited, and so never run.
     """
     outcome = listen(news)
     if iscoroutine(outcome):

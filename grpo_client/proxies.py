@@ -1,4 +1,4 @@
-"""Which servers are asked directly, and which proxies the environment names."""
+"""Tell which servers are asked directly, and which proxies the environment names."""
 
 import ipaddress
 import os

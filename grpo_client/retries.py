@@ -1,4 +1,4 @@
-"""When to send a request again, and when to stop waiting for a job."""
+"""Decide when to send a request again, and when to stop waiting for a job."""
 
 import math
 import random
@@ -40,7 +40,7 @@ class Retries:
             )
 
     def find_pause_seconds(self, method: str, outcome: object, n_failed: int) -> float | None:
-        """Return how long to pause before the next attempt; None if there should be none.
+        """Return how long to pause before the next attempt; None to make no other.
 
         :param outcome: The response, or the transport's error.
         :param n_failed: Attempts that failed before this one.

@@ -156,7 +156,7 @@ class Service:
             ) from error
 
     def find_trainer(self, model_name: str) -> Job | None:
-        """Return the active job that will save a model; None if there is none."""
+        """Return the active job that will save a model; None without one."""
         job = self.registry.find_active(model_name)
         # One whose name differs in case is active as well.
         return job if job is not None and job.config.model_name == model_name else None
@@ -172,7 +172,7 @@ def _make_job_limits(settings: Settings) -> JobLimits:
 
 
 class _JobParts(NamedTuple):
-    """What runs jobs, and what remembers them.
+    """The parts that run jobs and remember them.
 
     :param obstacle: Why the journal is in memory only; None if it is not, or has nothing to remember.
     """
@@ -183,7 +183,7 @@ class _JobParts(NamedTuple):
 
     @property
     def keeper(self) -> Keeper | None:
-        """The executor if its jobs outlive the server; without a usable journal the next one would know of none."""
+        """The executor if its jobs outlive the server; without a journal the next server would not know of them."""
         return _find_keeper(self.executor) if self.obstacle is None else None
 
 

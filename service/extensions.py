@@ -25,7 +25,8 @@ def import_extensions(names: Sequence[str], reward_functions: Mapping[str, objec
     search the same folders, and import the modules that a job's environment or reward functions come from.
 
     :param reward_functions: What the modules add their own to.
-    :raises ExtensionError: If an import fails, or a reward function is none, or has a name that no request can give.
+    :raises ExtensionError: If an import fails, or they add what is not a reward function, or has a name that no
+        request can give.
     """
     _check_reward_functions(reward_functions, "the start script")
     if names and os.getcwd() not in sys.path:

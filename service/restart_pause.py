@@ -1,4 +1,4 @@
-"""How long to wait before what has ended is started again."""
+"""Pauses before what has ended is started again."""
 
 # Doubled each time: what cannot start would import for seconds, again and again.
 _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 60.0
@@ -7,7 +7,7 @@ _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 60.0
 class RestartPause:
     """The pauses before the restarts of one thing: each is twice as long as the one before, up to a minute.
 
-    :param is_first_at_once: Whether there is none before the first restart.
+    :param is_first_at_once: Whether the first restart comes without a pause.
     """
 
     def __init__(self, is_first_at_once: bool = False) -> None:

@@ -320,7 +320,7 @@ class Settings(BaseSettings):
 
 
 def describe_unknown_variables() -> list[str]:
-    """Describe the variables that look like settings and are none; they would be ignored without a word."""
+    """Describe the variables that look like settings but are not; they would be ignored without a word."""
     known = {f"{_PREFIX}{name.upper()}" for name in Settings.model_fields} | _OTHER_VARIABLES
     unknown = sorted(name for name in os.environ if name.upper().startswith(_PREFIX) and name.upper() not in known)
     return [f"{printable(name)} is no setting; {_suggest_variable(name)}" for name in unknown]

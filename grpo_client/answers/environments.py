@@ -1,4 +1,4 @@
-"""What the server answers about environments and reward functions."""
+"""The server's answers about environments and reward functions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What episodes came to: figures of a policy, beside random actions, and beside its own values."""
+"""Figures of a policy's episodes, beside random actions, and beside its own values."""
 
 from dataclasses import dataclass
 

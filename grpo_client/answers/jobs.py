@@ -1,4 +1,4 @@
-"""What the server answers about jobs."""
+"""The server's answers about jobs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

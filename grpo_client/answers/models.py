@@ -1,4 +1,4 @@
-"""What the server answers about models, their versions and their films."""
+"""The server's answers about models, their versions and their films."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How the server's answers are read: JSON, arrays, and the class of all answers."""
+"""Read the server's answers: JSON, arrays, and the class of all answers."""
 
 import io
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def read_json(response: httpx2.Response) -> Any:
 def read_list(response: httpx2.Response, key: str) -> list[Any]:
     """Read the list under a key of a JSON object.
 
-    :raises ServerUnreachable: If there is none.
+    :raises ServerUnreachable: If there is no such list.
     """
     body = read_json(response)
     if not isinstance(body, dict) or not isinstance(body.get(key), list):

@@ -1,4 +1,4 @@
-"""What the server says of itself."""
+"""The server's answers about itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

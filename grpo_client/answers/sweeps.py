@@ -1,4 +1,4 @@
-"""What the server answers about sweeps."""
+"""The server's answers about sweeps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -40,7 +40,7 @@ def read_settings(pairs: Sequence[str], named: dict[str, Any]) -> dict[str, Any]
 def read_seconds(text: str) -> float:
     """Read a duration.
 
-    :raises argparse.ArgumentTypeError: If it is none.
+    :raises argparse.ArgumentTypeError: If it is anything else.
     """
     with suppress(ValueError):
         if (seconds := float(text)) >= 0:

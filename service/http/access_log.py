@@ -13,9 +13,9 @@ logger = logging.getLogger("grpo.service")
 
 # No route was reached: the path is unknown, or the guard refused the request.
 UNMATCHED = "unmatched"
-#: Under this name the state of the server's life holds the function that counts what is refused before any application.
+#: Name, in the lifespan's state, of the function that counts what is refused before it reaches an application.
 COUNT_REQUEST = "count_request"
-#: Under this name the scope of a request holds the status with which its connection has answered instead.
+#: Name, in a request's scope, of the status with which its connection has answered in place of the application.
 REFUSED_STATUS = "refused_status"
 # nginx's code for a client that disconnected before the answer.
 _CLIENT_GONE = 499
@@ -31,7 +31,7 @@ class RequestLog:
     """
 
     def __init__(self, metrics: Metrics, access_log: bool) -> None:
-        #: Makes their ids.
+        #: Makes the ids of requests.
         self.ids = RequestIds()
         self._metrics = metrics
         #: Whether to log successful requests to the quiet routes too.

@@ -10,7 +10,7 @@ from service.settings import Settings
 # Pages served from this machine, such as notebooks and development servers, may call the API from any port.
 LOCAL_ORIGIN_PATTERN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
 DASHBOARD_PATH = "/dashboard"
-# Of its files and its socket.
+# For its files and its socket.
 NICEGUI_PATH = f"{DASHBOARD_PATH}/_nicegui"
 
 _CSP = b"default-src 'none'; frame-ancestors 'none'"

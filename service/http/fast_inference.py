@@ -29,7 +29,7 @@ _PATIENCE_SECONDS = 0.1
 
 
 class _Fields(msgspec.Struct, forbid_unknown_fields=True):
-    """``InferenceRequest``, of which a part is checked later."""
+    """``InferenceRequest``, partly checked: the rest follows later."""
 
     model_name: str
     observation: Any

@@ -1,4 +1,4 @@
-"""Which version of a file a request means, and which part of it (RFC 9110).
+"""Tell which version of a file a request means, and which part of it (RFC 9110).
 
 ``If-Match`` and ``If-None-Match`` (13.1) name versions; ``Range`` (14) winds films forward, and lets downloads go on
 where they broke off.
@@ -23,9 +23,9 @@ def is_known(request: Request, etag: str) -> bool:
 
 
 def check_match(request: Request, etag: str | None) -> None:
-    """Refuse a request for another version of a file than the one that is there.
+    """Refuse a request for another version of a file than the current one.
 
-    :param etag: That one's ``ETag``; None if there is no file.
+    :param etag: The current ``ETag``; None if there is no file.
     :raises PreconditionFailedError: If ``If-Match`` does not list it.
     """
     if "if-match" in request.headers and not _lists(request, "if-match", etag):
@@ -34,9 +34,9 @@ def check_match(request: Request, etag: str | None) -> None:
 
 
 def check_change(request: Request, find_sha256: Callable[[], str | None]) -> None:
-    """Refuse to change a file that is not the one that the client means.
+    """Refuse to change another version of a file than the one that the client means.
 
-    :param find_sha256: Returns that of the file that is there, or None; called only if the client says what it means.
+    :param find_sha256: Returns the current SHA-256, or None; called only if the client names a version.
     :raises PreconditionFailedError: If ``If-Match`` does not list it, or ``If-None-Match`` does.
     """
     if not {"if-match", "if-none-match"} & set(request.headers):
@@ -75,7 +75,7 @@ class Part(NamedTuple):
 def choose_part(request: Request, n_bytes: int, etag: str) -> Part | Refusal:
     """Return the part of a file that a request asks for.
 
-    That is all of it if the request names none, or several, or one of another version of the file.
+    That is the whole file if the request names no part, several, or one of another version.
 
     :param n_bytes: Size of the file, above 0.
     :param etag: The file's ``ETag``.

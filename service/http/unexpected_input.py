@@ -62,9 +62,9 @@ async def check_query_names(request: Request) -> None:
 
 
 def check_plain_integer(text: str) -> str:
-    """Refuse a header that is no plain integer, before pydantic reads it as a number.
+    """Refuse a header that is not a plain integer, before pydantic reads it as a number.
 
-    :raises PydanticKnownError: If it is none.
+    :raises PydanticKnownError: If it is anything else.
     """
     if not _INTEGER.fullmatch(text):
         raise PydanticKnownError("int_parsing")

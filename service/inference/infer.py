@@ -25,7 +25,7 @@ _MAX_ACTIVATIONS = 2**17
 
 
 class Answer(msgspec.Struct):
-    """What ``InferenceResponse`` describes."""
+    """The fields of an ``InferenceResponse``."""
 
     action: Any
     action_probs: list[Any] | None

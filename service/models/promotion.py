@@ -21,7 +21,7 @@ _MAX_DESCRIBED = 1024
 class ModelPromotion:
     """Lists the versions of models, and chooses among them. Safe to use from any thread.
 
-    Aliases are moved by clients alone: evaluations differ in seeds and episodes, so that none of them moves one.
+    Aliases are moved by clients alone: evaluations differ in seeds and episodes, so none moves an alias.
 
     :param store: The models.
     :param player: Knows evaluations.
@@ -125,9 +125,9 @@ class ModelPromotion:
         )
 
     def _check_exists(self, name: str) -> None:
-        """Check that there is a model of that name, which is no version of one.
+        """Check that a name is an existing model's, and not a version's.
 
-        :raises NotFoundError: If there is none.
+        :raises NotFoundError: If it is not.
         """
         if "@" in name:
             raise NotFoundError(

@@ -19,8 +19,8 @@ class ServedModel:
 
     :param signature: Signature of its file.
     :param rng: Draws stochastic actions; NumPy's generators lock themselves, so threads may share it.
-    :param value_scale: What turns the value network's output into a return in units of the rewards; None if nobody
-        has found its values meaningful, and they are not to be shown.
+    :param value_scale: Turns the value network's output into a return in units of the rewards; None if its values were
+        never found meaningful, and are not to be shown.
     :param single: Decides for one observation at a time; None where only the actor can.
     """
 
@@ -61,5 +61,5 @@ def _find_value_scale(check: Any) -> float | None:
     if not isinstance(check, dict) or check.get("is_meaningful") is not True:
         return None
     scale = check.get("reward_scale")
-    # A file may claim anything; from larger numbers a value might not be finite.
+    # A file may claim anything; larger numbers could make a value infinite.
     return scale if isinstance(scale, float) and 0.0 < scale < _MAX_VALUE_SCALE else None

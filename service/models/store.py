@@ -24,7 +24,7 @@ _LOW_MEMORY_FRACTION = 0.10
 _LOW_MEMORY_BYTES = 512 * 2**20
 # A listing verifies new files up to this size in total itself, which takes a few milliseconds.
 _LISTED_BYTES = 2**17
-# To ask for a file's signature at every request would take longer than the policy's first layer.
+# Asking for a file's signature at every request would take longer than the policy's first layer.
 _RECENT_SECONDS = 0.1
 _MAX_RESOLVED = 256
 
@@ -72,7 +72,7 @@ class ModelStore:
         self._cache = _Cache(max_cached_bytes)
         self._file_statuses: dict[str, tuple[FileSignature, ModelStatus]] = {}
         self._unverified = set(self.folder.list_names())
-        # What references meant at a time; a request's look at them would take as long as the policy.
+        # What references meant a moment ago: looking that up for every request would take as long as the policy.
         self._resolved: dict[str, _Meaning] = {}
         # One thread for all loads. Clients that ask for the same model share its first load; and the C library keeps
         # what a thread has freed to that thread: loads in many of them took 200 MiB beyond a cache of 512 MiB.
@@ -206,9 +206,9 @@ class ModelStore:
         return entries
 
     def verify_next(self) -> bool:
-        """Verify one file that was there at the start, or of which a listing has read only the ends.
+        """Verify one file that was there at the start, or whose ends alone a listing has read.
 
-        :return: False if there is none left.
+        :return: False if none is left.
         """
         with self._lock:
             if not self._unverified:
@@ -272,7 +272,7 @@ class ModelStore:
     def _resolve(self, reference: str) -> "_Meaning | None":
         """Return what a reference means, or did within the last 100 ms; None if there is no such version or alias.
 
-        A version that is the newest has another name as soon as it is replaced: whoever reads a file by this meaning
+        The newest version gets another name as soon as it is replaced, so a caller that reads a file by this meaning
         has to check that it is the same file.
         """
         base, sign, _ = reference.partition("@")
@@ -282,7 +282,7 @@ class ModelStore:
         if known is not None and time.monotonic() < known.until:
             return known
         until = time.monotonic() + _RECENT_SECONDS
-        with self._lock:  # as whoever changes aliases
+        with self._lock:  # as changes of aliases do
             # Before the look at the versions: if the file is still this one afterwards, it is what they meant.
             signature = self.folder.get_signature(base) if is_model_name(base) else None
             name = self.folder.canonicalize(reference)
@@ -315,7 +315,7 @@ class ModelStore:
                 self._resolved.pop(reference, None)
 
     def _read_in_turn(self, read: Callable[[str], _Signed], name: str) -> _Signed:
-        """Read a file in the one thread that does, where looking for names like a missing one would hold up others."""
+        """Read a file, unless it is missing, in the one thread for that: the look-up for a 404 would block it."""
         if not self.exists(name.partition("@")[0]):
             raise self.folder.make_not_found(name)
         return self._loader.submit(read, name).result()
@@ -412,12 +412,12 @@ class ModelStore:
 
 
 class _Meaning(NamedTuple):
-    """What a reference to a model means.
+    """The meaning of a reference to a model.
 
     :param name: The name under which it is in memory.
-    :param signature: Of the file, if it is the newest version that is asked for by its number or an alias; None if
-        any file of that name is meant, or it is one that is never replaced.
-    :param until: Until when that counts.
+    :param signature: The file's, if a number or an alias asks for what is the newest version; None if any file of that
+        name is meant, or one that is never replaced.
+    :param until: When to look again.
     """
 
     name: str

@@ -94,7 +94,7 @@ class Metrics:
         """Count an answered request.
 
         :param route: Its path template.
-        :param seconds: Time until the answer began; None if nobody measured it.
+        :param seconds: Time until the answer began; None if it was not measured.
         """
         key = method if method in _METHODS else _OTHER, route, status
         if key not in self._by_labels:

@@ -1,4 +1,4 @@
-"""Whether the server can save models and run jobs."""
+"""Check whether the server can save models and run jobs."""
 
 import threading
 import time

@@ -77,7 +77,7 @@ class Mirror:
         #: Where the copies are.
         self.folder = models_dir / _FOLDER
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        #: Why the last look failed, or what of the store cannot be used; None if all is well.
+        #: Why the last look failed, or which files of the store cannot be used; None if all is well.
         self.problem: str | None = None
         #: Whether everything usable that was there at a look has been copied since.
         self.is_complete = False
@@ -143,7 +143,7 @@ class Mirror:
         state = self._read_state()
         if state is not None and state["url"] == self._url:
             copied = state["copied"].items()
-            # A crash or a full disk may have cut a copy short, and somebody may have put another file in its place.
+            # A crash or a full disk may have cut a copy short, and another file may have been put in its place.
             self._copied = {
                 path: mark
                 for path, mark in copied

@@ -1,11 +1,11 @@
-"""What a read-only replica answers, and what it leaves to the server that trains."""
+"""Tell what a read-only replica answers from what it leaves to the server that trains."""
 
 import re
 
 from service.errors import printable
 from service.settings import Settings
 
-# Jobs, sweeps and environments, of which a replica knows none, and the pages that start and show them.
+# Jobs, sweeps and environments, which a replica lacks, and the pages that start and show them.
 _ROOTS = frozenset({"train", "training", "sweeps", "environments", "reward-functions", "dashboard"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 # What is made in a worker.

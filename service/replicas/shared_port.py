@@ -56,7 +56,7 @@ def join_port(settings: Settings) -> Iterator[None]:
 
 
 class _UnusableError(Exception):
-    """There is no such file, or nobody can tell what is in it."""
+    """The file is missing, or its content cannot be read."""
 
 
 def _join(settings: Settings) -> int:
@@ -69,7 +69,7 @@ def _join(settings: Settings) -> int:
         raise _UnusableError from error
     try:
         status = os.fstat(descriptor)
-        # Whoever may write in that folder could have linked any other file of this user there, to have it overwritten.
+        # Others who may write in that folder could have linked any file of this user there, to have it overwritten.
         if status.st_uid != os.geteuid() or status.st_nlink != 1 or not stat.S_ISREG(status.st_mode):
             raise _UnusableError
         _agree(descriptor, settings)

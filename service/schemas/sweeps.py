@@ -15,7 +15,7 @@ _MAX_NAME_CHARS = 70
 _MAX_FIELDS = 16
 MAX_VALUES = 64
 MAX_SEEDS = 16
-# Jobs of one sweep: of more, nobody could look through the table.
+# Jobs of one sweep: a larger table could not be read.
 MAX_JOBS = 512
 # As POST /train allows.
 _MAX_TIMESTEPS = 10_000_000

@@ -182,7 +182,7 @@ class TrainRequest(Request):
 
 
 class _JobConfig(BaseModel):
-    """What of a job's configuration is no hyperparameter."""
+    """The part of a job's configuration that is not a hyperparameter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -57,7 +57,7 @@ class Conductor:
         self._thread: threading.Thread | None = None
 
     def activate(self, sweep: Sweep) -> None:
-        """Give a sweep its turns; whoever calls this holds the table."""
+        """Give a sweep its turns; the caller holds the table."""
         self._table.turns.append(sweep.sweep_id)
         self._table.changed.notify_all()
         self.start()

@@ -1,4 +1,4 @@
-"""What settings earned, which is the best, and how sure that is."""
+"""Rank settings by what they earned, and tell how sure the best one is."""
 
 import math
 import statistics

@@ -88,7 +88,7 @@ class SweepRegistry:
         """List sweeps, the newest first.
 
         :param after: Id of a sweep; list only those before it.
-        :raises NotFoundError: If there is none with this id.
+        :raises NotFoundError: If no sweep has this id.
         """
         with self._table.changed:
             sweeps = list(reversed(self._table.sweeps.values()))
@@ -101,7 +101,7 @@ class SweepRegistry:
         """Describe a sweep.
 
         :param sweep_id: Its id, or ``LATEST``.
-        :raises NotFoundError: If there is none.
+        :raises NotFoundError: If there is no such sweep.
         """
         with self._table.changed:
             return self._table.get(sweep_id).describe()
@@ -111,7 +111,7 @@ class SweepRegistry:
 
         A second stop skips their evaluations. Jobs may run although the sweep was interrupted: some outlive the server.
 
-        :raises NotFoundError: If there is none.
+        :raises NotFoundError: If there is no such sweep.
         :raises ConflictError: If it has ended.
         """
         with self._table.changed:
@@ -137,7 +137,7 @@ class SweepRegistry:
     def can_stop(self, sweep_id: str) -> bool:
         """Return whether the sweep, or a job that outlived it, can still be stopped.
 
-        :raises NotFoundError: If there is none.
+        :raises NotFoundError: If there is no such sweep.
         """
         with self._table.changed:
             sweep = self._table.get(sweep_id)
@@ -157,7 +157,7 @@ class SweepRegistry:
     def resume(self, sweep_id: str) -> SweepSummary:
         """Go on with a sweep that was stopped, or interrupted by the end of the server.
 
-        :raises NotFoundError: If there is none.
+        :raises NotFoundError: If there is no such sweep.
         :raises ConflictError: If it has not ended, or is complete.
         :raises QueueFullError: If too many sweeps are active.
         """
@@ -177,7 +177,7 @@ class SweepRegistry:
     def delete(self, sweep_id: str) -> SweepSummary:
         """Forget a sweep; its jobs and its models stay.
 
-        :raises NotFoundError: If there is none.
+        :raises NotFoundError: If there is no such sweep.
         :raises ConflictError: If it is active.
         :raises StorageError: If the disk refuses; the sweep stays.
         """
@@ -196,7 +196,7 @@ class SweepRegistry:
                 was_resumed = sweep.status.is_active
                 if is_forgotten and not was_resumed:
                     self._table.sweeps.pop(sweep.sweep_id, None)
-                self._table.leaving.discard(sweep.sweep_id)  # not before: whoever waits to write it would bring it back
+                self._table.leaving.discard(sweep.sweep_id)  # not before: a write that waits would bring it back
         if was_resumed:  # just now
             self._recorder.write(sweep.sweep_id)
             self._check_is_ended(sweep)

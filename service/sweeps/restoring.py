@@ -1,4 +1,4 @@
-"""How sweeps of earlier servers are found again: those that were active are interrupted, with what their jobs did."""
+"""Find sweeps of earlier servers again: those that were active are interrupted, with what their jobs did."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -24,7 +24,7 @@ def interrupt_sweeps(sweeps: Iterable[Sweep], registry: JobRegistry) -> list[Swe
 
 
 def find_trial_job(registry: JobRegistry, trial: Trial) -> Job | None:
-    """Return the job of a trial; None if there is none, or it is forgotten."""
+    """Return the job of a trial; None if it has no job, or the job is forgotten."""
     if trial.job_id is None:
         return None
     try:

@@ -34,7 +34,7 @@ _ONLY_FOR = {"n_trials": ("random", "halving"), "reduction_factor": ("halving",)
 
 
 class Violation(NamedTuple):
-    """What is wrong with a part of a request.
+    """A fault in one part of a request.
 
     :param place: The path to it.
     :param error: What pydantic says of it, if pydantic has found it.

@@ -260,7 +260,7 @@ class Sweep:
         )
 
     def describe(self) -> SweepDescription:
-        """Return all that is known of it."""
+        """Return a full description of it."""
         # Copies, since the trials go on changing.
         rows = [row.model_copy(deep=True) for row in self.rank()]
         return SweepDescription(

@@ -73,7 +73,7 @@ class SweepModels:
                     record.init_sha256[name] = sha256
 
     def remove_surplus(self, sweep: Sweep) -> None:
-        """Delete the models that are not to be kept, unless somebody has put others in their places."""
+        """Delete the models that are not to be kept, unless others have taken their places."""
         with self._lock:
             surplus = [(trial, trial.model_name, trial.sha256, trial.job_id) for trial in sweep.list_surplus_models()]
         for trial, name, sha256, job_id in surplus:
@@ -99,7 +99,7 @@ class SweepModels:
             self.remove_surplus(sweep)
 
     def _remove_model(self, name: str, sha256: str, job_id: str | None) -> bool:
-        """Delete a model, unless somebody has put another in its place or uses it; return whether it is gone.
+        """Delete a model, unless another has taken its place, or it is in use; return whether it is gone.
 
         :param job_id: The job that has trained it, and saved it before as well if it was stopped and went on.
         :raises ServiceError: If it cannot be deleted now.

@@ -46,7 +46,7 @@ class SweepTable:
         """Return a sweep.
 
         :param sweep_id: Its id, or ``LATEST``.
-        :raises NotFoundError: If there is none.
+        :raises NotFoundError: If there is no such sweep.
         """
         if sweep_id == LATEST and self.sweeps:
             return next(reversed(self.sweeps.values()))

@@ -114,7 +114,7 @@ class CheckpointCallback(BaseCallback):
         self.publish()
 
     def publish(self) -> None:
-        """Publish the latest checkpoint, unless that is done or there is none."""
+        """Publish the latest checkpoint, unless it is published or missing."""
         if self._unpublished is not None:
             self._progress.publish_checkpoint(*self._unpublished)
         self._unpublished, self._published_at = None, time.monotonic()

@@ -16,7 +16,7 @@ from service.schemas.training import Normalization, TrainConfig
 
 
 class Lineage(NamedTuple):
-    """What a policy was trained on from.
+    """The model that a training began from.
 
     :param model_name: Name of the model at that time.
     :param sha256: SHA-256 of its file.

@@ -1,4 +1,4 @@
-"""An order to train: all that a worker is sent for it."""
+"""An order to train, as it is sent to a worker."""
 
 import math
 from pathlib import Path

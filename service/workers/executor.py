@@ -31,7 +31,7 @@ class Executor(Protocol):
         """
 
     def drain(self) -> None:
-        """Start no more tasks; whoever waits for a worker is told."""
+        """Start no more tasks; those that wait for a worker are refused."""
 
     def close(self) -> None:
         """Kill the running tasks if possible."""

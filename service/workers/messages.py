@@ -75,7 +75,7 @@ Outcome = bytes | ServiceError | TaskFailedError
 def read_message(sent: bytes) -> tuple[Message, Any]:
     """Read a message's kind and value.
 
-    :raises ValueError: If it is none; so do TypeError and RecursionError.
+    :raises ValueError: If it cannot be read; so do TypeError and RecursionError.
     :raises BrokenMessageError: If its value breaks a rule.
     """
     kind, value = json.loads(sent)

@@ -146,7 +146,7 @@ class ProcessExecutor:
         return run
 
     def drain(self) -> None:
-        """Start no more tasks; whoever waits for the forkserver's imports is told."""
+        """Start no more tasks; those that wait for the forkserver's imports are refused."""
         self._draining.set()
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class ProcessRun:
 
     :param packed: The task, packed.
     :param receive: Takes the worker's messages but the last.
-    :param draining: Set when nobody is to wait for a worker any longer.
+    :param draining: Set to end all waiting for workers.
     :raises WorkerNotStartedError: If no worker can be started.
     :raises TaskDrainedError: If ``draining`` is set before one is ready.
     """

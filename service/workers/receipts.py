@@ -1,4 +1,4 @@
-"""Which reports of a task have been taken, so that another server can go on with it without a gap."""
+"""Note which reports of a task have been taken, so that another server can go on with it without a gap."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ class Receipts:
     What a report says and its number are written down together: a server that goes on with the task asks for the
     reports after the last one that was written down, and sees each of them once.
 
-    :param attempt: Counts how often the task was begun again; another attempt's reports are none of this one's.
+    :param attempt: Counts how often the task was begun again; another attempt's reports do not count for this one.
     :param n_taken: Reports that an earlier server has taken and written down.
     """
 

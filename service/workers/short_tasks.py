@@ -80,7 +80,7 @@ class ShortTasks:
                 run = self._executor.start(task, signal)
                 try:
                     self._wait_for(run, signal, remedy)
-                except BaseException:  # or its worker would be left, and go on for nobody
+                except BaseException:  # or its worker would go on, though its answer is no longer wanted
                     run.kill()
                     raise
                 return run.get_content()
@@ -103,7 +103,7 @@ class ShortTasks:
         """Wait for the end of a task, see ``run``."""
         deadline, has_left = time.monotonic() + self._limit_seconds, HAS_LEFT.get()
         while not run.wait(_WATCH_SECONDS):
-            # If nobody waits, it goes on: its answer is kept for whoever asks again.
+            # If no other task waits, it goes on: its answer is kept for the next request.
             if has_left() and self._give_way():
                 signal.stop()
                 raise QueueFullError("the client has left, and others wait for their turn.")
@@ -149,7 +149,7 @@ class ShortTasks:
                     return
                 if time.monotonic() > deadline:
                     raise QueueFullError("earlier requests like this take long; try again later.")
-                self._changed.wait(_WATCH_SECONDS)  # with a limit, since setting `closing` wakes nobody
+                self._changed.wait(_WATCH_SECONDS)  # with a limit, since setting `closing` wakes no thread
         raise self._make_refusal("")
 
     def _leave(self) -> None:

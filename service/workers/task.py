@@ -1,4 +1,4 @@
-"""What executors have in common: the task, its progress while it runs, and its outcome."""
+"""The task that executors run, its progress while it runs, and its outcome."""
 
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -145,7 +145,7 @@ class Keeper(Protocol):
 
         A stop of the job does not end the search, and is sent once the task is found.
 
-        :raises ClusterLostError: If nobody can tell.
+        :raises ClusterLostError: If that cannot be found out.
         :raises TaskDrainedError: If the server ends before it is found; the next one can find it.
         """
 

@@ -39,7 +39,7 @@ class ThreadExecutor:
         return run
 
     def drain(self) -> None:
-        """Do nothing: nobody waits for a thread."""
+        """Do nothing: no thread is waited for."""
 
     def close(self) -> None:
         """Do nothing: a thread cannot be killed."""

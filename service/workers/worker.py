@@ -67,7 +67,7 @@ def _run_task(connection: "Connection[bytes, bytes]", server_fd: int) -> None:
     torch.seed()
     reporter = Reporter(connection)
     threading.Thread(target=reporter.listen, daemon=True).start()
-    # The server made these bytes, and nobody else can write to the unnamed socket.
+    # The server made these bytes: nothing else can write to the unnamed socket.
     log_style, request_id, job_id, packed = pickle.loads(received)
     configure_logs(log_style)
     REQUEST_ID.set(request_id)

@@ -1,1 +1,1 @@
-"""What may be asked of the server at once: by bodies, and by each client."""
+"""Limits of what the server takes at once: of bodies, and of each client."""

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope
 from service.errors import Problem, TooLargeError
 from service.http.problems import Refusal
 
-# Programs that copy what others have marked write several, of which some readers of JSON would skip one.
+# Some programs write several byte-order marks; some readers of JSON skip only one.
 _MARKS = re.compile(b"(?:%s)+" % codecs.BOM_UTF8)
 _UPLOAD_PATH = re.compile(r"/models/[^/]*/file")
 # A client that takes longer than this to send a body is stalled or hostile.
@@ -28,7 +28,7 @@ _BODIES_FULL = Problem("bodies-full", "Too much is being sent at once")
 _MIN_BYTES_AT_ONCE = 64 * 2**20
 # Bodies this small are always accepted: small requests do not wait for large ones.
 _SMALL_BYTES = 16 * 2**10
-# A body of which nothing has come for so long makes room for others.
+# A body that has been silent for so long makes room for others.
 _STALLED_SECONDS = 1.0
 
 
@@ -221,7 +221,7 @@ def has_body(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def find_length(headers: Mapping[bytes, bytes]) -> int | None:
-    """Return how long a body is that is not too large; None if its head does not say.
+    """Return the length of a body that is not too large; None if its head does not say.
 
     :param headers: Names in lower case.
     """

@@ -18,9 +18,9 @@ from service.errors import Problem
 from service.http.problems import Refusal
 from service.settings import Settings
 
-# Of wrong keys a minute: 30 in headers, which programs repeat on one path after the other, or 10 at the login.
+# Wrong keys a minute: 30 in headers, which programs repeat on one path after the other, or 10 at the login.
 _MAX_GUESS_POINTS, _LOGIN_POINTS = 30, 3
-# A household or a company is given so much of IPv6, and may choose the rest of each address.
+# A household or a company is given so many bits of an IPv6 address, and chooses the rest itself.
 _IPV6_NETWORK_BITS = 64
 
 _RATE = Problem("too-many-requests", "This client sends too many requests")

@@ -1,4 +1,4 @@
-"""Bodies in which an object has a name twice: refused, since one of the two values would be dropped without a word."""
+"""Refuse bodies in which an object has a name twice: one of the two values would be lost without a word."""
 
 import json
 from collections.abc import Callable, Coroutine

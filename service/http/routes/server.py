@@ -65,7 +65,7 @@ async def check_readiness(request: Request, service: CurrentService) -> ReadySta
 
     Needs no API key; but if one is set, only requests that send it learn the reason.
     """
-    # Not in the threads of the other routes, all of which may be busy.
+    # Not in the threads of the other routes, which may all be busy.
     obstacles = await to_thread.run_sync(service.readiness.list_obstacles, limiter=service.readiness_limiter)
     problem = service.registry.recorder.problem or (service.mirror and service.mirror.problem)
     is_trusted = _is_trusted(request, service)
@@ -88,7 +88,7 @@ def get_metrics(service: CurrentService) -> Response:
 
 
 def _is_trusted(request: Request, service: CurrentService) -> bool:
-    """Tell whether a request of a route that needs no key sends it, or there is none."""
+    """Return whether the request carries the key, or none is configured."""
     api_key = service.settings.api_key
     headers = dict(reversed(request.scope["headers"]))  # the first of each name
     return api_key is None or has_key(headers, api_key.get_secret_value().encode())

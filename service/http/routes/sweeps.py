@@ -29,7 +29,7 @@ async def start_sweep(
 ) -> SweepStarted:
     """Try several settings, each in jobs of its own, which start as places come free; return at once."""
     service.admission.check_planning()
-    # Where nobody is limited, all sweeps are the operator's own.
+    # Where clients are not limited, all sweeps are the operator's own.
     client = find_client(http_request.scope) if service.settings.limits_clients else None
     create = partial(service.sweeps.create, request, client)
     planned = await to_thread.run_sync(create, limiter=service.admission.planning_limiter)

@@ -61,10 +61,10 @@ _ABSOLUTE_TARGET = re.compile(rb"https?://([^/?#@]+)((?:[/?].*)?)", re.IGNORECAS
 
 
 class Connection(HttpToolsProtocol):
-    """A connection whose client is not waited for without end.
+    """A connection that does not wait for its client without end.
 
-    A connection that waits for its client counts against nobody: if there are too many, the one that has waited longest
-    is closed for the next.
+    Connections that wait for their clients do not keep new ones out: if there are too many, the one that has waited
+    longest is closed for the next.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -129,7 +129,7 @@ class Connection(HttpToolsProtocol):
         self._socket.write(data)
 
     def _let_go_unless_written(self) -> None:
-        """Abort the connection if nothing is written to it: what is, the system of a client that is gone refuses."""
+        """Abort the connection unless something is written to it, which the system of a client that is gone refuses."""
         is_first_look = self._half_closed_alarm is None
         if not (is_first_look or self._has_written or self._socket.get_write_buffer_size()):
             self._socket.abort()
@@ -228,13 +228,13 @@ class Connection(HttpToolsProtocol):
             self._refuse(400, _NOT_HTTP, "the target of the request is neither a path nor an http:// address.")
             return
         super().on_headers_complete()
-        if self.expect_100_continue:  # nobody knows whether a client that is refused will send the body after all
+        if self.expect_100_continue:  # a client that is refused may or may not send the body after all
             self.cycle.keep_alive = False
 
     def _read_absolute_target(self) -> bool:
-        """Take the host and the path from a target in absolute form, as RFC 9112 (3.2.2) has it; False if it is none.
+        """Take the host and the path from a target in absolute form, as RFC 9112 (3.2.2) has it; False in another form.
 
-        What it names comes before the header Host.
+        The host that it names takes precedence over the header Host.
         """
         found = _ABSOLUTE_TARGET.fullmatch(self.url)
         if found is None:
@@ -311,7 +311,7 @@ class Connection(HttpToolsProtocol):
             self._unread_alarm = None
 
     def shutdown(self) -> None:
-        """Let the request in progress be answered; nobody else is waited for when the server ends."""
+        """Answer the request in progress; a server that ends waits for nothing else."""
         if self.cycle is None or self.cycle.response_complete:
             self._socket.close()
         else:

@@ -20,12 +20,12 @@ from service.workers.processes import END_SIGNALS, list_end_signals
 # How long connections that wait for their client's next request stay open, so that it is not lost on its way.
 _LINGER_SECONDS = 0.5
 _POLL_SECONDS = 0.02
-# By then whoever has connected is accepted.
+# By then all waiting connections have been accepted.
 _ACCEPT_SECONDS = 0.1
 # From Linux' asm-generic/socket.h and bpf_common.h.
 _SO_ATTACH_FILTER = 26
 _BPF_RETURN, _BPF_LOAD_BYTE, _BPF_JUMP_IF_SET = 0x06, 0x30, 0x45
-# Where a TCP header has its flags, and the flag of whoever wants to connect.
+# Where a TCP header has its flags, and the flag that asks for a connection.
 _TCP_FLAGS, _TCP_SYN = 13, 0x02
 _BPF_INSTRUCTIONS = (
     (_BPF_LOAD_BYTE, 0, 0, _TCP_FLAGS),
@@ -102,7 +102,7 @@ def _is_answering(connection: object) -> bool:
 
 
 def _stop_connecting(listener: socket.socket) -> None:
-    """Let nobody connect any more, but keep those who have and wait to be accepted, whom closing would reset.
+    """Take no new connections, but keep those that wait to be accepted: closing would reset them.
 
     On Linux a filter drops requests for a connection that arrive at the listening socket, and lets those that have been
     granted be completed. A client that is not answered tries again a second later, and finds another server that
@@ -112,7 +112,7 @@ def _stop_connecting(listener: socket.socket) -> None:
         code = b"".join(struct.pack("HBBI", *instruction) for instruction in _BPF_INSTRUCTIONS)
         instructions = ctypes.create_string_buffer(code)
         program = struct.pack("HP", len(_BPF_INSTRUCTIONS), ctypes.addressof(instructions))
-        with suppress(OSError):  # as in a sandbox: then whoever connects at this very moment is reset
+        with suppress(OSError):  # as in a sandbox: then a client that connects at this very moment is reset
             listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 

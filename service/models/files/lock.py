@@ -134,7 +134,7 @@ def _lock(descriptor: int, models_dir: Path) -> bool:
 
 
 def _sweep(models_dir: Path) -> None:
-    """Remove what a killed server had not finished writing; the lock proves that nobody else writes."""
+    """Remove what a killed server had not finished writing; the lock proves that no other server writes."""
     remove_leftovers(models_dir)
     versions = models_dir / VERSIONS_FOLDER
     for folder in [] if versions.is_symlink() else versions.glob("*"):
@@ -143,7 +143,7 @@ def _sweep(models_dir: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the unfinished files of a folder that nobody writes to."""
+    """Remove the unfinished files of a folder that no server writes to."""
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
         with suppress(OSError):  # a folder, or not ours: not written by a server
             leftover.unlink()

@@ -1,4 +1,4 @@
-"""What to play and film of a policy; a ``Play`` is sent to ``service.models.playing.episodes`` in a worker."""
+"""Orders to play and film a policy; a ``Play`` is sent to ``service.models.playing.episodes`` in a worker."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from service.schemas.models import VideoFormat
 
 
 class FilmOrder(NamedTuple):
-    """Which episode to film, and how.
+    """An order to film one episode.
 
     :param seed: Seed of the episode's reset and of sampled actions.
     :param deterministic: Take the most likely actions instead of sampling them.
@@ -47,8 +47,8 @@ class Play(NamedTuple):
     def make_policy(self) -> Policy:
         """Make a policy in which the actor chooses the actions, as ``grpo_core.evaluation.make_policy`` does.
 
-        It raises ``ConflictError`` rather than play on with numbers that are not finite, of which the first action
-        would be the likeliest.
+        It raises ``ConflictError`` rather than play on with numbers that are not finite: the first action would then
+        count as the likeliest.
         """
         actor, rng = self.actor, np.random.default_rng(self.seed)
 

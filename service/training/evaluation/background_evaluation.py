@@ -17,7 +17,7 @@ from service.workers.task import Progress
 _N_POINTS = 20
 # What evaluations may play, as a share of the training's steps: short trainings need more of it for a curve.
 _STEP_SHARE, _SHORT_STEP_SHARE, _SHORT_STEPS = 0.1, 1.0, 6_000
-# Share of all that which one point may take with more than the fewest episodes.
+# Share of these steps that one point may take with more than the fewest episodes.
 _POINT_SHARE = 0.25
 # The fewest episodes of a point, unless the job asks for fewer, and what is left of them where they take long.
 _MIN_EPISODES, _FEWEST_EPISODES = 5, 2
@@ -152,7 +152,7 @@ class BackgroundEvaluation(BaseCallback):
 
 @dataclass
 class _Points:
-    """Which points of a curve are made, by steps; the time decides only about those that come during another.
+    """Choose the points of a curve, by steps; the time decides only about those that come during another.
 
     :param total_timesteps: Steps of the training.
     :param latest: Number of the latest point that was reached: 0 is before the training, 20 would be its end.

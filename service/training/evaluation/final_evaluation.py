@@ -12,10 +12,10 @@ from service.training.evaluation.work_time import Stopwatch, WorkTime
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
-# An evaluation may take this share of the training's time, but always some seconds and never longer than anybody waits,
-# by the clock too.
+# An evaluation may take this share of the training's time, but always some seconds, and never longer than people
+# wait, by the clock too.
 _SHARE, _LEAST_SECONDS, _MOST_SECONDS = 0.1, 2.0, 30.0
-# Someone who stops a job wants an answer soon; someone who stops it twice, or shuts the server down, wants none.
+# A stopped job should answer soon; one that is stopped twice, or by the server's end, is not evaluated at all.
 _SECONDS_AFTER_STOPS = (1.0, 0.0)
 
 

@@ -31,7 +31,7 @@ class TrainingPlan(NamedTuple):
     :param warnings: Warnings for the client.
     :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
     :param config_origins: Who chose each field of the configuration.
-    :param sweep_id: The sweep that the job belongs to; None if it belongs to none.
+    :param sweep_id: The sweep that the job belongs to; None without one.
     :param init_sha256: SHA-256 of the file that ``init_model`` named when the job was accepted; None without one.
     """
 

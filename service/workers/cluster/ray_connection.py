@@ -18,7 +18,7 @@ from service.workers.task import ClusterLostError
 
 logger = logging.getLogger("grpo.service")
 
-# With which Ray takes the address of this machine for 127.0.0.1, and all that it starts listens there alone.
+# With it, Ray takes 127.0.0.1 for the address of this machine, and listens there alone.
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
 # What the server's own code is made of; it is sent to nodes of other machines.
@@ -71,7 +71,7 @@ class RayConnection:
         with self._lock:
             if self._attempt is None or (self._attempt.done() and self._attempt.exception() is not None):
                 self._attempt = futures.Future()
-                # Nobody can interrupt it, so those who wait give up alone.
+                # It cannot be interrupted; only the waiting for it can end early.
                 threading.Thread(target=self._connect, args=(self._attempt,), name="grpo-ray", daemon=True).start()
             attempt = self._attempt
         deadline = time.monotonic() + _CONNECT_SECONDS
@@ -132,14 +132,14 @@ def _connect(user: RayConnection, options: RayOptions) -> Any:
             _users.add(id(user))
         else:
             _check_is_same(ray, options.address)
-            if _users:  # otherwise somebody else has connected it, who also ends that
+            if _users:  # otherwise other code has connected it, and will also disconnect it
                 _users.add(id(user))
         ray.cloudpickle.register_pickle_by_value(ray_slot)
         return ray
 
 
 def _check_is_same(ray: Any, address: str | None) -> None:
-    """Refuse a cluster to which this process has been connected by somebody else, if another one is meant."""
+    """Refuse a cluster to which other code has connected this process, if another one is meant."""
     connected = str(ray.get_runtime_context().gcs_address)
     if address is None or connected == address:
         return

@@ -95,7 +95,7 @@ class RayExecutor:
         threading.Thread(target=self._search.end_left, name="grpo-ray-slots", daemon=True).start()
 
     def drain(self) -> None:
-        """Start no more tasks; whoever waits for a node is told."""
+        """Start no more tasks; those that wait for a node are refused."""
         self._pool.drain()
 
     def close(self) -> None:

@@ -190,7 +190,7 @@ class RayRun:
         self._ask(slot)
 
     def _take_report(self, number: int, kind: str, value: Any, content: bytes, age_seconds: float) -> None:
-        if kind == Message.CHECKPOINT:  # nobody else waits while it is written, and to take it twice does no harm
+        if kind == Message.CHECKPOINT:  # nothing else waits while it is written, and taking it twice does no harm
             deliver(self._progress, kind, value, content)
         with nullcontext() if self._receipts is None else self._receipts.take(number, age_seconds):
             if kind != Message.CHECKPOINT:

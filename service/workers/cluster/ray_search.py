@@ -40,7 +40,7 @@ class RaySearch:
     def find(
         self, job_id: str, attempt: int, deadline: float, warn: Callable[[str], None]
     ) -> tuple[SlotHandle, int] | None:
-        """Find the slot that runs a job, and have it answer this server; None if there is none.
+        """Find the slot that runs a job, and have it answer this server; None without one.
 
         :param deadline: Until when the cluster and the slot may be silent, on the monotonic clock.
         :param warn: Called once with what people should know if the cluster does not answer.

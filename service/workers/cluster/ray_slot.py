@@ -153,7 +153,7 @@ class Slot:
     def begin(self, job_id: str | None, request_id: str | None, attempt: int, packed: bytes) -> None:
         """Start a task; the one before has ended.
 
-        :param job_id: The job that it belongs to; None if to none.
+        :param job_id: The job that it belongs to; None without one.
         :param request_id: The request of it, for its log.
         :param attempt: Which attempt of the job.
         :param packed: What ``service.workers.processes.pack`` made.
@@ -259,7 +259,7 @@ class Slot:
                 self._entries = deque(entry for entry in self._entries if entry.kind != kind)
             if kind == "progress" and self._entries and self._entries[-1].number > self._n_told:
                 if _says_only_steps(self._entries[-1]):
-                    self._entries.pop()  # nobody was told, and this one has more steps
+                    self._entries.pop()  # no server was told, and this one has more steps
             self._n_entries += 1
             self._entries.append(Entry(self._n_entries, kind, value, content, time.monotonic()))
             if len(self._entries) > _MAX_KEPT:

@@ -118,7 +118,7 @@ class SlotPool:
         self._connection.close()
 
     def acquire(self, needs: Needs, wait_seconds: float, warn: Callable[[str], None], check: Check) -> SlotHandle:
-        """Return a slot that nobody uses.
+        """Return a free slot.
 
         :param wait_seconds: Longest time to wait for a node with room.
         :param warn: Called once with what people should know if that takes long.
@@ -132,7 +132,7 @@ class SlotPool:
                     return slot
             except ray.exceptions.RayError:
                 pass
-            except BaseException:  # nobody waits for it any more
+            except BaseException:  # it is no longer waited for
                 self.discard(slot)
                 raise
             self.discard(slot)  # its node is gone
@@ -289,7 +289,7 @@ class SlotPool:
             self._ray.kill(slot.actor)
 
     def forget(self, slot: SlotHandle) -> None:
-        """Leave a slot to whoever uses it."""
+        """Leave a slot to the server that uses it."""
         with self._changed:
             self._idle = [one for one in self._idle if one[0] != slot]
             self._slots.pop(slot.actor._actor_id.hex(), None)
