@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from grpo import GRPO
-from grpo_core.actor.actor import ACTIVATIONS, Actor
+from grpo_core.actor.actor import ACTIVATIONS, Actor, Decision
 from grpo_core.actor.distributions import Gaussian
 from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.actor.single import SingleActor
@@ -230,6 +230,33 @@ def test_a_policy_that_is_certain_neither_overflows_nor_draws_what_it_rules_out(
     probs = actor.action_probs(observations)
     assert probs is not None
     assert (probs == np.array([0, 1, 0, 0])).all()
+
+
+@pytest.mark.parametrize(
+    ("probs", "listed", "is_finite"),
+    [
+        (None, [None, None], [True, True]),
+        (
+            np.array([[0.25, 0.75], [np.nan, 1.0]]),
+            [[0.25, 0.75], [pytest.approx(np.nan, nan_ok=True), 1.0]],
+            [True, False],
+        ),
+        (
+            [np.array([[1.0], [0.5]]), np.array([[0.5, 0.5], [np.inf, 0.0]])],
+            [[[1.0], [0.5, 0.5]], [[0.5], [np.inf, 0.0]]],
+            [True, False],
+        ),
+    ],
+)
+def test_a_decision_lists_its_probabilities_and_its_finite_choices(probs: Any, listed: Any, is_finite: Any) -> None:
+    decision = Decision(np.array([[0], [1]]), probs, np.array([np.nan, 0.0], np.float32))  # whatever its values
+    assert decision.list_probs() == listed
+    assert decision.find_finite_choices().tolist() == is_finite
+
+
+def test_an_action_that_is_not_finite_is_found() -> None:
+    decision = Decision(np.array([[0.0, np.inf], [1.0, 2.0]]), None, np.zeros(2, np.float32))
+    assert decision.find_finite_choices().tolist() == [False, True]
 
 
 def test_parameters_are_counted() -> None:
