@@ -1,4 +1,4 @@
-"""What a process knows of itself, for those that it starts: its cores, where it imports from, and its parent's end."""
+"""A process's cores, import paths and end."""
 
 import ctypes
 import os
@@ -18,6 +18,19 @@ def count_cores() -> int:
 def list_import_paths() -> list[str]:
     """List the folders of ``sys.path``, as another process can use them."""
     return [path or os.getcwd() for path in sys.path]
+
+
+def describe_exit(status: int) -> str:
+    """Describe how a process ended.
+
+    :param status: Its exit status, or the negative number of the signal that killed it.
+    """
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        return f"was killed by signal {signal.Signals(-status).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"was killed by signal {-status}"
 
 
 def end_with_parent(number: signal.Signals) -> None:

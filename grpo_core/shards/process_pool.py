@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from grpo_core.process import end_with_parent, list_import_paths
+from grpo_core.process import describe_exit, end_with_parent, list_import_paths
 from grpo_core.shards.pool import Worker, WorkerDiedError, WorkerPool, describe_stall
 from grpo_core.shards.shard_player import ShardPlayer
 
@@ -137,7 +137,7 @@ class _Nursery:
                     self._process.wait(_END_SECONDS)
                 self.close()
             raise WorkerDiedError(
-                f"the process that starts workers {_describe(self._process.wait())}; its stderr may say why"
+                f"the process that starts workers {describe_exit(self._process.wait())}; its stderr may say why"
             ) from None
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class _ProcessWorker(Worker):
             while _is_running(self._pid) and time.monotonic() < deadline:
                 time.sleep(0.01)  # the pipe ends before the process does
             self.kill()
-            raise WorkerDiedError(f"the process {_describe(self._status or 0)}") from None
+            raise WorkerDiedError(f"the process {describe_exit(self._status or 0)}") from None
 
     def _limit_waits(self, stall_seconds: float) -> None:
         """Bound how long a message may be stuck half way, to a worker that is stopped or from it."""
@@ -225,10 +225,6 @@ def _is_running(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] != b"Z"
     except OSError:
         return not os.path.exists("/proc/self/stat")  # where there is none, its pipe alone tells
-
-
-def _describe(status: int) -> str:
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
 def serve(control_fd: int, trainer_pid: int) -> None:

@@ -26,7 +26,7 @@ import cloudpickle
 import gymnasium as gym
 
 from grpo_core.checkpoints import MAX_JOB_BYTES
-from grpo_core.process import list_import_paths
+from grpo_core.process import describe_exit, list_import_paths
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import InvalidRequestError, describe_error, printable
 from service.logs import LogStyle
@@ -443,15 +443,7 @@ def _describe_death(status: int) -> str:
             "the worker process could not report to the server any more; the environment, the reward function or one "
             "of their libraries changed what Python's modules hold, such as json.dumps. The server's log says where."
         )
-    how = f"was killed by signal {_name_signal(-status)}" if status < 0 else f"exited with status {status}"
     return (
-        f"the worker process {how} during its work; the environment, the reward function or one of their libraries "
-        "crashed it. The server's log may say where."
+        f"the worker process {describe_exit(status)} during its work; the environment, the reward function or "
+        "one of their libraries crashed it. The server's log may say where."
     )
-
-
-def _name_signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)
