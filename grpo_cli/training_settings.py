@@ -3,17 +3,19 @@
 import argparse
 import ast
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from grpo_cli.options import UsageError
 from grpo_core.actor.actor import ACTIVATIONS
+from grpo_core.options.checks import is_whole
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.presets import (
     GENERAL_PRESET,
     Preset,
+    fit_horizon,
+    fit_n_steps,
     get_preset,
     list_general_presets,
     list_presets,
@@ -87,16 +89,20 @@ def choose_settings(options: argparse.Namespace, choose_general: Callable[[], st
 
 
 def _fit_general(preset: Preset | None, given: Mapping[str, Any], n_timesteps: int | None) -> Preset:
-    """Fit the sizes of a general preset to the given ones."""
+    """Fit the sizes of a general preset to the given ones, as the server does; ``GRPO`` refuses what cannot fit."""
     assert preset is not None, "it was chosen among those that there are"
     arguments = dict(preset.arguments)
-    n_steps = given.get("n_steps")
-    if n_steps is None:
-        n_steps = arguments["n_steps"] = shorten_rollouts(arguments["n_steps"], n_timesteps or preset.n_timesteps)
-    group_size = given.get("group_size", arguments["group_size"])
-    is_whole = isinstance(n_steps, int) and isinstance(group_size, int) and group_size > 0
-    if arguments["horizon"] is not None and is_whole:
-        arguments["horizon"] = math.gcd(n_steps // group_size, arguments["horizon"])
+    if "n_steps" not in given:
+        arguments["n_steps"] = shorten_rollouts(arguments["n_steps"], n_timesteps or preset.n_timesteps)
+    target, sizes = arguments["horizon"], {**arguments, "horizon": None, **given}
+    n_steps, group_size, horizon = sizes["n_steps"], sizes["group_size"], sizes["horizon"]
+    is_usable = all(is_whole(size) and size > 0 for size in (n_steps, group_size, horizon or 1))
+    if given.get("group_mode") == "episode":
+        arguments["horizon"] = None
+    elif target is not None and is_usable:
+        if "n_steps" not in given:
+            n_steps = arguments["n_steps"] = fit_n_steps(n_steps, group_size, horizon, target)
+        arguments["horizon"] = horizon or fit_horizon(n_steps, group_size, target)
     return replace(preset, arguments=arguments)
 
 

@@ -288,9 +288,10 @@ def check_group_mode(model: Any, mode: GroupMode) -> None:
     group_steps = model.group_size * horizon
     if model.n_steps % group_steps != 0:
         nearest = max(1, round(model.n_steps / group_steps)) * group_steps
-        refuse(
-            "n_steps",
-            model.n_steps,
-            f"a rollout holds whole groups of group_size * horizon = {model.group_size} * {horizon} = "
-            f"{group_steps} steps; use n_steps={nearest} or change group_size or horizon.",
-        )
+        # At a horizon of 1, which is also what fit_horizon() returns where none fits, another one is of no help.
+        sizes, others = f"group_size={group_steps}", "group_size"
+        if horizon > 1:
+            sizes = f"group_size * horizon = {model.group_size} * {horizon} = {group_steps}"
+            others = "group_size or horizon"
+        rule = f"a rollout holds whole groups of {sizes} steps; use n_steps={nearest} or change {others}."
+        refuse("n_steps", model.n_steps, rule)

@@ -1,5 +1,6 @@
-"""Read the presets, per environment and general ones, in ``presets.yml`` in rl-baselines3-zoo's format."""
+"""Read the presets in ``presets.yml`` (rl-baselines3-zoo's format), and fit their sizes to given ones."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -86,6 +87,26 @@ def shorten_rollouts(n_steps: int, n_timesteps: int) -> int:
     while n_steps > max(_LEAST_STEPS, n_timesteps // _LEAST_ROLLOUTS) and n_steps % 2 == 0:
         n_steps //= 2
     return n_steps
+
+
+def fit_n_steps(n_steps: int, group_size: int, horizon: int | None, target: int) -> int:
+    """Return the number of steps closest to ``n_steps`` that makes whole groups.
+
+    :param horizon: The given one; None if ``fit_horizon`` is to choose it, close to ``target``.
+    """
+    if n_steps % (group_size * (horizon or 1)) == 0:
+        return n_steps
+    group_steps = group_size * (horizon or target)
+    return max(1, round(n_steps / group_steps)) * group_steps
+
+
+def fit_horizon(n_steps: int, group_size: int, target: int) -> int:
+    """Return the horizon closest to ``target``, as a ratio, with which whole groups fill a rollout.
+
+    Where no horizon does, it is 1, and ``GRPO`` refuses that with the closest ``n_steps``.
+    """
+    fitting = [n for n in range(1, n_steps // group_size + 1) if n_steps % (group_size * n) == 0]
+    return min(fitting, key=lambda n: abs(math.log(n / target)), default=1)
 
 
 @cache

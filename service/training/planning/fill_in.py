@@ -15,7 +15,14 @@ from grpo_core.options.checks import DEFAULT_HORIZON, get_horizon
 from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policies import choose_policy
-from grpo_core.options.presets import GENERAL_PRESET, choose_general_preset, get_preset, list_general_presets
+from grpo_core.options.presets import (
+    GENERAL_PRESET,
+    choose_general_preset,
+    fit_horizon,
+    fit_n_steps,
+    get_preset,
+    list_general_presets,
+)
 from grpo_core.options.rewards import Reward
 from grpo_core.shards.sharded_collector import count_shards
 from grpo_core.simulators.choose_bank import find_obstacle
@@ -243,11 +250,10 @@ def _fit_groups(settings: Settings, given: Settings, defaults: Settings, action_
             f"a group has at most {_MAX_GROUP_SIZE} branches; send group_mode 'branch'."
         )
     group_size, target = settings["group_size"], defaults["horizon"] or DEFAULT_HORIZON
-    if "n_steps" not in given and settings["n_steps"] % (group_size * (horizon or 1)):
-        group_steps = group_size * (horizon or target)
-        nearest = max(1, round(settings["n_steps"] / group_steps)) * group_steps
-        settings["n_steps"] = nearest if nearest <= _MAX_STEPS else settings["n_steps"]
-    settings["horizon"] = _fit_horizon(settings["n_steps"], group_size, horizon, target)
+    if "n_steps" not in given:
+        n_steps = fit_n_steps(settings["n_steps"], group_size, horizon, target)
+        settings["n_steps"] = n_steps if n_steps <= _MAX_STEPS else settings["n_steps"]
+    settings["horizon"] = horizon or fit_horizon(settings["n_steps"], group_size, target)
 
 
 def _fit_evaluations(settings: Settings) -> None:
@@ -278,29 +284,6 @@ def _fit_evaluations(settings: Settings) -> None:
             f"eval_freq={eval_freq} evaluates the policy {total_timesteps // eval_freq} times, and a job may have at "
             f"most {_MAX_EVALUATIONS} evaluations; send at least {math.ceil(total_timesteps / _MAX_EVALUATIONS)}."
         )
-
-
-def _fit_horizon(n_steps: int, group_size: int, horizon: int | None, target: int) -> int:
-    """Return a horizon with which groups fill a rollout: the given one, or the closest to ``target`` if it is None."""
-    branch_steps, remainder = divmod(n_steps, group_size)
-    if remainder or branch_steps == 0:
-        nearest = max(1, round(n_steps / group_size)) * group_size
-        raise InvalidRequestError(
-            f"n_steps={n_steps} does not hold whole groups of group_size={group_size} branches; send "
-            f"n_steps={nearest} or another group_size."
-        )
-    if horizon is None:
-        divisors = [n for n in range(1, branch_steps + 1) if branch_steps % n == 0]
-        return min(divisors, key=lambda n: abs(math.log(n / target)))
-    if branch_steps % horizon:
-        group_steps = group_size * horizon
-        nearest = max(1, round(n_steps / group_steps)) * group_steps
-        change = f"send n_steps={nearest}, or " if nearest <= _MAX_STEPS else ""
-        raise InvalidRequestError(
-            f"n_steps={n_steps} does not hold whole groups of group_size * horizon = {group_size} * {horizon} = "
-            f"{group_steps} steps; {change}leave horizon out."
-        )
-    return horizon
 
 
 def _resolve_device(device: str) -> Literal["cpu", "cuda"]:

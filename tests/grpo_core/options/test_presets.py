@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
-from grpo_core.options.presets import Preset, get_preset, list_presets
+from grpo_core.options.presets import Preset, fit_horizon, fit_n_steps, get_preset, list_presets
 
 ENV_IDS = list_presets()
 # Optional packages.
@@ -76,3 +76,26 @@ def test_normalize_keeps_its_options() -> None:
 
 def test_an_environment_without_a_preset_has_none() -> None:
     assert get_preset("Nowhere-v0") is None
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "group_size", "target", "horizon"),
+    [
+        (500, 2, 32, 25),  # 250 = 2 * 5 * 5 * 5: 25 * 1.28 = 32, and 50 / 32 is more
+        (512, 2, 32, 32),
+        (64, 2, 128, 32),
+        (33, 2, 32, 1),  # no whole group
+        (2, 4, 32, 1),
+    ],
+)
+def test_the_horizon_is_the_closest_one_that_fills_a_rollout(
+    n_steps: int, group_size: int, target: int, horizon: int
+) -> None:
+    assert fit_horizon(n_steps, group_size, target) == horizon
+
+
+@pytest.mark.parametrize(
+    ("group_size", "horizon", "n_steps"), [(2, None, 512), (3, None, 480), (2, 24, 528), (2, 16, 512), (100, 10, 1000)]
+)
+def test_a_rollout_is_changed_to_the_closest_whole_groups(group_size: int, horizon: int | None, n_steps: int) -> None:
+    assert fit_n_steps(512, group_size, horizon, target=32) == n_steps

@@ -328,7 +328,7 @@ MISTAKES = [
     ("total_timesteps", "0", "must be at least 1, not 0"),
     ("learning_rate", "0,001", "“0,001” cannot be read"),
     ("net_arch", "64 64", "whole numbers with commas between them"),
-    ("n_steps", "33", "n_steps=33 does not hold whole groups"),
+    ("n_steps", "33", "n_steps=33 is not allowed: a rollout holds whole groups"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import random
 import re
+from argparse import Namespace
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ import torch
 from gymnasium import spaces
 
 from grpo import GRPO
+from grpo_cli.training_settings import choose_settings
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.hyperparameters_json import hyperparameters_to_json
 from grpo_core.options.presets import get_preset, list_presets
@@ -452,7 +454,7 @@ class TestPresets:
 
     def test_a_refusal_names_the_presets_settings_and_how_to_change_them(self) -> None:
         detail = refuse(env_name="Pendulum-v1", n_steps=1023)
-        assert detail.startswith("n_steps=1023 does not hold whole groups of group_size=")
+        assert detail.startswith("n_steps=1023 is not allowed: a rollout holds whole groups of group_size=2 steps")
         assert "Preset 'Pendulum-v1' chose group_size;" in detail
         assert detail.endswith('send your own, or "preset": "none".')
         assert "Preset" not in refuse(n_steps=33)
@@ -482,6 +484,27 @@ class TestFitting:
         assert config.horizon == (horizon or config.horizon)
         assert config.horizon is not None
         assert config.n_steps % (group_size * config.horizon) == 0
+
+    @pytest.mark.parametrize(
+        ("sizes", "fitted"),
+        [
+            ({}, {"n_steps": 512, "group_size": 2, "horizon": 32}),
+            # 250 steps per branch; of their divisors 25 is closest to 32, as a ratio
+            ({"n_steps": 500}, {"n_steps": 500, "group_size": 2, "horizon": 25}),
+            ({"group_size": 3}, {"n_steps": 480, "group_size": 3, "horizon": 32}),
+            ({"horizon": 24}, {"n_steps": 528, "group_size": 2, "horizon": 24}),
+            ({"group_mode": "episode"}, {"n_steps": 512, "group_size": 2, "horizon": None}),
+        ],
+        ids=str,
+    )
+    def test_the_command_line_fits_a_general_preset_alike(self, sizes: dict[str, Any], fitted: dict[str, Any]) -> None:
+        words = [f"{name}={value}" for name, value in sizes.items()]
+        options = Namespace(**dict.fromkeys(HYPERPARAMETERS), env="FrozenLake-v1", preset="general", n_envs=None)
+        options.total_timesteps, options.reward_function, options.hyperparams = 10_000, "environment", words
+        settings = choose_settings(options, lambda: "general-discrete")
+        config = resolve(env_name="FrozenLake-v1", preset="general-discrete", total_timesteps=10_000, **sizes)
+        assert {name: settings.arguments[name] for name in fitted} == fitted
+        assert {name: getattr(config, name) for name in fitted} == fitted
 
     def test_group_mode_action_has_one_branch_per_action(self) -> None:
         config = resolve(env_name="FrozenLake-v1", group_mode="action")
