@@ -20,6 +20,10 @@ _NEGATIVE_NUMBER = re.compile(r"-(\.?\d|inf\b)")
 _LONG_OPTION = re.compile(r"(--[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 
 
+class UsageError(Exception):
+    """A command line that cannot work; the message names the value, the rule and the remedy."""
+
+
 class Parser(argparse.ArgumentParser):
     """Reads a command line the way people write it.
 

@@ -4,8 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from grpo_cli import evaluate, export, info, play, serve, train
-from grpo_cli.options import UsageError
-from grpo_terminal import INTERRUPTED, Parser
+from grpo_terminal import INTERRUPTED, Parser, UsageError
 
 _USAGE_ERROR = 2
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from grpo_cli.model import read_model
-from grpo_cli.options import UsageError, add_model_option, add_parser, get_model_path, write
+from grpo_cli.options import add_model_option, add_parser, get_model_path, write
 from grpo_core.export.policy_file import EXPORT_FORMATS, MissingPackageError, check_installed, export_model, find_format
 from grpo_core.saving.atomic_write import write_atomic
 from grpo_core.saving.model_file import ModelFileError
 from grpo_core.spaces import UnsupportedSpaceError
+from grpo_terminal import UsageError
 
 
 def add_command(commands: Any) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import gymnasium as gym
 
 from grpo_cli.options import (
-    UsageError,
     explain,
     get_model_path,
     import_env_modules,
@@ -23,6 +22,7 @@ from grpo_core.evaluation import check_spaces
 from grpo_core.export.policy_file import EXPORT_FORMATS
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent, ModelFileError
+from grpo_terminal import UsageError
 
 _EXPORT_SUFFIXES = frozenset(export_format.suffix for export_format in EXPORT_FORMATS.values())
 # Gymnasium would import the module of "module:Name", and a file from elsewhere must not decide what is imported.

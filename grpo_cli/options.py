@@ -17,14 +17,11 @@ import gymnasium as gym
 
 from grpo_core.environments.packages import describe_missing_package, describe_origin
 from grpo_core.environments.wrappers import WRAPPERS, Wrapper, parse_wrappers
-from grpo_terminal import Parser
+from grpo_terminal import Parser, UsageError
 
 MAX_SEED = 2**32 - 1
 DEFAULT_EPISODES = 20
-
-
-class UsageError(Exception):
-    """A command line that cannot work; the message names the value, the rule and the remedy."""
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 def write(line: str) -> None:
@@ -118,11 +115,18 @@ def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
         name, sign, text = pair.partition("=")
         if not sign or not name.isidentifier():
             raise UsageError(f"--env-kwargs {pair} is not written NAME=VALUE, such as map_name=8x8.")
-        try:
-            env_kwargs[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError):
-            env_kwargs[name] = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        env_kwargs[name] = read_literal(text)
     return env_kwargs
+
+
+def read_literal(text: str) -> Any:
+    """Read a Python literal, or true, false, none and null in any case; return anything else as a string."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        return text
 
 
 def parse_wrapper_options(texts: Sequence[str]) -> list[Wrapper]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from grpo_cli.model import make_playable_env, open_model
 from grpo_cli.options import (
-    UsageError,
     add_parser,
     add_playing_options,
     has_packages,
@@ -21,6 +20,7 @@ from grpo_cli.options import (
 )
 from grpo_core.evaluation import make_policy, play_episode
 from grpo_core.film import FILM_SUFFIXES, FilmRecorder
+from grpo_terminal import UsageError
 
 _MAX_FILM_BYTES = 32 * 2**20
 

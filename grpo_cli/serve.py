@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grpo_cli.options import UsageError, add_parser, has_packages
+from grpo_cli.options import add_parser, has_packages
 from grpo_cli.server_options import add_server_options, get_server_options
+from grpo_terminal import UsageError
 
 _FOLDER = Path(__file__).parent
 # Some of the server's packages, which the library does not bring along.

@@ -21,7 +21,6 @@ from grpo_cli.evaluate import print_evaluation
 from grpo_cli.options import (
     DEFAULT_EPISODES,
     MAX_SEED,
-    UsageError,
     add_env_module_option,
     add_env_setup_options,
     add_parser,
@@ -42,7 +41,7 @@ from grpo_core.options.hyperparameters import HYPERPARAMETERS, Group, list_group
 from grpo_core.options.presets import list_general_presets
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS
 from grpo_core.spaces import UnsupportedSpaceError, check_spaces
-from grpo_terminal import INTERRUPTED
+from grpo_terminal import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:  # importing torch takes seconds, and only "train" needs it
     from stable_baselines3.common.vec_env import VecEnv

@@ -1,13 +1,12 @@
 """The settings of ``grpo train``: its preset, its options and ``--hyperparams`` combined."""
 
 import argparse
-import ast
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from grpo_cli.options import UsageError
+from grpo_cli.options import read_literal
 from grpo_core.actor.actor import ACTIVATIONS
 from grpo_core.options.checks import is_whole
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
@@ -23,12 +22,12 @@ from grpo_core.options.presets import (
     shorten_rollouts,
 )
 from grpo_core.options.rewards import CARTPOLE_ENVIRONMENTS, ENVIRONMENT_REWARD
+from grpo_terminal import UsageError
 
 NO_PRESET = "none"
 _DEFAULT_TIMESTEPS = 20_000
 # What --hyperparams takes besides the hyperparameters.
 _OTHER_NAMES = ("policy", "policy_kwargs", "stats_window_size", "normalize")
-_WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 class TrainingSettings(NamedTuple):
@@ -124,15 +123,9 @@ def _collect_hyperparameters(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parse_value(name: str, text: str) -> Any:
-    """Parse a Python literal, or true, false, none and null in any case; return anything else as a string."""
-    if name in HYPERPARAMETERS and text in HYPERPARAMETERS[name].choices:  # one of which may be "none"
-        return text
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
-        return text
+    # A choice may be the word "none".
+    is_choice = name in HYPERPARAMETERS and text in HYPERPARAMETERS[name].choices
+    return text if is_choice else read_literal(text)
 
 
 def resolve_classes(arguments: Mapping[str, Any]) -> dict[str, Any]:

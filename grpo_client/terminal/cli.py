@@ -27,8 +27,7 @@ from grpo_client.terminal.command import (
 from grpo_client.terminal.jobs import add_job_commands
 from grpo_client.terminal.models import add_model_commands
 from grpo_client.terminal.sweeps import add_sweep_commands
-from grpo_client.terminal.values import UsageError
-from grpo_terminal import INTERRUPTED, Parser, end_well
+from grpo_terminal import INTERRUPTED, Parser, UsageError, end_well
 
 # People at a terminal should learn within seconds that no server is there.
 _MAX_RETRIES = 3

@@ -17,8 +17,8 @@ from grpo_client.terminal.command import (
     complain,
     report_saved,
 )
-from grpo_client.terminal.values import UsageError, read_seconds, read_settings
-from grpo_terminal import INTERRUPTED
+from grpo_client.terminal.values import read_seconds, read_settings
+from grpo_terminal import INTERRUPTED, UsageError
 
 # In the place of a job's id.
 _INTERRUPTED_JOBS = "interrupted"

@@ -9,7 +9,8 @@ from grpo_client.client import Client
 from grpo_client.files import EXPORT_FORMATS, VIDEO_FORMATS
 from grpo_client.terminal import reports
 from grpo_client.terminal.command import ITS_FOLDER, PROGRAM, Command, Reply, add_command, report_saved
-from grpo_client.terminal.values import UsageError, read_json, read_observation
+from grpo_client.terminal.values import read_json, read_observation
+from grpo_terminal import UsageError
 
 
 def add_model_commands(commands: Any) -> None:

@@ -7,8 +7,8 @@ from grpo_client.answers.sweeps import Sweep, SweepChanged
 from grpo_client.client import LATEST_SWEEP, Client
 from grpo_client.terminal import reports
 from grpo_client.terminal.command import PROGRAM, REFUSED, Command, Reply, add_command, complain
-from grpo_client.terminal.values import UsageError, read_dimension, read_seconds, read_settings
-from grpo_terminal import INTERRUPTED
+from grpo_client.terminal.values import read_dimension, read_seconds, read_settings
+from grpo_terminal import INTERRUPTED, UsageError
 
 
 def add_sweep_commands(commands: Any) -> None:

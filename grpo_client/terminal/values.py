@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from grpo_terminal import UsageError
+
 # As people write numbers, and JSON does not. What merely begins like one, such as 007 or 1_0, is a word.
 _HALF_NUMBER = re.compile(r"-?(\.[0-9]+|(0|[1-9][0-9]*)\.)(e[-+]?[0-9]+)?", re.IGNORECASE)
-
-
-class UsageError(Exception):
-    """A command line that cannot work; the message names the value, the rule and the remedy."""
 
 
 def read_settings(pairs: Sequence[str], named: dict[str, Any]) -> dict[str, Any]:
