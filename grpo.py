@@ -43,11 +43,11 @@ from grpo_core.options.choices import (
     LossType,
     Supervision,
 )
-from grpo_core.options.known_names import explain_unknown_arguments
 from grpo_core.options.network_json import network_to_json
 from grpo_core.options.policies import POLICIES, get_policy_name
 from grpo_core.options.policy_kwargs import check_built_policy, check_policy_fits, check_policy_kwargs
 from grpo_core.options.rewards import Reward
+from grpo_core.options.unknown_arguments import explain_unknown_arguments
 from grpo_core.restoring.errors import ReplacedLayerError
 from grpo_core.restoring.simulator import check_branchable
 from grpo_core.saving.model_state import warn_if_too_large

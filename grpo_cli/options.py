@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import gymnasium as gym
 
 from grpo_core.environments.packages import describe_missing_package, describe_origin
 from grpo_core.environments.wrappers import WRAPPERS, Wrapper, parse_wrappers
+from grpo_core.suggestions import suggest
 from grpo_terminal import Parser, UsageError
 
 MAX_SEED = 2**32 - 1
@@ -189,6 +189,6 @@ def explain(error: Exception, env_name: str) -> str:
     known = describe_origin(env_name, "add --env-module")
     if not isinstance(error, gym.error.UnregisteredEnv) or known is not None:
         return str(error)
-    close = get_close_matches(env_name, gym.registry, n=1)
-    hint = f"did you mean {close[0]}? If" if close else "if"
-    return f"it is not registered; {hint} a module of yours registers it, add --env-module and the module's name."
+    hint = suggest(env_name, gym.registry, n_most=1, spell=str)
+    condition = f"{hint} If" if hint else "if"
+    return f"it is not registered; {condition} a module of yours registers it, add --env-module and the module's name."

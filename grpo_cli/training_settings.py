@@ -1,7 +1,6 @@
 """The settings of ``grpo train``: its preset, its options and ``--hyperparams`` combined."""
 
 import argparse
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from grpo_core.options.presets import (
     shorten_rollouts,
 )
 from grpo_core.options.rewards import CARTPOLE_ENVIRONMENTS, ENVIRONMENT_REWARD
+from grpo_core.suggestions import suggest
 from grpo_terminal import UsageError
 
 NO_PRESET = "none"
@@ -115,8 +115,7 @@ def _collect_hyperparameters(options: argparse.Namespace) -> dict[str, Any]:
     for pair in options.hyperparams:
         name, sign, text = pair.partition("=")
         if name not in known or not sign:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}=...?" if close else f"choose among {', '.join(known)}."
+            hint = suggest(name, known, n_most=1, spell="{}=...".format) or f"choose among {', '.join(known)}."
             raise UsageError(f"--hyperparams {pair} does not set a hyperparameter of GRPO as NAME=VALUE; {hint}")
         given[name] = text
     return {name: _parse_value(name, text) for name, text in given.items()}

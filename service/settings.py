@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from grpo_core.suggestions import suggest
 from service.errors import printable
 from service.logs import LogFormat, LogLevel, LogStyle
-from service.suggestions import list_close
 
 # An API key shorter than this can be guessed over a network.
 MIN_API_KEY_LENGTH = 16
@@ -328,8 +328,8 @@ def describe_unknown_variables() -> list[str]:
 
 def _suggest_variable(name: str) -> str:
     # Without what all of them have in common, which would make any two alike.
-    close = list_close(name[len(_PREFIX) :], Settings.model_fields, n_most=1)
-    return f"did you mean {_PREFIX}{close[0].upper()}?" if close else "it is ignored"
+    known = map(str.upper, Settings.model_fields)
+    return suggest(name[len(_PREFIX) :], known, n_most=1, spell=f"{_PREFIX}{{}}".format) or "it is ignored"
 
 
 def _normalize_host(host: str) -> str:

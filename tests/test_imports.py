@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = ["grpo_terminal", "grpo_core", "grpo", "grpo_cli", "grpo_zoo", "service", "api", "run_api"]
 # The rooms of the service, those in front last; rooms of one line do not know each other.
 SERVICE_ORDER = [
-    {"suggestions", "context", "restart_pause"},
+    {"context", "restart_pause"},
     {"errors", "logs"},
     {"settings", "schemas"},
     {"spaces", "extensions"},
@@ -38,6 +38,7 @@ LIBRARY_ORDER = [
     "spaces",
     "npy",
     "process",
+    "suggestions",
     "methods",
     "actor",
     "options",

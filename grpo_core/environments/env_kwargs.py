@@ -10,7 +10,7 @@ from typing import Any
 from gymnasium.envs.registration import EnvSpec
 
 from grpo_core.environments.wrappers import SetupError
-from grpo_core.options.known_names import suggest
+from grpo_core.suggestions import suggest
 
 _MAX_ARGUMENTS = 32
 _MAX_VALUES = 256
@@ -140,7 +140,8 @@ def check_known_env_kwargs(env_name: str, spec: EnvSpec, env_kwargs: Mapping[str
             raise SetupError(f"env_kwargs: {name} of {env_name} is a flag, and not {value!r:.80}; send true or false.")
         if name not in known and name != "max_episode_steps":
             takes = ", ".join(sorted(known)) or "none"
-            raise SetupError(f"env_kwargs: {env_name} does not take {name!r}; {suggest(name, known)}It takes: {takes}.")
+            hint = f"{suggest(name, known, n_most=1)} It takes: {takes}.".lstrip()
+            raise SetupError(f"env_kwargs: {env_name} does not take {name!r}; {hint}")
 
 
 def _is_open(name: str) -> bool:

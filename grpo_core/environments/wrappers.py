@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from grpo_core.environments.nested import Env
-from grpo_core.options.known_names import suggest
+from grpo_core.suggestions import suggest
 
 # A wrapper's name and all its options, as JSON.
 Wrapper = dict[str, Any]
@@ -98,7 +98,8 @@ def _parse_wrapper(wrapper: Any) -> Wrapper:
         raise ValueError(f'{wrapper!r:.80} is neither a name nor an object such as {{"name": "flatten"}}')
     name = given["name"]
     if name not in WRAPPERS:
-        raise ValueError(f"{name!r:.80} is unknown; {suggest(name, WRAPPERS)}choose among {', '.join(WRAPPERS)}")
+        hint = f"{suggest(name, WRAPPERS, n_most=1)} choose among {', '.join(WRAPPERS)}".lstrip()
+        raise ValueError(f"{name!r:.80} is unknown; {hint}")
     options = WRAPPERS[name][1]
     for option in given:
         if option != "name" and option not in options:

@@ -20,13 +20,13 @@ from grpo_core.options.hyperparameters_json import (
     hyperparameters_from_json,
     hyperparameters_to_json,
 )
-from grpo_core.options.known_names import suggest
 from grpo_core.options.network_json import network_to_json, rebuild_policy
 from grpo_core.options.policies import POLICIES
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction, find_reward_functions, get_reward_name
 from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, Arrays, ModelContent, ModelFileError
 from grpo_core.saving.space_json import space_to_json
+from grpo_core.suggestions import suggest
 from grpo_core.update.structure import unwrap_compiled
 
 ModelPath = str | Path | io.BufferedIOBase
@@ -126,7 +126,7 @@ def make_changes(custom_objects: Mapping[str, Any], arguments: Mapping[str, Any]
     """
     known = {*SAVED_HYPERPARAMETERS, "stats_window_size", "reward_function", *_POLICY_ARGUMENTS}
     if unknown := set(arguments) - known:
-        hint = suggest(min(unknown), sorted(known)).strip()
+        hint = suggest(min(unknown), sorted(known), n_most=1)
         raise ValueError(
             f"{sorted(unknown)} cannot be changed on load; only hyperparameters, stats_window_size and "
             f"reward_function, and policy and policy_kwargs can be given as they were{f'; {hint}' if hint else '.'}"

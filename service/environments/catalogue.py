@@ -21,6 +21,7 @@ from grpo_core.options.rewards import (
     can_score,
     get_default_reward,
 )
+from grpo_core.suggestions import suggest
 from service.errors import NotFoundError, printable
 from service.schemas.environments import (
     EnvironmentDescription,
@@ -29,7 +30,6 @@ from service.schemas.environments import (
     RewardFunctionSummary,
 )
 from service.schemas.fields import ENV_NAME_PATTERN, MAX_ENV_NAME_CHARS
-from service.suggestions import suggest
 from service.workers.short_tasks import ShortTasks
 from service.workers.task import Task
 

@@ -13,9 +13,9 @@ from pydantic_core import PydanticKnownError
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from grpo_core.suggestions import suggest
 from service.errors import InvalidFieldsError
 from service.http.limits.bodies import has_body
-from service.suggestions import list_close
 
 _INTEGER = re.compile(r"-?[0-9]+")
 # What programs send where they have nothing to say.
@@ -127,5 +127,5 @@ def _find_violation(name: str, n_times: int, known: list[str], remedy: str) -> s
         return "" if n_times == 1 else "a parameter may be given only once"
     if not known:
         return f"unknown parameter: this path takes none in its query{remedy}"
-    close = list_close(name, known, n_most=1)
-    return f"unknown parameter; did you mean {close[0]}?" if close else f"unknown parameter; known: {', '.join(known)}"
+    hint = suggest(name, known, n_most=1, spell=str) or f"known: {', '.join(known)}"
+    return f"unknown parameter; {hint}"

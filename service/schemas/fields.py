@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from grpo_core.environments.env_kwargs import check_env_kwargs
 from grpo_core.environments.wrappers import MAX_WRAPPERS, WRAPPERS, parse_wrappers
-from service.suggestions import list_close
+from grpo_core.suggestions import suggest
 
 ENV_NAME_PATTERN = r"^[A-Za-z0-9_./-]+$"
 MAX_ENV_NAME_CHARS = 128
@@ -208,8 +208,8 @@ def _describe_type(violation: ErrorDetails, known: Iterable[str], remedies: Mapp
         message, name = "unknown field", str(violation["loc"][0])
         if len(violation["loc"]) == 1 and name in remedies:
             message = f"unknown field; {remedies[name]}"
-        elif len(violation["loc"]) == 1 and (close := list_close(name, known, n_most=1)):
-            message = f"unknown field; did you mean {close[0]}?"
+        elif len(violation["loc"]) == 1 and (hint := suggest(name, known, n_most=1, spell=str)):
+            message = f"unknown field; {hint}"
     # The message is a template, so braces in it stay as they are unless the context names them.
     return PydanticCustomError(violation["type"], message, violation.get("ctx"))
 

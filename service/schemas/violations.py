@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grpo_core.suggestions import suggest
 from service.errors import printable
 from service.schemas.fields import (
     ALIAS_PATTERN,
@@ -14,7 +15,6 @@ from service.schemas.fields import (
     REWARD_NAME_PATTERN,
     TAG_PATTERN,
 )
-from service.suggestions import suggest
 
 # A request can break thousands of rules at once; naming ten is help enough.
 MAX_REPORTED_ERRORS = 10

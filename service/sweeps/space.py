@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from grpo_core.suggestions import suggest
 from service.errors import InvalidFieldsError
 from service.schemas.fields import name_known_fields
 from service.schemas.sweeps import MAX_JOBS, MAX_VALUES, Distribution, SweepRequest
 from service.schemas.training import TrainRequest
-from service.suggestions import list_close
 
 # Draws until there are as many different settings as are asked for: narrow ranges have few values.
 _MAX_DRAWS_PER_TRIAL = 100
@@ -144,8 +144,8 @@ def _check_fields(request: SweepRequest) -> list[Violation]:
 def _find_obstacle(name: str, request: SweepRequest) -> str | None:
     """Return why a sweep cannot vary a field; None if it can."""
     if name not in TrainRequest.model_fields:
-        close = list_close(name, TrainRequest.model_fields, n_most=1)
-        return f"unknown field; did you mean {close[0]}?" if close else "unknown field of POST /train"
+        hint = suggest(name, TrainRequest.model_fields, n_most=1, spell=str)
+        return f"unknown field; {hint}" if hint else "unknown field of POST /train"
     if name in _FIXED:
         return f"a sweep cannot vary it: {_FIXED[name]}"
     if name == "total_timesteps" and request.method == "halving":

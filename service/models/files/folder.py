@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from grpo_core.saving import atomic_write, model_file
+from grpo_core.suggestions import suggest
 from service.errors import (
     ConflictError,
     InvalidRequestError,
@@ -25,7 +26,6 @@ from service.models.files.lock import OPEN_FLAGS, TEMPORARY_PREFIX, FolderInUseE
 from service.models.files.paths import SUFFIX, get_newest_path, get_version_path
 from service.models.files.versions import VersionFolder
 from service.schemas.fields import is_model_name
-from service.suggestions import suggest
 
 # A save takes seconds, so a crash left anything older.
 _LEFTOVER_SECONDS = 3600.0

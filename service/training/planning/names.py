@@ -17,9 +17,9 @@ from grpo_core.options.rewards import (
     get_default_reward,
 )
 from grpo_core.options.rewards import REWARD_FUNCTIONS as CARTPOLE_REWARDS
+from grpo_core.suggestions import suggest
 from service.errors import InvalidRequestError
 from service.schemas.training import TrainRequest
-from service.suggestions import suggest
 
 # The preset that fills in nothing.
 NO_PRESET = "none"

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from grpo_core.suggestions import list_close, suggest
 from service.schemas.training import TrainRequest
-from service.suggestions import list_close, suggest
 
 KNOWN = ["CartPole-v0", "CartPole-v1", "Pendulum-v1"]
 
@@ -24,6 +24,12 @@ KNOWN = ["CartPole-v0", "CartPole-v1", "Pendulum-v1"]
 )
 def test_the_closest_come_first_whatever_their_case(name: str, question: str) -> None:
     assert suggest(name, KNOWN) == question
+
+
+def test_a_name_is_spelt_as_asked() -> None:
+    assert suggest("gama", ["gamma"], spell="--{}".format) == "did you mean --gamma?"
+    assert suggest("maxsteps", ["seed", "maxSteps"]) == "did you mean 'maxSteps'?"
+    assert suggest("gama", []) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,13 @@
-"""Say which known name a misspelt one may stand for."""
+"""Answer an unknown argument of a constructor with the one that may be meant."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import ParamSpec
 
-# A longer name is no typo, and the time to compare two names grows with their length.
-_MAX_CHARS = 100
+from grpo_core.suggestions import suggest
+
 _Given = ParamSpec("_Given")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return a question like ``"did you mean 'gamma'? "``, with the space after it; empty if no known name is close."""
-    by_folded = {candidate.casefold(): candidate for candidate in known}
-    close = difflib.get_close_matches(name[:_MAX_CHARS].casefold(), by_folded, n=1)
-    return f"did you mean {by_folded[close[0]]!r}? " if close else ""
 
 
 def explain_unknown_arguments(init: Callable[_Given, None]) -> Callable[_Given, None]:
@@ -41,5 +33,5 @@ def _explain(algorithm: str, name: str, known: Iterable[str]) -> str:
 
     if name in inspect.signature(PPO).parameters:
         return f"{algorithm} has no argument {name!r}, which PPO has; leave it out."
-    hint = suggest(name, known).strip() or f"help({algorithm}) lists those that it has."
+    hint = suggest(name, known, n_most=1) or f"help({algorithm}) lists those that it has."
     return f"{algorithm} has no argument {name!r}; {hint}"

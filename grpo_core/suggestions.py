@@ -1,7 +1,7 @@
 """Suggestions for misspelt names."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 # With fewer characters, too many names begin alike.
@@ -59,9 +59,13 @@ def list_close(name: str, known: Iterable[str], n_most: int = 3) -> list[str]:
     return [by_folded[folded] for folded in close]
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return a question like ``"did you mean 'CartPole-v1'?"``; empty if no known name is close."""
-    close = [f"'{candidate}'" for candidate in list_close(name, known)]
+def suggest(name: str, known: Iterable[str], n_most: int = 3, spell: Callable[[str], str] = repr) -> str:
+    """Return a question like ``"did you mean 'CartPole-v1'?"``; empty if no known name is close.
+
+    :param n_most: Maximum number of names in it.
+    :param spell: How a name is written in it.
+    """
+    close = [spell(candidate) for candidate in list_close(name, known, n_most)]
     if not close:
         return ""
     return f"did you mean {', '.join(close[:-1])}{' or ' if len(close) > 1 else ''}{close[-1]}?"
