@@ -1,4 +1,4 @@
-"""What all command lines share: how they are read, and how they end."""
+"""Read any of the command lines, and end its program."""
 
 import argparse
 import difflib
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         self._pair_options: set[str] = set()
 
     def add_pairs(self, name: str, text: str) -> None:
-        """Add an option that takes pairs ``NAME=VALUE``, one or more; a word that is none ends them.
+        """Add an option that takes pairs ``NAME=VALUE``, one or more; any other word ends them.
 
         :param name: The option's.
         :param text: Its help.
@@ -109,7 +109,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _write_with_hyphens(words: Sequence[str]) -> list[str]:
-    """Spell the names of options with hyphens; what follows ``--`` are none."""
+    """Spell the names of options with hyphens; words after ``--`` are not options."""
     end = words.index("--") if "--" in words else len(words)
     found = [_LONG_OPTION.fullmatch(word) for word in words[:end]]
     written = [
@@ -149,7 +149,7 @@ def _takes_value(parser: argparse.ArgumentParser, word: str) -> bool:
 
 
 def _check_option_names(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """Refuse options that there are not; argparse would first miss what they were meant to be."""
+    """Refuse unknown options; argparse would first miss what they were meant to be."""
     known = _list_options(parser)
     for word in words:
         if word == "--":

@@ -76,7 +76,7 @@ def _check_film(path: Path) -> None:
 
 
 def _check_display() -> None:
-    """Look for a screen: without one, simulators draw where nobody sees it, or end the process."""
+    """Look for a screen: without one, simulators draw unseen, or end the process."""
     names = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
     if sys.platform == "linux" and not any(map(os.environ.get, names)):
         raise UsageError("there is no display to show a window on; film the episode instead: --output episode.gif.")

@@ -18,7 +18,7 @@ _MAX_HEAD_BYTES = 1024
 
 
 class ArrayHead(NamedTuple):
-    """What the header of an array claims.
+    """The claims of an array's header.
 
     :param offset: Where in the content the array itself begins.
     """

@@ -6,7 +6,7 @@ from itertools import islice
 
 # With fewer characters, too many names begin alike.
 _MIN_BEGINNING_CHARS = 3
-# What other libraries call it, and what people type; none of these names looks like ours.
+# Other libraries' names for our fields, and what people type; no name here looks like ours.
 _SYNONYMS = {
     "env": "env_name",
     "environment": "env_name",

@@ -74,7 +74,7 @@ class PolicyActor(Protocol):
 
     @property
     def observation_space(self) -> spaces.Space[Any]:
-        """What the policy observes."""
+        """The space of the policy's observations."""
 
     @property
     def action_space(self) -> spaces.Space[Any]:

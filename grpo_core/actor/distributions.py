@@ -174,7 +174,7 @@ def check_action_masks(space: spaces.Space[Any], action_masks: Any, batch_size: 
             f"action_masks of shape {masks.shape} do not fit {space}: {batch_size} observations need shape {shape}, "
             "True where an action is allowed; reshape them."
         )
-    # Of MultiBinary the digits' pairs of flags, of all others the components' ranges of flags.
+    # MultiBinary: the digits' pairs of flags; others: the components' ranges of flags.
     edges: list[int] = np.cumsum(space.nvec)[:-1].tolist() if isinstance(space, spaces.MultiDiscrete) else []
     components = (
         [masks.reshape(batch_size, -1, 2)] if isinstance(space, spaces.MultiBinary) else np.split(masks, edges, 1)

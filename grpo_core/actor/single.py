@@ -20,7 +20,7 @@ from grpo_core.actor.extractors import FloatArray, Layer
 
 # With more outputs, arrays are quicker than plain numbers.
 _MAX_OUTPUTS = 64
-# What an activation turns into exactly 1.
+# Inputs that an activation turns into exactly 1.
 _PREIMAGES_OF_1 = {"Tanh": 20.0, "ReLU": 1.0, "ELU": 1.0, "LeakyReLU": 1.0}
 # A third of the largest float32, which leaves room for rounding.
 _MAX_SUM = 1e38

@@ -34,7 +34,7 @@ _MAX_EXCHANGES = 3
 
 
 class _Groups(NamedTuple):
-    """What plays groups in an environment, and where a rollout of them is kept."""
+    """The parts that play groups in an environment, and the buffer that keeps a rollout of them."""
 
     mode: GroupMode
     env: VecEnv
@@ -80,9 +80,9 @@ class GroupedAlgorithm(SavedAlgorithm):
     _vec_step: VecStep | None = None
     # The environment that groups are played in: none yet where a model was loaded without any.
     _grouped_env: VecEnv | None = None
-    # Those of an environment that was set in the middle of a rollout.
+    # The parts for an environment that was set in the middle of a rollout.
     _next_groups: _Groups | None = None
-    # What a checkpoint was told of the last update, for the logger that ``learn`` makes.
+    # A checkpoint's figures of the last update, for the logger that ``learn`` makes.
     _logged: Sequence[tuple[str, float, int, tuple[str, ...]]] = ()
     # Whether the groups have to stay what they are, whatever environment a callback may set.
     _is_collecting: bool = False

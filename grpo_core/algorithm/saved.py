@@ -102,7 +102,7 @@ class SavedAlgorithm(ActingAlgorithm):
         loaded = self._loaded if self.env is None else None
         settings, statistics = describe_normalization(self._vec_normalize_env, loaded)
         meta = {**describe_model(self, __version__), **provenance, **settings}
-        # Those of an optimizer that was put in place later fit none that loading builds.
+        # The state of an optimizer that was put in place later fits none that loading builds.
         is_own = self._parameter_groups.built(self.policy.optimizer)
         moments = get_optimizer_state(self.policy.optimizer) if is_own else {}
         return model_file.to_bytes(meta, get_weights(self.policy), moments, statistics)

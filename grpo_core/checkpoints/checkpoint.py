@@ -40,7 +40,7 @@ from grpo_core.update.seeding import capture_process_wide, restore_process_wide
 
 # Objects looked at in each environment: nearest first, so that a large table does not make each checkpoint slow.
 _MAX_SEARCHED = 2_000
-# What a state always holds itself.
+# Types of values that a state always holds itself.
 _HELD = (bool, int, float, str, bytes, list, tuple, dict, set, np.ndarray, np.generic)
 # More than any training takes, and fewer than a database's integers hold.
 _MAX_TIMESTEPS = 2**53
@@ -72,7 +72,7 @@ class Checkpoint:
 
     @property
     def caveat(self) -> "Caveat | None":
-        """What keeps the training from going on exactly as it would have; None if nothing does."""
+        """The obstacle to going on exactly as the training would have; None without one."""
         return None if self.facts["caveat"] is None else Caveat(*self.facts["caveat"])
 
 
@@ -105,8 +105,8 @@ def take(
     :param facts: JSON values of the caller's own, kept as ``facts["own"]``.
     :param attachments: Bytes of the caller's own, by name.
     :return: The content of the file, and what will keep the training from going on exactly as it would have.
-    :raises ModelFileError: If the model is too large to be saved, or its numbers are not finite, so that nobody could
-        read it again.
+    :raises ModelFileError: If the model is too large to be saved, or its numbers are not finite, so that it could
+        not be read again.
     """
     _check_finite(model)
     simulators, arrays, caveat = _describe_simulators(model)

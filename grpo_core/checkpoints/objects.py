@@ -30,7 +30,7 @@ from grpo_core.simulators.single_env import Observed
 
 # JSON values, one per object; an object that others hold is written once and referred to by its number.
 Node = Any
-# Those of this library that states are made of.
+# Classes of this library that states are made of.
 _OWN_CLASSES: dict[str, type] = {
     kind.__name__: kind for kind in (AnchorState, Observed, LayerReference, LayerMethod, deque, OrderedDict)
 }
@@ -62,7 +62,7 @@ class Writer:
     def __init__(self, packages: Collection[str], fixtures: Mapping[str, Any]) -> None:
         self._packages = packages
         self._places = {id(value): place for place, value in fixtures.items()}
-        #: What ``describe`` refers to: the objects, and the arrays among them.
+        #: The objects that ``describe`` refers to, and the arrays among them.
         self.objects: list[Node] = []
         self.arrays: list[npt.NDArray[Any]] = []
         # By the id of the object, which is kept so that no other one gets its id.

@@ -36,7 +36,7 @@ _Check = Callable[[str, Any], None]
 _STEP_RULE = "return observation, reward, terminated, truncated, info"
 _RESET_RULE = "return observation, info"
 _SIGNATURES = {"reset": "reset(self, *, seed=None, options=None)", "step": "step(self, action)"}
-# What storing a bound in another type of float may add to it.
+# Largest relative error of storing a bound in another type of float.
 _ROUNDING = 1e-6
 _REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64})
 _FLAG_TYPES = frozenset({bool, np.bool_})
@@ -80,7 +80,7 @@ def explain_stumble(env: Env, error: Exception, action: Any) -> None:
     """Say what the environment inside a wrapper returned, if a later step failed in the code of a library's wrapper.
 
     Only now is it asked, by another step: a check of every step would cost time. Not where the code of an environment
-    or of anybody's wrapper raised the error, which tells enough.
+    or of a user's wrapper raised the error, which tells enough.
 
     :param error: What the step raised.
     :raises InvalidEnvironmentError: If ``step`` returns what it must not.

@@ -59,7 +59,7 @@ _PRIVATE = "tensorboard_log"
 def find_format(path: PurePath) -> str:
     """Return the format of a file by the end of its name.
 
-    :raises ValueError: If it is none.
+    :raises ValueError: If the name ends otherwise.
     """
     for name, export_format in EXPORT_FORMATS.items():
         if path.suffix.lower() == export_format.suffix:

@@ -29,7 +29,7 @@ from grpo_core.update.structure import unwrap_compiled
 # Options of Adam that change its step; a policy whose optimizer sets one of them is left to torch.
 _ADAM_EXTRAS = ("weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 _NORM_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_'s
-# Of NumPy's matrix products. A minibatch's are so small that a second thread costs more than it takes over, and jobs
+# For NumPy's matrix products. A minibatch's are so small that a second thread costs more than it takes over, and jobs
 # that train beside each other would fight over the cores.
 _BLAS = OneThread(ThreadpoolController().select(user_api="blas"))
 _LOG_2_PI = math.log(2.0 * math.pi)
@@ -106,7 +106,7 @@ class _Part(NamedTuple):
 class _FlatParameters:
     """The parameters of two optimizer groups, their gradients and Adam's two moments, in one vector each.
 
-    :param optimizer: That of a policy of which ``is_plain_mlp`` is true.
+    :param optimizer: The optimizer of a policy for which ``is_plain_mlp`` is true.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -307,7 +307,7 @@ class UpdateRule(NamedTuple):
 class MlpLearner:
     """Takes the steps of ``GRPO.train`` on one rollout.
 
-    :param policy: One of which ``is_plain_mlp`` is true; it is left as it is until ``train`` returns.
+    :param policy: One for which ``is_plain_mlp`` is true; it is left as it is until ``train`` returns.
     :param actor: The actor that collected the rollout; its extractor turns observations into features.
     :param batch: The steps of the rollout, without action masks.
     :param rule: Hyperparameters of the loss and of the step.

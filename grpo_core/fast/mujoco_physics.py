@@ -23,7 +23,7 @@ _PARTS = mujoco.mjtState.mjSTATE_INTEGRATION.value
 
 
 class Moment(NamedTuple):
-    """What a batch of simulators looks like at one time.
+    """The state of a batch of simulators at one time.
 
     :param qpos: Positions, shape ``(batch_size, nq)``.
     :param qvel: Velocities, shape ``(batch_size, nv)``.
@@ -36,7 +36,7 @@ class Moment(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What an environment says of a step, a row per simulator.
+    """An environment's answer to a step, a row per simulator.
 
     :param info: One column per key.
     """

@@ -1,4 +1,4 @@
-"""What Gymnasium's MuJoCo environments make of their physics, for many simulators at once.
+"""The tasks that Gymnasium's MuJoCo environments make of their physics, for many simulators at once.
 
 Observations, rewards and ends are those that Gymnasium documents (https://gymnasium.farama.org/environments/mujoco/),
 evaluated in the order and the precision in which its environments evaluate them: the costs of controls in the single
@@ -35,7 +35,7 @@ def _never(batch: FloatArray) -> BoolArray:
 
 
 def _sum_squares(numbers: npt.NDArray[Any]) -> Any:
-    """Sum the squares of all that each simulator has, shape ``(batch_size,)``."""
+    """Sum the squares of each simulator's numbers, shape ``(batch_size,)``."""
     return np.square(numbers).reshape(len(numbers), -1).sum(axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Keep a library's thread pools to one thread, for as long as anybody needs that."""
+"""Keep a library's thread pools to one thread for as long as that is needed."""
 
 import threading
 from typing import Any

@@ -1,8 +1,8 @@
 """Step many states of an environment at once, bit for bit as the environment would step each.
 
 A state is a row of numbers here: the physics, the steps that ``TimeLimit`` has counted and what ``Monitor`` has added
-up. Gymnasium's own ``CartPoleVectorEnv`` moves the pole identically but is not used: there is none for the other
-environments, and it resets by itself and counts its own time.
+up. Gymnasium's own ``CartPoleVectorEnv`` moves the pole identically but is not used: the other environments
+have no such class, and it resets and counts time in its own way.
 """
 
 import copy
@@ -260,5 +260,5 @@ def _is_same_info(info: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 _WRAPPERS = frozenset({TimeLimit, OrderEnforcing, PassiveEnvChecker, Monitor})
-# Those of MuJoCo's classes follow when the first is seen.
+# MuJoCo's classes follow when the first is seen.
 _KNOWN_METHODS = [KnownMethods([*DYNAMICS, *_WRAPPERS])]

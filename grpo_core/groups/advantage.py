@@ -265,7 +265,7 @@ def compute_adaptive_deviation(gae: Floats, step_mask: Bools, correlations: Floa
     estimated from earlier rollouts: it does not change the expected gradient.
 
     A share of ``1 - rho c`` of GAE's variance is left: little where members are alike, all of it where a branch has no
-    other left. Dividing by its square root lets steps of every kind speak with the same noise, or that of the last
+    other left. Dividing by its square root gives all steps equal variance; otherwise the noise of the last
     survivors would drown what whole groups tell.
 
     :param gae: Shape ``(horizon, n_groups, group_size)``.

@@ -9,10 +9,10 @@ from grpo_core.groups.rollout import Place
 
 
 class AntitheticGenerator(np.random.Generator):
-    """The generator of another one's draws, of which every second branch of a group gets its neighbour's, negated.
+    """Another generator's draws, except that every second branch of a group gets its neighbour's, negated.
 
     Each branch alone is drawn as ever. It does not matter whether both branches of a pair are drawn for together or one
-    after the other; where the first has ended, the second goes on by itself, and so does the last of an odd number.
+    after the other; where the first has ended, the second goes on alone, and so does the last of an odd number.
 
     :param rng: Draws the noise.
     """

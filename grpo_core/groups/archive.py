@@ -24,7 +24,7 @@ ARCHIVE_SHARE = 0.5
 #: States that the archives of all environments hold at most, and the bytes that these may take.
 MAX_ARCHIVED_STATES = 2048
 MAX_ARCHIVE_BYTES = 64 * 2**20
-# What a state that cannot be pickled is taken for.
+# Assumed size of a state that cannot be pickled.
 _UNKNOWN_BYTES = 2**20
 # How fast the probability falls with the rank, 1 / rank^(1 / temperature), and the share of draws that go by age.
 _RANK_TEMPERATURE = 0.3
@@ -103,7 +103,7 @@ class AnchorArchive:
         return [(i, entry.anchor) for i, shelf in enumerate(self._shelves) for entry in shelf.values()]
 
     def replace_anchors(self, anchors: Sequence[AnchorState]) -> None:
-        """Put other states in the place of all, in the order of ``list_anchors``."""
+        """Replace all states, in the order of ``list_anchors``."""
         entries = [entry for shelf in self._shelves for entry in shelf.values()]
         for entry, anchor in zip(entries, anchors, strict=True):
             entry.anchor = anchor

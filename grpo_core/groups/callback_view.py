@@ -64,7 +64,7 @@ class VecStep:
 
     @property
     def last_obs(self) -> Any:
-        """What the actions were chosen on while a callback runs, and then where they led, as in SB3."""
+        """The observations: while a callback runs those acted on, afterwards those that followed, as in SB3."""
         return self.get_next_observations() if self.is_over else self.get_observations()
 
     def get_observations(self) -> Any:
@@ -199,7 +199,7 @@ class VecStepLocals(dict[str, Any]):
         self._was_read = False
 
     def compute_from(self, vec_step: VecStep) -> None:
-        """Compute what is not known from a vectorised step, which may move on, once somebody asks for it."""
+        """Compute, on demand, what a vectorised step does not know; it may move on by then."""
         self._computed, self._unread = vec_step.computed, dict.fromkeys(vec_step.computed, _LATER)
         super().update(self._unread)
 

@@ -57,7 +57,7 @@ class _Branch:
 
 
 class _Queue:
-    """What one environment is still to play.
+    """The branches that one environment is still to play.
 
     :param env_index: The environment.
     :param groups: The groups that have not begun. Empty for whole episodes, whose groups are added on the way.
@@ -117,12 +117,12 @@ class GroupCollector:
 
     @property
     def findings(self) -> Findings:
-        """What trials have found out about the environments."""
+        """The findings of trials about the environments."""
         return self._bank.findings
 
     @property
     def outside_changes(self) -> OutsideChanges:
-        """What is set on the environments from outside."""
+        """Changes made to the environments from outside."""
         return self._bank.outside_changes
 
     def is_outdated(self, *, tries_capture: bool = False) -> bool:
@@ -289,7 +289,7 @@ class GroupCollector:
         return started
 
     def _start_next(self, queue: _Queue, actor: PolicyActor, rng: np.random.Generator) -> _Branch | None:
-        """Start an environment's next branch, and its group if it is the first of that; None if there is none left."""
+        """Start an environment's next branch, and its group with the first one; return None if no branch is left."""
         while not queue.branches:
             group = self._take_group(queue)
             if group is None:

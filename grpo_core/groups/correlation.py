@@ -17,7 +17,7 @@ _N_RANGES = 14
 # How much of the sums is left at each rollout: about ten rollouts count.
 _DECAY = 0.9
 # Pairs of equal members that an estimate begins with. Before the value network has learned anything, GAEs are returns,
-# most of which members share.
+# and most of a return is common to all members.
 _N_FIRST_PAIRS = 8.0
 
 
@@ -65,7 +65,7 @@ class GroupCorrelation:
     def from_json(cls, described: Any) -> Self:
         """Return the estimate that ``to_json`` described.
 
-        :raises ValueError: If it is none.
+        :raises ValueError: If it is not such a description.
         """
         correlation = cls()
         try:

@@ -31,7 +31,7 @@ _STORED = (
     "truncated",
     "action_masks",
 )
-# What PPO's rollout buffer has, and what to read here instead.
+# Attributes of PPO's rollout buffer, and what to read here instead.
 _LIVE = "the steps that there are lie where step_mask is True."
 _INSTEAD_OF = MappingProxyType(
     {
@@ -132,7 +132,7 @@ class GroupRollout:
     values: Floats
     advantages: Floats
     value_targets: Floats
-    # What PPO's has, too, for callbacks; set when a rollout begins.
+    # As in PPO's buffer, for callbacks; set when a rollout begins.
     buffer_size: int
     n_envs: int
     gamma: float
@@ -286,7 +286,7 @@ class GroupRollout:
         )
         live = self.step_mask
         for name, array in self._arrays():
-            # Nothing else is copied: pages of memory that nobody writes to are never taken.
+            # Nothing else is copied: memory pages that are never written to are never allocated.
             grown = np.zeros((*larger, *array.shape[2:]), array.dtype)
             grown[:horizon, :n_groups][live] = array[live]
             setattr(self, name, grown)

@@ -13,7 +13,7 @@ Supervision = Literal["process", "outcome"]
 AdvantageScaling = Literal["group", "batch", "none"]
 # These use a step's GAE and need a value network; the others use its return.
 NEEDS_VALUES: frozenset[Baseline] = frozenset({"residual", "adaptive", "value"})
-# What all members of a group share cancels in these, so a group's spread may divide them.
+# The part that all members of a group share cancels in these, so a group's spread may divide them.
 COMPARES_IN_GROUPS: frozenset[Baseline] = frozenset({"group", "leave_one_out", "residual"})
 
 LossType = Literal["clip", "cispo"]

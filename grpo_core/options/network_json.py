@@ -165,7 +165,7 @@ def _spell_arguments(own_parts: Mapping[str, str]) -> str:
 
 
 def _strip_implied(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what SB3 adds by itself where images are not scaled."""
+    """Leave out what SB3 adds on its own where images are not scaled."""
     stripped = dict(network)
     if stripped.get("normalize_images") is False:
         kwargs = stripped["features_extractor_kwargs"]

@@ -10,7 +10,7 @@ class FailedTrialError(NotBranchableError):
 
 
 class FailedResetError(FailedTrialError):
-    """It failed in the first reset of all, so that it cannot be trained in at all; the cause is its own error."""
+    """The very first reset failed, so the environment cannot be trained in; the cause is its own error."""
 
 
 class ReplacedLayerError(NotBranchableError):

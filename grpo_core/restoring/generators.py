@@ -22,7 +22,7 @@ _PROCESS_WIDE: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
 }
 # Objects looked at, nearest first: a trial looks often, and environments may hold many.
 _MAX_SEARCHED = 2_000
-# What a state cannot be put back with: there is no generator any more, or another kind of one.
+# Errors of putting a state back: the generator is gone, or of another kind.
 _NOT_THE_SAME = (KeyError, TypeError, ValueError, RuntimeError)
 
 
@@ -190,7 +190,7 @@ def access_generators(nested_envs: Sequence[Env]) -> StateAccess:
 
 
 def _list_spaces(space: gym.Space[Any]) -> Iterator[gym.Space[Any]]:
-    """Yield a space and those that it is made of, each of which draws from a generator of its own."""
+    """Yield a space and the spaces in it; each draws from a generator of its own."""
     yield space
     parts = getattr(space, "spaces", ())
     for part in parts.values() if isinstance(parts, dict) else parts:

@@ -60,12 +60,12 @@ _MAX_DEPTH = 4
 _MAX_BYTES, _MAX_INNER_BYTES = 2**16, 2**12
 # An object whose class has none of these of its own is its attributes and nothing else.
 _WAYS_TO_COPY = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__deepcopy__", "__copy__", "__del__")
-# Of classes that are written in Python.
+# Flag of classes that are written in Python.
 _IS_OF_PYTHON = 1 << 9
 
 
 def is_same(held: Any, value: Any) -> bool:
-    """Return whether two values are one object, or of a kind that nobody can write to, and equal."""
+    """Return whether two values are one object, or equal and of a kind that cannot be written to."""
     if held is value:
         return True
     if isinstance(value, tuple):  # of arrays, for one, which cannot be compared at once

@@ -27,10 +27,10 @@ from grpo_core.restoring.native.mujoco_state import MujocoModel, is_model
 from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.restoring.state import BOOKKEEPING, CONSTANTS, DRAWING_NAMES, access_own_methods, is_known
 
-# What these packages' environments hold beside their engine's state is never restored.
+# Of these packages' environments only the engine's state is restored.
 _ENGINES = ("gymnasium.envs.mujoco.", "ale_py.")
-# For so many steps it is learned what an environment changes by itself: a counter or a position shows in the first,
-# what few episodes come to shows later.
+# Number of steps in which to learn what an environment changes by itself: a counter or a position shows in the first,
+# rare events show later.
 _N_LEARNED_STEPS = 512
 # In the place of an attribute that was deleted.
 _DELETED = object()
@@ -64,7 +64,7 @@ class OutsideChanges:
         self._contents: dict[_Place, Any] = {}
         self._edited: list[Any] = []
         self._n_looks = 0
-        # What the environments change by themselves.
+        # Attributes that the environments change by themselves.
         self._state: set[_Place] = set()
         self._kept: dict[_Place, Any] = {}
         self._written: dict[_Place, Any] = {}
@@ -75,14 +75,14 @@ class OutsideChanges:
         return bool(self._kept or self._written or self._kept_models)
 
     def watch(self, call: Callable[[], _T]) -> _T:
-        """Call somebody else's code, and keep what it sets; what came before were our own steps and resets."""
+        """Call other code, and keep what it sets; everything before came from our own steps and resets."""
         self.look()
         returned = call()  # no context manager: it would take a microsecond or two more at every step
         self.keep()
         return returned
 
     def notice(self, visit: Callable[[], _T]) -> _T:
-        """Let somebody else reset or step the environments: that changes their state, and sets nothing on them."""
+        """Let other code reset or step the environments: that changes their state, and sets nothing on them."""
         self.keep()
         try:
             return visit()
@@ -108,7 +108,7 @@ class OutsideChanges:
     def keep(self) -> None:
         """Keep what was set since the latest ``look``, but not what an environment changes when it is reset or stepped.
 
-        A ``Monitor`` tells whether somebody has done that. Without one, it is taken for granted where most of what
+        A ``Monitor`` tells whether that has happened. Without one, it is taken for granted where most of what
         the environments change by themselves has changed.
         """
         if self._n_looks == 0:
@@ -211,7 +211,7 @@ class OutsideChanges:
 
 
 class _Calls:
-    """What a ``Monitor`` knows of the resets and steps so far.
+    """A ``Monitor``'s record of the resets and steps so far.
 
     :param monitor: That of the environment.
     """

@@ -91,7 +91,7 @@ class Simulator:
         self._captures = [part.capture for part in parts]
         self._restores = [part.restore for part in parts]
         self._copies_together = self._layers.are_copied
-        # What is inside of copied objects is copied with them.
+        # Objects inside copied ones are copied with them.
         self._noise = None if common_random_numbers else find_noise(self.env, process_wide=False, shared=False)
         # What is known is restored before what refers to it.
         self._order = sorted(range(len(parts)), key=lambda i: parts[i].is_copied)

@@ -76,17 +76,17 @@ _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     StickyActionEnv: ("_sticky_action",),
     WarpFrame: (),
 }
-#: Known wrappers that only keep books, which nobody changes: of episodes, and of what was checked.
+#: Known wrappers that only keep records that no other code changes: of episodes, and of what was checked.
 BOOKKEEPING = (Monitor, OrderEnforcing, PassiveEnvChecker)
 # Attributes of every gym.Env or gym.Wrapper that are no part of a state.
 CONSTANTS = CONSTANTS_OF_ENVS | {"env", "_action_space", "_observation_space", "_np_random", "_np_random_seed"}
-# What hangs on to a window is often called so. Such an attribute is copied like any other, and left out only if it
+# A reference to a window is often called so. Such an attribute is copied like any other, and left out only if it
 # cannot be copied; a replay then has to prove that no step depends on it.
 DRAWING_NAMES = frozenset({"screen", "surf", "clock", "window", "viewer", "renderer"})
 # Not part of a state: modules, spaces, generators and files of results.
 _NOT_STATE = (gym.Space, *GENERATORS, types.ModuleType, types.BuiltinFunctionType, ResultsWriter)
 
-#: What is said of a layer that captures and restores itself.
+#: Description of a layer that captures and restores itself.
 OWN_METHODS = "capture_state() and restore_state()"
 
 

@@ -20,7 +20,7 @@ def reduce_model(model: Any) -> dict[str, Any]:
 
     :raises TypeError: If the environment is in worker processes, which belong to this one alone.
     """
-    # What the last forward pass left there belongs to a graph and cannot be copied.
+    # The last forward pass left a tensor of a graph there, which cannot be copied.
     model.policy.action_dist.distribution = None
     state = {name: value for name, value in vars(model).items() if name not in _LEFT_OUT}
     if model.env is not None:

@@ -57,7 +57,7 @@ _MEMBER_OVERHEAD_BYTES = 1024
 # A zip begins with its first member's header and name, and ends in a record that tells where its directory is.
 N_HEAD_BYTES = 30 + len(META_MEMBER)
 N_TAIL_BYTES = 22
-# What zipfile reads before anybody can count: the list of members, and where it stands if there is a great number.
+# Read by zipfile before members can be counted: their list, and where it stands if there is a great number.
 _DIRECTORY_END, _LARGE_DIRECTORY_END = b"PK\x05\x06", b"PK\x06\x07"
 _N_LARGE_END_BYTES = 20
 _MAX_COMMENT_BYTES = 2**16
@@ -81,15 +81,15 @@ class Limits(NamedTuple):
 
     @property
     def array_bytes(self) -> int:
-        """What is left for arrays, their headers of NumPy's included."""
+        """The bytes left for arrays, NumPy's headers included."""
         return self.file_bytes - self.meta_bytes - self.n_members * _MEMBER_OVERHEAD_BYTES
 
 
-# What a server reads, whose files may come from anybody. A 4x1024 network with its two Adam moments is 76 MB, NatureCNN
+# Limits of a server, whose files may come from anywhere. A 4x1024 network with its two Adam moments is 76 MB, NatureCNN
 # on 84x84 images 20 MB, or 40 MB where the value network has its own. Convolutions take 8 arrays per image, 4 times
 # that with Adam, twice that if the value network has its own.
 SERVICE_LIMITS = Limits(128 * 2**20, 2**20, 1024)
-# What is saved, and what a script reads. A larger zip would have a form of its own, which no reader here takes.
+# Limits of saving, and of reading in a script. A larger zip would have a form of its own, which no reader here takes.
 LIBRARY_LIMITS = Limits(2**31 - 1, 2**24, 2**14)
 
 

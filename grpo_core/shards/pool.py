@@ -198,7 +198,7 @@ class _Rollout:
     def take(self) -> int | None:
         """Return the number of a shard to play; None once all have been played, or none is wanted any more."""
         with self._changed:
-            # What another worker has in hand may come back.
+            # Another worker may return its shard to the queue.
             while not self._waiting and self._n_under_way and not self.is_closed:
                 self._changed.wait()
             if self.is_closed or not self._waiting:
@@ -252,7 +252,7 @@ class _Rollout:
             return self._replies.pop(number, None)
 
     def close(self) -> bool:
-        """Want no more shards; return whether none is waiting or under way."""
+        """Request no more shards; return whether none is waiting or under way."""
         with self._changed:
             self.is_closed = True
             self._changed.notify_all()

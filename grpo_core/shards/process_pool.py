@@ -37,9 +37,9 @@ _END_SECONDS = 2.0
 _FORK_SECONDS, _WAIT_SECONDS = 300.0, 10.0
 # How often a worker at most says that it has taken a step.
 _SIGN_SECONDS = 0.1
-# What bounds a message that is stuck half way where nothing else does.
+# Upper limit for a half-sent message.
 _MAX_STUCK_SECONDS = 86400.0
-# What the trainer asks of the nursery: a letter, and a process id or 0. The answer is one number.
+# A request to the nursery: a letter, and a process id or 0. The answer is one number.
 _REQUEST, _ANSWER = struct.Struct("<cq"), struct.Struct("<q")
 _FORK, _WAIT = b"f", b"w"
 # Before anything is imported: a key that interrupts the trainer is not for its workers, and libraries count the threads
@@ -120,7 +120,7 @@ class _Nursery:
         return self._ask(_WAIT, pid, [], _WAIT_SECONDS)
 
     def interrupt(self) -> None:
-        """End it if anybody waits for it: it may be importing for seconds yet."""
+        """End it if its end is waited for: it may be importing for seconds yet."""
         if self._lock.locked():
             self._process.kill()
 
@@ -153,7 +153,7 @@ class _ProcessWorker(Worker):
         with theirs:
             self._pid = nursery.fork(theirs)
         self._known: tuple[bytes, bytes] = (b"", b"")
-        # Guards the two below: once somebody has waited for its end, the process id may be another's.
+        # Guards the two below: once its end has been waited for, the process id may be another's.
         self._lock = threading.Lock()
         self._status: int | None = None
 
@@ -224,7 +224,7 @@ def _is_running(pid: int) -> bool:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[0] != b"Z"
     except OSError:
-        return not os.path.exists("/proc/self/stat")  # where there is none, its pipe alone tells
+        return not os.path.exists("/proc/self/stat")  # without /proc, only the worker's pipe tells
 
 
 def serve(control_fd: int, trainer_pid: int) -> None:

@@ -1,4 +1,4 @@
-"""What goes to the workers that play shards, and what comes back.
+"""The messages to the workers that play shards, and their replies.
 
 All of it is pickled by this library's processes for each other; none of it is read from a file.
 """

@@ -245,7 +245,7 @@ class ShardedCollector(GroupCollector):
         packed = [pack(order, "a captured state of the environment") for order in orders]
         policy = pack(_move_to_cpu(actor), "the policy")
         with closing(self._pool.play(policy, packed, should_stop)) as replies:
-            # Those of one part of all environments advance side by side.
+            # Shards of the same part, one per environment, advance side by side.
             for start in range(0, len(shards), self._bank.n_envs):
                 part = [
                     self._put(rollout, shard, reply)

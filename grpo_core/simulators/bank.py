@@ -19,7 +19,7 @@ from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform
 
 
 class Findings(NamedTuple):
-    """What trials have found out about the environments of a bank.
+    """The findings of trials about the environments of a bank.
 
     :param is_cheap: Whether capturing and restoring is so cheap that one environment can play many branches in
         lock-step. It depends on the clock.
@@ -46,9 +46,9 @@ class SimulatorBank(ABC):
         #: The environments, if they are in this process and no wrapper but ``VecNormalize`` changes their observations;
         #: otherwise empty.
         self.plain_envs: Sequence[gym.Env[Any, Any]] = ()
-        #: What is set on the environments from outside, as far as they are restored by copies.
+        #: Changes made to the environments from outside, where they are restored by copies.
         self.outside_changes = OutsideChanges(())
-        #: What was found out about the environments that were tried out.
+        #: Findings about the environments that were tried out.
         self.reports: Sequence[RestoringReport] = ()
         self._transform = transform
         self._single_envs: Sequence[SingleEnv] = ()
@@ -92,7 +92,7 @@ class SimulatorBank(ABC):
         return False
 
     def find_masks(self) -> None:
-        """Look up again who tells the legal actions; those in workers are asked for them by name."""
+        """Look up again where action masks come from; environments in workers are asked for them by name."""
         for single_env in self._single_envs:
             single_env.find_masks()
 

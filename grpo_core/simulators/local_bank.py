@@ -26,12 +26,12 @@ from grpo_core.simulators.visits import Leave, notice_visits
 # The first environment of each kind is tried out thoroughly, the others of its kind only for what is theirs alone.
 _N_BRIEF_STEPS = 8
 _MAX_BRIEF_SECONDS = 0.2
-# For all those of further kinds, of which there may be one per environment: a number of its own is enough.
+# Total for all further kinds; a differing number makes a kind, so each environment may be one.
 _MAX_OTHERS_SECONDS = 4.0
-# A kind is a class and its parameters of these types; a seed is none.
+# A kind is a class and its parameters of these types; a seed does not count.
 _PLAIN = (bool, int, float, str)
 _SEED = "_np_random_seed"
-# Of these packages' classes it is known what each method does, unless an environment was given another one.
+# The methods of these packages' classes are known, unless an environment was given another one.
 _LIBRARIES = ("gymnasium.", "stable_baselines3.", "ale_py.")
 _OWN_METHODS = frozenset({"action_masks", "capture_state", "restore_state"})
 

@@ -78,11 +78,11 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         self._get_simulator(False).restore(state)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment for somebody else: training calls ``take_reset``."""
+        """Reset the environment for other code: training calls ``take_reset``."""
         return self._outside_changes.notice(partial(self._leave_and_call, False, partial(self.env.reset, **kwargs)))
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the environment for somebody else: training calls ``take_order``."""
+        """Step the environment for other code: training calls ``take_order``."""
         return self._outside_changes.notice(partial(self._leave_and_call, True, partial(self.env.step, action)))
 
     def _leave_and_call(self, is_to_step: bool, call: Callable[[], _T]) -> _T:

@@ -88,7 +88,7 @@ class SingleEnv:
         self._get_masks: Callable[[], Any] | None
         self.find_masks()
         self._simulator = simulator
-        # Whether a branch is under way, and while somebody else moves the environment, where it was left, if it was.
+        # Whether a branch is under way; and, while other code moves the environment, where it was left, if it was.
         self._is_under_way, self._is_over = False, False
         self._visit: tuple[SimulatorState | None, Exception | None] | None = None
         #: Called after each restore.
@@ -100,7 +100,7 @@ class SingleEnv:
         self._step_env: Callable[[Any], Any] | None = self._step_first
 
     def find_masks(self) -> None:
-        """Look up who tells the legal actions: somebody may have assigned another ``action_masks``.
+        """Look up where action masks come from: another ``action_masks`` may have been assigned.
 
         :raises InvalidEnvironmentError: If it is no method.
         """
@@ -127,7 +127,7 @@ class SingleEnv:
         """Restore, step and capture as ordered.
 
         :raises NotBranchableError: If a restore or capture is ordered but states are never captured, or if it is to go
-            on from where somebody else has moved it, and that state could not be captured.
+            on from where other code has moved it, and that state could not be captured.
         """
         start = order.restore
         if self._visit is not None:
@@ -159,12 +159,12 @@ class SingleEnv:
         )
 
     def leave(self, is_to_step: bool) -> None:
-        """Let somebody else move the environment: the branch under way goes on from here with the next step.
+        """Let other code move the environment: the branch under way goes on from here with the next step.
 
         :param is_to_step: Whether it will be stepped, and not reset.
         """
         if self._visit is None:
-            # What is never captured goes on where the visit ends, as in SB3.
+            # An environment that is never captured goes on where the visit ends, as in SB3.
             is_kept = self._is_under_way and self._simulator is not None
             try:
                 self._visit = (self._need_simulator().capture() if is_kept else None), None
@@ -252,5 +252,5 @@ def _copy_info(info: Mapping[str, Any]) -> dict[str, Any]:
 def _copy_value(value: Any) -> Any:
     try:
         return copy.deepcopy(value)
-    except Exception:  # of foreign objects, some of which cannot be copied
+    except Exception:  # foreign objects may refuse to be copied
         return copy.copy(value)

@@ -35,7 +35,7 @@ _BYPASSED = (
 
 
 class ObservationTransform:
-    """What the wrappers of a vectorised environment do to an observation of one environment.
+    """The changes that a vectorised environment's wrappers make to an observation of one environment.
 
     :param wrappers: The wrappers that change observations, the innermost first.
     """

@@ -50,7 +50,7 @@ class RestorableWorkerBank(SimulatorBank):
 
 
 class _OutsideChangesInWorkers(OutsideChanges):
-    """What is set from outside on environments in workers, each of which keeps it itself."""
+    """Changes from outside to environments in workers; each worker keeps its own."""
 
     def __init__(self, base: SubprocVecEnv) -> None:
         super().__init__(())

@@ -13,7 +13,7 @@ from grpo_core.options.choices import LossNormalization
 
 # How many times ``target_kl`` a minibatch's approximate KL may be before updates stop, as in Stable-Baselines3's PPO.
 TARGET_KL_TOLERANCE = 1.5
-# What a sum of weights is divided by at least, lest it be 0.
+# Smallest divisor of a sum of weights, which might be 0.
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -102,7 +102,7 @@ def compute_filter_weights(
     :return: Same shape as ``step_mask``, 0 in the other groups.
     """
     kept = np.broadcast_to(informative[:, None], step_mask.shape)
-    # What counts alike: steps, branches (of which a group has fewer where actions are illegal), or room for steps.
+    # Units of equal weight: steps, branches (a group has fewer where actions are illegal), or room for steps.
     if normalization == "horizon":
         kept_share = float(informative.mean())
     else:

@@ -52,7 +52,7 @@ def split_parameters(policy: ActorCriticPolicy) -> tuple[list[torch.nn.Parameter
 
 @torch.no_grad()
 def find_not_finite(policy: ActorCriticPolicy) -> str | None:
-    """Name a parameter that is trained and holds NaN or infinity; None if there is none."""
+    """Name a trained parameter that holds NaN or infinity; return None if all are finite."""
     for name, parameter in unwrap_compiled(policy).named_parameters():
         # A sum is quicker to ask, and finite only if all of it is.
         if parameter.requires_grad and not parameter.sum().isfinite() and not parameter.isfinite().all():
@@ -97,7 +97,7 @@ def _make_observations(space: spaces.Space[Any]) -> Any:
 def copy_policy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     """Copy a policy as it is now, to be asked and not trained: without its optimizer, dropout off."""
     policy = unwrap_compiled(policy)
-    # What the last forward pass left in the distribution belongs to a graph and cannot be copied.
+    # The last forward pass left tensors of a graph in the distribution, which cannot be copied.
     policy.action_dist.distribution = None  # type: ignore[assignment]  # as SB3's constructors leave it
     copied: ActorCriticPolicy = copy.deepcopy(policy, {id(policy.optimizer): None})
     copied.set_training_mode(False)

@@ -14,7 +14,7 @@ from torch.optim import optimizer as torch_optimizers
 
 from grpo_core.methods import KnownMethods
 
-# What ``read_structure`` returns; equal where policies compute the same from equal weights.
+# The result of ``read_structure``; equal where policies compute the same from equal weights.
 Structure = tuple[Any, ...]
 
 # Methods through which SB3 acts and learns. One that is set on an object replaces that of its class.
@@ -102,7 +102,7 @@ class StructureCheck:
         ]
         key.append(_read_flags(policy))
         if key != self._key:
-            # The layers are kept, lest others have their ids later.
+            # The layers are kept, so that no others get their ids later.
             self._key, self._kept = key, [*layers, *policy.parameters()]  # type: ignore[list-item]
             self._answer = read_structure(policy) == self._built
         return self._answer

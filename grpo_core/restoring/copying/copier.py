@@ -132,7 +132,7 @@ def describe_kind(value: Any) -> str:
 class Copier:
     """Copies objects of any structure. It remembers the way in which each type is copied.
 
-    :param native: Leaves physics engines where they are, and has their states; None if nobody asks for them.
+    :param native: Leaves physics engines where they are, and has their states; None if these are not needed.
     """
 
     def __init__(self, native: NativeParts | None = None) -> None:
@@ -368,7 +368,7 @@ def _is_restore(memo: Memo) -> bool:
 
 
 def _copy_frame(value: Any, memo: Memo) -> Any:
-    """Copy a data frame; pandas copies a column once somebody writes to it."""
+    """Copy a data frame; pandas copies a column when it is first written to."""
     copied = memo[id(value)] = value.copy(deep=False)
     return copied
 

@@ -16,7 +16,7 @@ from grpo_core.restoring.native.parts import Memo, NativeParts
 # Whether an attribute, by name and value, is part of a captured state.
 IsState = Callable[[str, Any], bool]
 
-#: What no step changes in place.
+#: Types of values that no step changes in place.
 IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic)
 
 
@@ -90,7 +90,7 @@ class Layers:
     def together(self, *, is_capture: bool, noted: Noted | None = None) -> Iterator[None]:
         """Let all copies made inside belong to one state.
 
-        :param noted: What ``note`` returned when it was captured; None lets copies take the places of all objects.
+        :param noted: What ``note`` returned when it was captured; None lets copies replace all objects.
         """
         self._memo, self._noted, self._has_failed = self._make_memo(is_capture), noted, False
         try:
@@ -99,7 +99,7 @@ class Layers:
             self._memo = self._noted = None
 
     def note(self) -> Noted | None:
-        """Return which objects the copies are of that were made since ``together`` began, to capture a state."""
+        """Map each copy made since ``together`` began, to capture a state, to its original."""
         if self._memo is None or not self._keeps_originals:
             return None
         if self._has_failed:  # a part of what failed may have been copied

@@ -38,7 +38,7 @@ class Originals:
         self._copier = copier
         self._held: dict[str, Any] | None = None
         self._released: dict[int, Any] = {}
-        # What ``note`` goes through: ids, objects, their types, and what writes into them.
+        # The entries that ``note`` goes through: ids, objects, their types, and functions that write into them.
         self._entries: list[tuple[int, Any, type, _Write]] = []
         self._writers: dict[type, _Write] = {
             list: self._write_list,
@@ -63,7 +63,7 @@ class Originals:
         self._held = None
 
     def release(self, values: Sequence[Any]) -> None:
-        """Let copies take the places of some objects for good, and of all that leads to them."""
+        """Let copies replace some objects for good, and every object that leads to them."""
         self._released |= {id(value): value for value in values}  # kept, so that no other object gets its id
         self.look_again()
 
@@ -71,7 +71,7 @@ class Originals:
         """Return which objects have been copied, with their copies.
 
         :param envs: The layers.
-        :param memo: Copies of all that was captured.
+        :param memo: Copies of all captured objects.
         """
         if self._held is None:
             self._held = self._find(envs, memo)
@@ -130,7 +130,7 @@ class Originals:
         if type(memo.get(id(value))) is not type(value):
             return False  # not copied, or left in place anyway
         if type(value) is np.ndarray:
-            # Of views, only those whose copies show a part of a copy.
+            # Only those views whose copies show a part of a copy.
             shows_copy = value.base is None or memo[id(value)].base is memo.get(id(value.base), value)
             return bool(value.flags.writeable and shows_copy)
         return type(value) in self._writers or self._copier.copies_attributes_of(value)

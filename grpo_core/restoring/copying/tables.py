@@ -16,7 +16,7 @@ import numpy.typing as npt
 _MIN_BYTES = 1 << 16
 # Kept for comparison, besides the newest pair.
 _MAX_KEPT_BYTES = 1 << 26
-# Nobody can change them, so that a copy may hold the same objects.
+# They cannot be changed, so a copy may hold the same objects.
 _IMMUTABLE = (
     *(type(None), bool, int, float, complex, str, bytes),
     *(np.number, np.bool_, np.str_, np.bytes_, np.datetime64, np.timedelta64),
@@ -139,7 +139,7 @@ class _Addresses:
 
 
 def _is_immutable(array: Any, changed: npt.NDArray[np.bool_] | None) -> bool:
-    """Return whether nobody can change the objects in an array.
+    """Return whether the objects in an array cannot be changed.
 
     :param changed: Where to look; None everywhere.
     """

@@ -18,8 +18,8 @@ _LATE = (
     *("act_dot", "qacc", "qacc_smooth", "qfrc_actuator", "qfrc_passive", "qfrc_bias", "qfrc_constraint"),
     *("qfrc_smooth", "qfrc_inverse"),
 )
-# Arrays of the model that nobody edits: meshes and pictures, which are also the large ones. A height field is edited
-# where the ground is drawn anew.
+# Arrays of the model that are never edited: meshes and pictures, which are also the large ones. A height field is
+# edited where the ground is drawn anew.
 _MAX_WATCHED_BYTES = 1 << 16
 _ALWAYS_WATCHED = ("hfield_data",)
 # Besides numbers with a point, environments edit what may touch what.

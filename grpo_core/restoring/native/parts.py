@@ -93,7 +93,7 @@ class NativeParts:
         self._left: dict[int, Any] = {}
         self._indices: dict[int, int] = {}
         self._engines: dict[int, Engine] = {}
-        # Of the capture that is being made.
+        # Belongs to the capture that is being made.
         self._used: set[int] = set()
         self._outlooks: list[tuple[Any, _Outlook]] = []
 

@@ -77,7 +77,7 @@ def preserve(subject: Restorable, noise: Noise) -> Iterator[None]:
                 subject.restore(before[0])
                 is_restored = True
     finally:
-        # What is not looked into, such as an engine, has only been restored in its copy.
+        # Objects that are not looked into, such as an engine, have only been restored in their copies.
         (of_known if is_restored and not held.is_whole else held).put_back()
         if not is_restored:
             for env in envs:
@@ -103,7 +103,7 @@ def _remember(env: Env, names: Sequence[str]) -> Callable[[], None]:
 
 
 class _Held:
-    """What layers hold: the very same objects, each with what is in it now.
+    """The contents of layers: the very same objects, each with what is in it now.
 
     Restoring puts copies in their places, while others go on holding the objects themselves: the user, another
     environment, a function of the environment's own, a view of an array.

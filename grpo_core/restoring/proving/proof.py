@@ -25,7 +25,7 @@ _FIRST_STEPS = 4
 # Further rounds, until enough was tried: with branches of 64 steps one will do where episodes last 40 steps, and five
 # where they last eight.
 _MAX_ROUNDS = 5
-# Steps of all branches together, in branches of ``n_steps``, after which enough was tried.
+# Total steps that are enough, in branches of ``n_steps``.
 _ENOUGH_BRANCHES = 3
 # Branches whose first recording or replay is not the long one, in one round.
 _N_SHORT_PLAYS = 12
@@ -33,7 +33,7 @@ _N_SHORT_PLAYS = 12
 _N_TURNS = 12
 # Every second branch repeats an action for this long, and so comes farther.
 _N_REPEATS = 8
-# Of the trial's noise and actions.
+# Seed of the trial's noise and actions.
 _SEED = 1
 
 
@@ -45,7 +45,7 @@ class Shipment(NamedTuple):
 
 
 class _Branch(NamedTuple):
-    """What was done and seen from one state on."""
+    """The actions taken from one state on, and what was observed."""
 
     actions: list[Any]
     steps: list[tuple[Any, ...]]

@@ -1,4 +1,4 @@
-"""What is known about restoring an environment, and what it costs."""
+"""The result of a trial: whether an environment can be restored, and at what cost."""
 
 from dataclasses import dataclass
 
@@ -76,12 +76,12 @@ class RestoringReport:
 
     @property
     def group_mode(self) -> str:
-        """What ``group_mode="auto"`` chooses: ``"branch"``, or ``"episode"`` where restoring costs too much."""
+        """The choice of ``group_mode="auto"``: ``"branch"``, or ``"episode"`` where restoring costs too much."""
         return "branch" if self.pays else "episode"
 
     @property
     def price(self) -> str:
-        """What restoring costs, as a sentence."""
+        """The cost of restoring, as a sentence."""
         ratio = self.overhead_us / (self.step_us + _LEARNING_US)
         return (
             f"A capture takes {_show_us(self.capture_us)} and a restore {_show_us(self.restore_us)}, a step "
