@@ -39,7 +39,7 @@ LIBRARY_ORDER = [
     "npy",
     "process",
     "suggestions",
-    "methods",
+    "replaced_methods",
     "actor",
     "options",
     "environments",

@@ -27,9 +27,9 @@ from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.archive import AnchorArchive
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.npy import to_npy
-from grpo_core.restoring.contents import walk
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.generators import find_noise
+from grpo_core.restoring.object_graph import walk
 from grpo_core.restoring.simulator import Simulator
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError

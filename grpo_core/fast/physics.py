@@ -20,7 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.fast.dynamics import DYNAMICS, BoolArray, Dynamics, FloatArray, Motion
 from grpo_core.fast.step_threads import StepThreads
-from grpo_core.methods import KnownMethods
+from grpo_core.replaced_methods import KnownMethods
 
 # Batch sizes of the replay: every tail that vector instructions for 2, 4 or 8 numbers leave, and whole vectors.
 _REPLAYED_BATCHES = (1, 2, 3, 5, 7, 8, 17, 64)

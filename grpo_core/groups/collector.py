@@ -20,7 +20,7 @@ from grpo_core.groups.rewards import apply_reward_functions
 from grpo_core.groups.rollout import GroupRollout, Place, SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.rewards import Reward
-from grpo_core.restoring.outside import OutsideChanges
+from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.bank import Findings, SimulatorBank
 from grpo_core.simulators.single_env import Observed, Order, Outcome

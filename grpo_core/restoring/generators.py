@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from grpo_core.environments.nested import Env, list_nested_envs
-from grpo_core.restoring.contents import GENERATORS, walk
+from grpo_core.restoring.object_graph import GENERATORS, walk
 from grpo_core.restoring.state import StateAccess, is_known
 
 # How the state of each process-wide generator is read and set. Not torch's, which models in other threads borrow:

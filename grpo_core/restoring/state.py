@@ -35,12 +35,12 @@ from stable_baselines3.common.atari_wrappers import (
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
 from grpo_core.environments.nested import Env, get_own, list_nested_envs
-from grpo_core.restoring.contents import GENERATORS
 from grpo_core.restoring.copying.copier import CONSTANTS_OF_ENVS, CopyError, is_tool
 from grpo_core.restoring.copying.growth import Growth
 from grpo_core.restoring.copying.layers import IMMUTABLE, Layers
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.native.mujoco_state import MujocoModel
+from grpo_core.restoring.object_graph import GENERATORS
 
 # Attributes that a step changes, from the sources of Gymnasium 1.4 and SB3 2.9; the tests check each entry with
 # ``check_branchable``. Only exact types match, since a subclass may keep more state.

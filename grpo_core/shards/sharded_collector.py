@@ -16,7 +16,7 @@ from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout, SteppedPlace
 from grpo_core.options.checks import refuse
 from grpo_core.options.rewards import Reward
-from grpo_core.restoring.outside import find_monitor
+from grpo_core.restoring.outside_changes import find_monitor
 from grpo_core.shards.pool import RolloutPool
 from grpo_core.shards.shard_messages import (
     MakeCollector,

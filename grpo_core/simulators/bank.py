@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from grpo_core.restoring.outside import OutsideChanges
+from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv

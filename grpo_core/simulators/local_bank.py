@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from grpo_core.environments.first_calls import check_methods
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError
-from grpo_core.restoring.outside import OutsideChanges
+from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.restoring.state import BOOKKEEPING, list_restored_layers

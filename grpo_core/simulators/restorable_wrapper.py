@@ -11,7 +11,7 @@ import gymnasium as gym
 
 from grpo_core.environments.first_calls import check_methods
 from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError, ReplacedLayerError
-from grpo_core.restoring.outside import OutsideChanges
+from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.proving.proof import Shipment
 from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import Simulator, SimulatorState

@@ -7,7 +7,7 @@ from weakref import WeakMethod, ref
 
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from grpo_core.restoring.outside import OutsideChanges
+from grpo_core.restoring.outside_changes import OutsideChanges
 
 _MOVES = ("reset", "step", "step_wait")
 

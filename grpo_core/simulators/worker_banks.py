@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from grpo_core.environments.first_calls import check_masks, check_observation, check_reset, check_step, is_usual
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
-from grpo_core.restoring.outside import OutsideChanges
+from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.bank import Findings, SimulatorBank, list_rewound

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from torch.nn.modules import module as torch_modules
 from torch.optim import optimizer as torch_optimizers
 
-from grpo_core.methods import KnownMethods
+from grpo_core.replaced_methods import KnownMethods
 
 # The result of ``read_structure``; equal where policies compute the same from equal weights.
 Structure = tuple[Any, ...]

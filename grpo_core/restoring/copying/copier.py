@@ -23,9 +23,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from grpo_core.restoring.contents import GENERATORS
 from grpo_core.restoring.copying.tables import Tables, is_frame
 from grpo_core.restoring.native.parts import Memo, NativeParts, Way, shows_foreign_memory
+from grpo_core.restoring.object_graph import GENERATORS
 
 # Copied by sharing, as ``copy.deepcopy`` does, or because a copy would be the same: modules and loggers.
 _ATOMIC = (

@@ -15,9 +15,9 @@ import gymnasium as gym
 import numpy as np
 
 from grpo_core.environments.nested import Env
-from grpo_core.restoring.contents import list_children, walk
 from grpo_core.restoring.copying.copier import Copier, is_constant_of_env, list_slots
 from grpo_core.restoring.native.parts import Memo
+from grpo_core.restoring.object_graph import list_children, walk
 
 # Objects looked at, nearest first: environments may hold tables of them.
 _MAX_LOOKED_AT = 10_000

@@ -13,8 +13,8 @@ from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.monitor import Monitor
 
 from grpo_core.environments.nested import Env, list_nested_envs
-from grpo_core.restoring.contents import GENERATORS, MAX_ARRAY_BYTES, SCALARS, walk
 from grpo_core.restoring.generators import Noise
+from grpo_core.restoring.object_graph import GENERATORS, MAX_ARRAY_BYTES, SCALARS, walk
 from grpo_core.restoring.proving.report import LayerAccess
 from grpo_core.restoring.state import is_known
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from grpo_core.environments.action_masks import get_action_masks, sample_action
 from grpo_core.environments.nested import list_nested_envs, name_env
-from grpo_core.restoring.contents import describe_contents, list_differences
 from grpo_core.restoring.copying.copier import describe_kind
 from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError
 from grpo_core.restoring.generators import Noise, find_noise
+from grpo_core.restoring.object_graph import describe_contents, list_differences
 from grpo_core.restoring.proving.failures import REMEDY, describe_difference, explain, is_same, naming
 from grpo_core.restoring.proving.preserving import Restorable, preserve
 from grpo_core.restoring.proving.report import RestoringReport

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from stable_baselines3.common.monitor import Monitor
 
 from grpo_core.environments.nested import Env, list_nested_envs
-from grpo_core.restoring.holding import (
+from grpo_core.restoring.attribute_copies import (
     copy_contents,
     holds,
     is_compared,
