@@ -44,8 +44,8 @@ class Parser(argparse.ArgumentParser):
     def add_pairs(self, name: str, text: str) -> None:
         """Add an option that takes pairs ``NAME=VALUE``, one or more; any other word ends them.
 
-        :param name: The option's.
-        :param text: Its help.
+        :param name: Name of the option.
+        :param text: Help of the option.
         """
         self._pair_options.add(name)
         metavar = "NAME=VALUE [NAME=VALUE ...]"

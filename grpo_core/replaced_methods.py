@@ -10,7 +10,7 @@ class KnownMethods:
     """The methods of some classes as they are when this is made: where ours are imported, or first need the classes.
 
     :param kinds: The classes; methods that they inherit are theirs, too.
-    :param names: What methods are called that count; None: all but Python's own.
+    :param names: Names of the methods that count; None: all but Python's own.
     """
 
     def __init__(self, kinds: Iterable[type], names: Iterable[str] | None = None) -> None:

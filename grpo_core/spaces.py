@@ -227,7 +227,7 @@ def to_inputs(space: spaces.Space[Any], observations: Any, name: str = "observat
     """Check observations of unknown origin, and put the channels of images first, as SB3's ``predict`` does.
 
     :param observations: Arrays or lists ``(batch_size, *observation_shape)``, packed ones, or a dict of such.
-    :param name: What they are called in the message.
+    :param name: Their name in the message.
     :return: An array, or a dict of arrays.
     :raises ValueError: If they have another shape, or are no finite numbers.
     :raises TypeError: If a dict comes where an array has to, or the other way round.

@@ -78,7 +78,7 @@ class PolicyActor(Protocol):
 
     @property
     def action_space(self) -> spaces.Space[Any]:
-        """Where it acts."""
+        """The space of its actions."""
 
     @property
     def normalization(self) -> ObservationStatistics | None:

@@ -57,7 +57,7 @@ class Checkpoint:
     :param facts: The content of ``checkpoint.json``.
     :param model: The model as it was.
     :param arrays: The arrays that the facts refer to.
-    :param attachments: What the caller has added, by name.
+    :param attachments: The caller's additions, by name.
     """
 
     facts: dict[str, Any]
@@ -210,7 +210,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
     """Put a training back into a new ``GRPO``; ``learn(..., reset_num_timesteps=False)`` then goes on with it.
 
     :param model: One with the same arguments, around environments of the same make.
-    :return: What keeps it from going on exactly as it would have; None if nothing does.
+    :return: The obstacle to going on exactly as it would have; None without one.
     :raises CheckpointError: If it is of another training.
     """
     facts = checkpoint.facts
@@ -268,7 +268,7 @@ def _restore_choices(model: Any, facts: Mapping[str, Any]) -> None:
     if (mode, is_cheap) == (model._mode, model._collector.findings.is_cheap):
         return
     if mode not in ("branch", "episode"):
-        raise CheckpointError(f"the checkpoint's mode {mode!r} is none that is chosen; it was not written here.")
+        raise CheckpointError(f"the checkpoint's mode {mode!r} is not one that GRPO chooses; it was not written here.")
     try:
         bank = model._make_bank(model.env, mode)
         bank.findings = bank.findings._replace(is_cheap=is_cheap)
@@ -301,7 +301,7 @@ def _restore_reference(model: Any, timesteps: int, weights: dict[str, npt.NDArra
 def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Caveat | None]:
     """Describe the simulators, the states that groups go on from, and all random generators of the environments.
 
-    :return: The description, None if there is none; the arrays that it refers to; and what is missing.
+    :return: The description or None; the arrays that it refers to; and what is missing.
     """
     anchors, caveat = model._collector.anchors, None
     archive = None if anchors.archive is None else anchors.archive.to_state()

@@ -82,7 +82,7 @@ def explain_stumble(env: Env, error: Exception, action: Any) -> None:
     Only now is it asked, by another step: a check of every step would cost time. Not where the code of an environment
     or of a user's wrapper raised the error, which tells enough.
 
-    :param error: What the step raised.
+    :param error: The error of the step.
     :raises InvalidEnvironmentError: If ``step`` returns what it must not.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]

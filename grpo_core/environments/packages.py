@@ -12,9 +12,9 @@ import gymnasium as gym
 class _Family(NamedTuple):
     """Environments that a package registers once its module is imported.
 
-    :param pattern: What their ids match.
+    :param pattern: Pattern of their ids.
     :param module: The module.
-    :param package: What pip installs.
+    :param package: Name that pip installs.
     """
 
     pattern: str
@@ -67,7 +67,7 @@ def describe_install(module: str) -> str:
 def describe_origin(env_id: str, option: str) -> str | None:
     """Say which module registers an environment that is not registered, and how it gets imported; None if unknown.
 
-    :param option: What imports the module, such as ``start the server with --env-module``.
+    :param option: The remedy that imports the module, such as ``start the server with --env-module``.
     """
     for family in _FAMILIES:
         if re.fullmatch(family.pattern, env_id):
@@ -81,8 +81,8 @@ def explain_missing_packages(env: Any, prefix: str = "", option: str = "import")
     """Let errors of ``gym.make`` end with the command that installs what is missing.
 
     :param env: The id of the environment; anything else is not made, so that its errors are others.
-    :param prefix: What the message begins with.
-    :param option: What imports a module that registers environments.
+    :param prefix: Beginning of the message.
+    :param option: The remedy that imports a module that registers environments.
     """
     try:
         yield

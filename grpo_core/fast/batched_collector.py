@@ -50,7 +50,7 @@ class BatchedCollector(GroupCollector):
     :param observation_space: What the policy observes.
     :param plan: How the groups are played; whole episodes are not.
     :param simulators: One batched simulator for each environment of the bank.
-    :param threads: What they share.
+    :param threads: Threads that they share.
     """
 
     has_plain_states = True

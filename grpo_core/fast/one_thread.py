@@ -13,7 +13,7 @@ class OneThread:
     at its end: of two that overlap, the second finds one thread, and would leave the process with it for good. Here the
     first block sets the limit, and the last one lifts it.
 
-    :param pools: Those of the library.
+    :param pools: The library's thread pools.
     """
 
     def __init__(self, pools: ThreadpoolController) -> None:

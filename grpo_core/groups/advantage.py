@@ -299,7 +299,7 @@ def _compute_mean_of_other_groups(gae: Floats, step_mask: Bools) -> Floats:
 def describe_adaptive(groups: GroupAdvantages, step_mask: Bools, correlations: Floats) -> dict[str, float]:
     """Say what the adaptive baseline did.
 
-    :param correlations: Those that the advantages were computed with.
+    :param correlations: The correlations that the advantages were computed with.
     :return: ``group_coefficient``, how much of the others' mean was subtracted on average, in [0, 1], and
         ``group_variance_saved``, by how much, as a share of GAE's variance, that of the advantages is smaller.
     """
@@ -339,7 +339,7 @@ def compute_informative(returns: Floats, members: Bools) -> Bools:
     If the baseline compares members of a group by their rewards alone, the other groups' advantages are exactly 0;
     under any other baseline, only the value network or the rest of the rollout gives them one.
 
-    :param returns: What the branches earned, without estimates, shape ``(horizon, n_groups, group_size)``.
+    :param returns: Rewards that the branches earned, without estimates, shape ``(horizon, n_groups, group_size)``.
     :param members: Which branches are compared at each step, bool, same shape.
     :return: Bool, shape ``(n_groups,)``.
     """

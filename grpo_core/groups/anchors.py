@@ -91,7 +91,7 @@ class Anchors:
 
         With an archive, a share of the groups starts from there instead.
 
-        :param groups: Those of the rollout just played, by index.
+        :param groups: The groups of the rollout just played, by index.
         :param discounted_returns: Discounted rewards of the episodes up to each step, shape
             ``(horizon, n_groups, group_size)``; None without a ``VecNormalize``.
         :param restart_probability: How often to begin anew although the episode could go on.

@@ -131,7 +131,7 @@ class CallbackView:
     ) -> bool:
         """Show the callback a vectorised step; return False if it ends the training.
 
-        :param infos: Those of the environments, to which the keys are added that SB3 adds.
+        :param infos: The environments' infos, to which the keys are added that SB3 adds.
         :param dones: Where an episode ended, ``(n_envs,)``.
         :param rewards: The environments' own, ``(n_envs,)``.
         :param n_stepped: Number of environments that took a step.
@@ -189,7 +189,7 @@ def keep_original_observations(normalize: VecNormalize | None) -> None:
 class VecStepLocals(dict[str, Any]):
     """The local variables that callbacks see; some are computed when they are first read.
 
-    :param entries: Those that are known.
+    :param entries: The known entries.
     """
 
     def __init__(self, entries: Mapping[str, Any]) -> None:

@@ -58,7 +58,7 @@ class StepBatch(NamedTuple):
     :param actions: As drawn, before clipping, ``(batch_size, *action_shape)``; the axes of a Box are flattened.
     :param old_log_prob: Their log probability under the policy that drew them, ``(batch_size,)``.
     :param advantages: Shape ``(batch_size,)``.
-    :param value_targets: What the value network is to predict, ``(batch_size,)``.
+    :param value_targets: Targets of the value network, ``(batch_size,)``.
     :param branch_index: Which branch of the rollout a step belongs to, integers ``(batch_size,)``.
     :param weights: How much a step counts in the policy's loss, ``(batch_size,)``.
     :param action_masks: Which actions were legal, ``(batch_size, n_bits)``; None where all always are.

@@ -43,7 +43,7 @@ class Preset:
 
 
 def get_preset(name: str) -> Preset | None:
-    """Return the preset of an environment, or a general one, by its name; None if there is none."""
+    """Return the preset of an environment, or a general one, by its name; None for an unknown name."""
     entry = _read_presets().get(name)
     if entry is None:
         return None

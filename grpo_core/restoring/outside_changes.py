@@ -159,7 +159,7 @@ class OutsideChanges:
     def renew(self, simulator: Simulator, state: SimulatorState) -> SimulatorState:
         """Set what is kept in a state that was captured before, and leave the environment there.
 
-        :param simulator: That of the environment that it is a state of.
+        :param simulator: The simulator of the environment that it is a state of.
         """
         simulator.restore(state)
         self.put()
@@ -213,7 +213,7 @@ class OutsideChanges:
 class _Calls:
     """A ``Monitor``'s record of the resets and steps so far.
 
-    :param monitor: That of the environment.
+    :param monitor: The environment's monitor.
     """
 
     def __init__(self, monitor: Monitor) -> None:
@@ -227,7 +227,7 @@ class _Calls:
 
 
 def find_monitor(env: Env) -> Monitor | None:
-    """Return the outermost ``Monitor`` among an environment's wrappers; None if there is none."""
+    """Return the outermost ``Monitor`` among an environment's wrappers; None without one."""
     return next((layer for layer in list_nested_envs(env) if isinstance(layer, Monitor)), None)
 
 

@@ -181,7 +181,7 @@ class Simulator:
         :param max_seconds: Take fewer steps rather than much more time than this.
         :param shipment: How states travel in training, if they do.
         :param shared: Objects that other environments hold, too, by where they are.
-        :return: What was found out; None if nothing had to be.
+        :return: The findings; None if no trial was needed.
         :raises NotBranchableError: If it is not restored, or fails; the message names what.
         """
         if self._is_proven:
@@ -222,7 +222,7 @@ def check_branchable(
     :param max_seconds: Take fewer steps rather than much more time than this; the report says so.
     :return: What was proven, how each layer is restored, and what it costs; print it.
     :raises NotBranchableError: If it cannot be restored or a replay differs; the message says where.
-    :raises ValueError: If it is no environment, such as its id.
+    :raises ValueError: If it is not an environment but, for example, its id.
     """
     if not isinstance(env, gym.Env):
         check_spaces(env)  # which says how an environment is made of it

@@ -40,7 +40,7 @@ def space_from_json(described: Mapping[str, Any]) -> spaces.Space[Any]:
     if described.get("type") == "Dict":
         parts = [(str(key), sub) for key, sub in described["spaces"]]
         if any(sub.get("type") == "Dict" for _, sub in parts):
-            raise ModelFileError("a Dict space within another is none that a policy could take.")
+            raise ModelFileError("a Dict space within another is not one that a policy can take.")
         if sum(_count_numbers(sub) for _, sub in parts) > _MAX_SPACE_NUMBERS:
             raise ModelFileError(f"a space of more than {_MAX_SPACE_NUMBERS} numbers is not read.")
         return spaces.Dict([(key, space_from_json(sub)) for key, sub in parts])

@@ -47,9 +47,9 @@ class ShardSetup:
     :param vec_wrappers: Kinds and attributes of the wrappers around all of them that change observations, the outermost
         first.
     :param plan: How the groups of a whole rollout are played.
-    :param findings: What the trainer's own bank has found out.
+    :param findings: Findings of the trainer's own bank.
     :param make_collector: Makes what plays the groups.
-    :param reward_function: What replaces the environment's rewards; None leaves them.
+    :param reward_function: Function that replaces the environment's rewards; None leaves them.
     :param reward_weights: Weights of several reward functions.
     """
 

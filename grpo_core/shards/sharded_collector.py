@@ -185,7 +185,7 @@ class ShardedCollector(GroupCollector):
     ) -> Iterator[None]:
         """Let workers play the rollouts of one training inside the block.
 
-        :param reward_function: What replaces the environment's rewards; None leaves them.
+        :param reward_function: Function that replaces the environment's rewards; None leaves them.
         :param reward_weights: Weights of several reward functions.
         :param pool: The workers.
         """

@@ -36,7 +36,7 @@ class SimulatorBank(ABC):
     :param n_envs: Number of environments.
     :param transform: What the vectorised environment's wrappers do to observations.
     :param restorable: Whether states are captured and restored; otherwise the bank only resets and steps.
-    :param findings: What has been found out about the environments.
+    :param findings: Findings about the environments.
     """
 
     def __init__(self, n_envs: int, transform: ObservationTransform, restorable: bool, findings: Findings) -> None:

@@ -37,7 +37,7 @@ def make_bank(
         state see the same noise.
     :param must_pay: Whether an environment that takes much longer to restore than to step counts as one that cannot be
         restored.
-    :param findings: Those of another bank of the same environments, wherever it is; None tries them out.
+    :param findings: Findings of another bank of the same environments, wherever it is; None tries them out.
     :raises NotBranchableError: If ``needs_restore`` is set and an environment cannot be restored; the message says why.
     :raises ValueError: If the vectorised environment or one of its wrappers is not supported.
     :raises RuntimeError: If an environment in a worker fails.

@@ -17,10 +17,10 @@ Leave = Callable[[Iterable[int], bool], None]
 
 
 class Visits:
-    """Who is to know of visits to the environments of a ``DummyVecEnv``, which may be those of several models."""
+    """Where visits to the environments of a ``DummyVecEnv``, which several models may share, are reported."""
 
     def __init__(self) -> None:
-        # Of whoever moved the environments last.
+        # Belongs to the player that moved the environments last.
         self._leave: WeakMethod[Leave] | None = None
         self._watchers: list[ref[OutsideChanges]] = []
 

@@ -27,9 +27,9 @@ Floats = npt.NDArray[np.float64]
 class Trajectory(NamedTuple):
     """A stretch that the policy played with its most likely actions.
 
-    :param observations: Those acted on, packed, shape ``(n_steps, *observation_shape)``.
+    :param observations: The observations acted on, packed, shape ``(n_steps, *observation_shape)``.
     :param rewards: The rewards that the policy is trained on, shape ``(n_steps,)``.
-    :param last_observation: The one after the last step, a batch of one.
+    :param last_observation: The observation after the last step, a batch of one.
     :param terminated: Whether the episode ended by itself; otherwise it could have gone on.
     """
 

@@ -19,7 +19,7 @@ _BYTES_PER_ITEM = 8
 class Growth:
     """Measures the captured states of one layer now and then, and warns once.
 
-    :param name: The layer's.
+    :param name: Name of the layer.
     """
 
     def __init__(self, name: str) -> None:

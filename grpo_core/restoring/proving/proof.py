@@ -69,7 +69,7 @@ class _Point:
 class _SecondEpisode(NamedTuple):
     """How an episode goes that begins after a few steps of another.
 
-    :param state: That other's first state.
+    :param state: First state of the other episode.
     :param noise: The states of all random generators there.
     :param first: Its steps.
     :param second: The first observation after the reset, and the steps that follow.
@@ -102,7 +102,7 @@ def prove(
         the same sequences every time.
     :param shipment: How states travel in training, if they do.
     :param shared: Objects that other environments hold, too, by where they are.
-    :return: What was found out.
+    :return: The findings.
     :raises NotBranchableError: If a replay differs, or anything fails; the message names what.
     """
     trial = _Trial(subject, shipment, shared)
