@@ -12,17 +12,17 @@ from fastapi import FastAPI
 from nicegui import Client, core, ui
 from starlette.types import ASGIApp
 
-from service.dashboard.pages.form import show_form
-from service.dashboard.pages.frame import install_styles
-from service.dashboard.pages.model import show_model
-from service.dashboard.pages.models import show_models
-from service.dashboard.pages.server import show_server
-from service.dashboard.pages.side_by_side import show_side_by_side
-from service.dashboard.pages.sweep import show_sweep
-from service.dashboard.pages.sweeps import show_sweeps
-from service.dashboard.pages.unknown import show_unknown
-from service.dashboard.runs.page import show_runs
-from service.dashboard.runs.run_page import show_run
+from service.dashboard.frame import install_styles
+from service.dashboard.jobs.job_page import show_run
+from service.dashboard.jobs.jobs_page import show_runs
+from service.dashboard.models.model_page import show_model
+from service.dashboard.models.models_page import show_models
+from service.dashboard.models.side_by_side_page import show_side_by_side
+from service.dashboard.new_job.new_job_page import show_form
+from service.dashboard.server_page import show_server
+from service.dashboard.sweeps.sweep_page import show_sweep
+from service.dashboard.sweeps.sweeps_page import show_sweeps
+from service.dashboard.unknown_page import show_unknown
 
 # NiceGUI's default of 3 s drops the page of a visitor who changes networks.
 _RECONNECT_SECONDS = 10.0

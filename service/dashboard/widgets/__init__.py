@@ -1,1 +1,1 @@
-"""The parts of the dashboard's pages."""
+"""What several pages of the dashboard share."""

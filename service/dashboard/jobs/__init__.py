@@ -1,0 +1,1 @@
+"""The pages of all jobs and of one."""

@@ -1,0 +1,315 @@
+"""The page of runs: a table, beside the curves of the chosen ones."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
+
+from service.dashboard.current_service import get_service
+from service.dashboard.frame import show_frame
+from service.dashboard.jobs.actions import RunActions
+from service.dashboard.jobs.address import MAX_SHOWN, RunsView, read_view, write_shown
+from service.dashboard.jobs.curves import REWARD, describe_curves
+from service.dashboard.jobs.table import make_table
+from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
+from service.dashboard.widgets.setting_text import name_setting
+from service.errors import ServiceError
+from service.http.browser_rules import DASHBOARD_PATH
+from service.jobs.job import Job
+from service.jobs.records.record import PastJob
+from service.jobs.registry import JobRegistry
+from service.schemas.jobs import JobStatus
+
+_REFRESH_SECONDS = 1.0
+# Runs that the page shows by itself: the newest one, and those that train.
+_MAX_BY_ITSELF = 6
+# Runs whose curves are read from the disk before they go to the browser together.
+_BATCH = 10
+# As many runs of an environment are drawn with the bounds of their lines; see MAX_BANDS in curves.js.
+_MAX_BOUNDED = 4
+_GROUPINGS = (("", "No groups"), ("env_name", "By environment"), ("recipe", "Same settings, any seed"))
+
+
+async def show_runs() -> None:
+    """Show the page of runs, as the address asks for it."""
+    parameters = dict(ui.context.client.request.query_params)
+    with show_frame("Training", "Training"):
+        with make_box("head"), make_box("stack").style("gap: 0"):
+            make_heading("Training", 1)
+            summary = Text("", tag="p")
+        with make_box("training") as content:
+            with make_box("stack runs-side", "section", aria_label="Runs"):
+                _make_bar()
+                table = _make_frame_of_table()
+            with make_box("stack curves-side", "section", aria_label="Curves") as charts:
+                make_box("curve-bar")
+                make_box("curves")
+        empty = _make_empty()
+    page = _RunsPage(get_service().registry, parameters, summary, content, empty)
+    ui.on("runs_view", page.look)
+    ui.on("runs_act", page.act)
+    ui.run_javascript(f"grpoRuns.start('c{table.id}', 'c{charts.id}', {MAX_SHOWN})")
+    await page.refresh()
+    ui.timer(_REFRESH_SECONDS, page.refresh)
+
+
+class _RunsPage:
+    """Sends the browser what an address asks for, and what has changed of it.
+
+    :param parameters: The query of the address.
+    """
+
+    def __init__(
+        self,
+        registry: JobRegistry,
+        parameters: Mapping[str, str],
+        summary: Text,
+        content: ui.element,
+        empty: ui.element,
+    ) -> None:
+        self._registry = registry
+        self._view = read_view(parameters)
+        self._summary, self._content, self._empty = summary, content, empty
+        self._actions = RunActions(get_service(), self.refresh)
+        # Configurations of ended jobs never change.
+        self._configs: dict[str, Mapping[str, Any]] = {}
+        self._by_itself: dict[str, int] = {}
+        self._colours: Mapping[str, int] = {}
+        self._seen: set[str] = set()
+        # What the table was last made of, and the table that was sent.
+        self._asked: _Asked | None = None
+        self._sent = ""
+        # What was sent of each run's curves, by metric; the browser keeps them all.
+        self._sent_curves: dict[str, dict[str, _CurveState]] = {}
+        # How the runs in the charts are drawn.
+        self._styles: Mapping[str, _Style] = {}
+        self._is_sending = asyncio.Lock()
+
+    async def look(self, event: Any) -> None:
+        """Take another address."""
+        query = event.args if isinstance(event.args, str) else ""
+        before, self._view = self._view, read_view(dict(parse_qsl(query, keep_blank_values=True)))
+        if self._view._replace(metric="") != before._replace(metric=""):
+            self._sent = ""  # what was clicked is answered, even if the table is the same
+        await self.refresh()
+
+    async def act(self, event: Any) -> None:
+        """Do what was clicked at a run."""
+        action, job_id = event.args.get("action"), event.args.get("id")
+        if isinstance(action, str) and isinstance(job_id, str):
+            await self._actions.act(action, job_id)
+
+    async def refresh(self) -> None:
+        """Send the table and the curves, if they have changed."""
+        lines, view = self._registry.list_lines(), self._view
+        colours = self._colours = self._choose_colours(lines)
+        self._styles = _choose_styles(lines, colours)
+        # A curve that is taken out has to be sent again when it comes back.
+        self._sent_curves = {job_id: sent for job_id, sent in self._sent_curves.items() if job_id in colours}
+        asked = _Asked(lines, view._replace(metric=""), colours)
+        if not self._sent or asked != self._asked:
+            page = await run_in_threadpool(self._write_page, view, lines, colours)  # which may read the disk
+            if view is not self._view:  # the visitor went on meanwhile
+                return
+            self._show_table(asked, page)
+        if not self._is_sending.locked():
+            async with self._is_sending:
+                sent: tuple[str, Mapping[str, int]] | None = None
+                while sent != (self._view.metric, self._colours):  # another one may be chosen meanwhile
+                    sent = self._view.metric, self._colours
+                    await self._send_curves(*sent)
+
+    def _show_table(self, asked: "_Asked", page: str) -> None:
+        """Send the table if it has changed, and count its runs."""
+        self._asked = asked
+        if page != self._sent:
+            self._sent = page
+            ui.run_javascript(f"grpoRuns.show({page})")
+        self._summary.set_text(_count_runs(asked.lines))
+        self._content.set_visibility(bool(asked.lines))
+        self._empty.set_visibility(not asked.lines)
+
+    def _write_page(self, view: RunsView, lines: Sequence[PastJob], colours: Mapping[str, int]) -> str:
+        """Return the table in JSON."""
+        table = make_table(lines, view, self._list_configs)
+        page = {
+            "rows": table.rows,
+            "settings": [(name, name_setting(name)) for name in table.settings],
+            "pages": table.n_pages,
+            "colours": colours,
+            "show": None if view.shown is None else write_shown(view.shown),
+            "envs": sorted({line.summary.env_name for line in lines}),
+            "tags": sorted({tag for line in lines for tag in line.summary.tags}),
+            "hidden": sum(line.summary.hidden for line in lines),
+        }
+        return json.dumps(page)
+
+    def _list_configs(self, job_ids: Any) -> dict[str, Mapping[str, Any]]:
+        wanted = list(job_ids)
+        missing = [job_id for job_id in wanted if job_id not in self._configs]
+        self._configs |= self._registry.list_configs(missing) if missing else {}
+        return {job_id: self._configs[job_id] for job_id in wanted if job_id in self._configs}
+
+    def _choose_colours(self, lines: Sequence[PastJob]) -> dict[str, int]:
+        """Return the runs in the charts, and their colours: those of the address, or else the ones worth watching."""
+        if self._view.shown is not None:
+            return _find_runs(lines, self._view.shown)
+        if not self._by_itself and lines:
+            self._by_itself = {lines[-1].job_id: 0}
+        for line in lines:
+            is_new = line.job_id not in self._seen and not line.status.is_final
+            if is_new and line.job_id not in self._by_itself and len(self._by_itself) < _MAX_BY_ITSELF:
+                self._by_itself[line.job_id] = min(set(range(MAX_SHOWN)) - set(self._by_itself.values()))
+        self._seen = {line.job_id for line in lines}
+        self._by_itself = {job_id: colour for job_id, colour in self._by_itself.items() if job_id in self._seen}
+        return dict(self._by_itself)
+
+    async def _send_curves(self, metric: str, colours: Mapping[str, int]) -> None:
+        outdated = [job_id for job_id in colours if self._may_be_new(job_id, metric)]
+        at_hand = [job_id for job_id in outdated if self._find_in_memory(job_id) is not None]
+        on_disk = [job_id for job_id in outdated if job_id not in at_hand]
+        # Those read from the disk a few at a time: the first lines are there soon, and no running job waits for them.
+        for batch in filter(None, (at_hand, *_batched(on_disk, _BATCH))):
+            news = await run_in_threadpool(self._describe_new, batch, metric)
+            if metric != self._view.metric:
+                return
+            shown = self._colours  # some may have been taken out meanwhile
+            calls = []
+            for job_id, (state, text) in news.items():
+                if job_id in shown:
+                    self._sent_curves.setdefault(job_id, {})[metric] = state
+                    calls.append(f"grpoCurves.set({text}, {shown[job_id]});")
+            if calls:
+                ui.run_javascript("".join(calls))
+
+    def _find_in_memory(self, job_id: str) -> Job | None:
+        with suppress(ServiceError):  # it was deleted just now
+            return self._registry.find_in_memory(job_id)
+        return None
+
+    def _may_be_new(self, job_id: str, metric: str) -> bool:
+        """Return whether the browser may lack something of a run's curves; the answer never needs the disk."""
+        sent = self._sent_curves.get(job_id, {}).get(metric)
+        job = self._find_in_memory(job_id)
+        # The lines of a run that is not in memory stay as they are.
+        n_events = job.history.last_event_id if job is not None else 0 if sent is None else sent.last_event_id
+        return sent != self._get_state(job_id, n_events, metric)
+
+    def _describe_new(self, job_ids: Sequence[str], metric: str) -> "dict[str, tuple[_CurveState, str]]":
+        """Describe the curves that the browser does not have, in JSON."""
+        news = {}
+        for job_id in job_ids:
+            try:
+                job = self._registry.get(job_id)
+            except ServiceError:  # it was deleted just now
+                continue
+            state = self._get_state(job_id, job.history.last_event_id, metric)
+            news[job_id] = state, json.dumps(describe_curves(job, [metric], state.has_bounds))
+        return news
+
+    def _get_state(self, job_id: str, last_event_id: int, metric: str) -> "_CurveState":
+        style = self._styles.get(job_id, _Style(None, False))
+        return _CurveState(last_event_id, style.display_name, style.has_bounds and metric != REWARD)
+
+
+class _Asked(NamedTuple):
+    """All that the table is made of."""
+
+    lines: Sequence[PastJob]
+    view: RunsView
+    colours: Mapping[str, int]
+
+
+class _Style(NamedTuple):
+    """How a run is drawn.
+
+    :param has_bounds: Whether its chart has room for the bounds of its lines.
+    """
+
+    display_name: str | None
+    has_bounds: bool
+
+
+class _CurveState(NamedTuple):
+    """What changes when there is something new to draw of a line."""
+
+    last_event_id: int
+    display_name: str | None
+    has_bounds: bool
+
+
+def _choose_styles(lines: Sequence[PastJob], colours: Mapping[str, int]) -> dict[str, _Style]:
+    shown = [line.summary for line in lines if line.job_id in colours]
+    n_shown = Counter(line.env_name for line in shown)
+    return {line.job_id: _Style(line.display_name, n_shown[line.env_name] <= _MAX_BOUNDED) for line in shown}
+
+
+def _batched(names: list[str], size: int) -> Iterator[list[str]]:
+    """Yield so many names at a time."""
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
+
+
+def _find_runs(lines: Sequence[PastJob], shown: Mapping[str, int]) -> dict[str, int]:
+    """Return the whole ids of runs of which an address has the beginnings."""
+    lengths = {len(beginning) for beginning in shown}
+    found = {}
+    for line in lines:
+        for n in lengths:
+            if (colour := shown.get(line.job_id[:n])) is not None:
+                found[line.job_id] = colour
+    return found
+
+
+def _make_bar() -> None:
+    with make_box("runs-bar", role="search"):
+        make_box("search-box", "input", type="search", name="q", placeholder="Search", aria_label="Search the runs")
+        for name, label in (("status", "Status"), ("env", "Environment"), ("tag", "Tag")):
+            with make_box("", "label"):
+                Text(label, "visually-hidden")
+                make_box("", "select", name=name)
+        with make_box("", "label"):
+            Text("Groups", "visually-hidden")
+            with make_box("", "select", name="group"):
+                for value, text in _GROUPINGS:
+                    Text(text, tag="option").props["value"] = value
+        with make_box("check hidden-box", "label"):
+            make_box("", "input", type="checkbox", name="hidden")
+            Text("Hidden runs")
+
+
+def _make_frame_of_table() -> ui.element:
+    with make_box("card table-card"):
+        with make_box("table-scroll", tabindex=0, role="region", aria_label="Table of runs"):
+            with make_box("runs-table", "table") as table:
+                make_box("", "thead")
+                make_box("", "tbody")
+        with make_box("runs-empty hidden"):
+            Text("No runs match.", tag="p")
+            with make_box("button clear", "button", type="button"):
+                Text("Show all")
+    make_box("pager row-flex hidden")
+    return table
+
+
+def _make_empty() -> ui.element:
+    with make_box("empty") as empty:
+        ui.icon("show_chart").props("aria-hidden=true")
+        Text("No runs yet. The defaults learn to balance CartPole in a few seconds.")
+        make_link("Start the first one", f"{DASHBOARD_PATH}/new", "button primary", "add")
+    return empty
+
+
+def _count_runs(lines: Sequence[PastJob]) -> str:
+    if not lines:
+        return "Nothing has been trained yet"
+    n = Counter(line.status for line in lines)
+    texts = [f"{len(lines):,} {'run' if len(lines) == 1 else 'runs'}"]
+    texts += [f"{n[status]} {status}" for status in (JobStatus.RUNNING, JobStatus.QUEUED) if n[status]]
+    return " · ".join(texts)

@@ -1,0 +1,223 @@
+"""Sliders for an observation, and bars for the policy's answer."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
+
+from service.dashboard.models.action_bars import Bar, list_bars
+from service.dashboard.models.environment_labels import list_action_names, list_observation_names
+from service.dashboard.models.slider_ranges import Range, join_numbers, list_ranges
+from service.dashboard.widgets.html_elements import (
+    Text,
+    fill_track,
+    make_box,
+    make_button,
+    make_note,
+    make_track,
+    set_attributes,
+    show_problem,
+)
+from service.dashboard.widgets.number_format import format_number, write_exactly
+from service.errors import ServiceError
+from service.inference.infer import LARGE_MODEL_BYTES, infer
+from service.models.served import ServedModel
+from service.schemas.models import ValueFigures
+from service.spaces import count_numbers
+
+_MAX_SLIDERS = 64
+_N_STOPS = 200
+_EMIT_TEXT = "(event) => emit(event.target.value)"
+
+
+class _Slider(ui.slider):
+    """A slider that moves at once, without waiting for the server's answer."""
+
+    LOOPBACK = False
+
+
+class _NumberSlider:
+    """One number of an observation: a slider, and a field to type it into.
+
+    :param name: Name of the number.
+    :param span: Its range.
+    :param on_change: Called when another number is chosen.
+    """
+
+    def __init__(self, name: str, span: Range, on_change: Callable[[], Awaitable[None]]) -> None:
+        self.range = span
+        self.number = span.middle
+        self._on_change = on_change
+        with make_box("slider"):
+            Text(name, "ellipsis").props["title"] = name
+            step = 1 if span.is_whole else (span.high - span.low) / _N_STOPS
+            self._slider = _Slider(min=span.low, max=span.high, step=step, value=span.middle)
+            set_attributes(self._slider.on_value_change(self._slide), aria_label=name)
+            self._field = make_box(
+                "number", "input", inputmode="decimal", autocomplete="off", aria_label=f"Type {name}"
+            )
+            self._field.on("change", lambda event: self._type(event.args), js_handler=_EMIT_TEXT)
+            self._message = Text("", "message").props("role=status")
+        self._write()
+
+    def move(self, number: float) -> None:
+        """Move the slider to a number of its range."""
+        self._slider.value = number
+
+    async def _slide(self) -> None:
+        if self._slider.value is None or self._slider.value == self.number:
+            return
+        self.number = self.range.round(self._slider.value)
+        self._write()
+        await self._on_change()
+
+    async def _type(self, text: str) -> None:
+        number, message = self.range.read(text)
+        if number is not None:
+            self.number = self._slider.value = number
+        self._write(message)
+        # The field may hold another text than the server last sent.
+        ui.run_javascript(f"getHtmlElement({self._field.id}).value = {json.dumps(write_exactly(self.number))}")
+        await self._on_change()
+
+    def _write(self, message: str = "") -> None:
+        set_attributes(self._field, value=write_exactly(self.number))
+        self._message.set_text(message)
+        self._message.set_visibility(bool(message))
+
+
+class _Subspace(NamedTuple):
+    """One space of an observation and its sliders.
+
+    :param key: Key in a Dict observation; None for the whole observation.
+    """
+
+    key: str | None
+    space: spaces.Space[Any]
+    sliders: list[_NumberSlider]
+
+
+class ObservationSliders:
+    """Sliders for an observation, and bars for the answer.
+
+    :param model: Model that answers.
+    :param env_name: Its environment, for the names of numbers and actions; None if unknown.
+    :param value_meaning: What its values are, in words.
+    :param value_check: What is known of them; None if nothing is.
+    """
+
+    def __init__(
+        self, model: ServedModel, env_name: str | None, value_meaning: str, value_check: ValueFigures | None
+    ) -> None:
+        self._model, self._value_meaning, self._value_check = model, value_meaning, value_check
+        self._action_names = list_action_names(env_name)
+        space = model.actor.observation_space
+        subspaces: dict[Any, spaces.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {None: space}
+        n_numbers = sum(map(count_numbers, subspaces.values()))
+        self._parts: list[_Subspace] = []
+        if n_numbers > _MAX_SLIDERS:
+            make_note(
+                f"An observation of this policy has {n_numbers:,} numbers, too many for sliders: send it to POST "
+                "/inference instead."
+            )
+            return
+        with make_box("sliders"):
+            names = list_observation_names(env_name)
+            self._parts += [self._make_part(key, part, names) for key, part in subspaces.items()]
+        rng = np.random.default_rng()
+        with make_box("row-flex wrap"):
+            make_button("Centre", lambda: self._set(lambda span: span.middle), "tiny", "filter_center_focus")
+            make_button("Random", lambda: self._set(lambda span: span.draw(rng)), "tiny", "shuffle")
+        self._answer = make_box("stack")
+        self._shown: _AnswerBars | None = None
+
+    async def answer(self) -> None:
+        """Ask the policy, and show its answer."""
+        if not self._parts:
+            return
+        observation: dict[str | None, Any] = {}
+        for part in self._parts:
+            observation[part.key] = join_numbers(part.space, [float(one.number) for one in part.sliders])
+        arguments = (self._model, observation.get(None, observation), True)
+        try:
+            is_small = self._model.n_bytes < LARGE_MODEL_BYTES
+            answer = infer(*arguments) if is_small else await run_in_threadpool(infer, *arguments)
+        except ServiceError as error:
+            self._shown = None
+            show_problem(self._answer, error.detail)
+        else:
+            self._show(list_bars(answer, self._model.actor.action_space, self._action_names), answer.value)
+
+    def _make_part(self, key: str | None, space: spaces.Space[Any], names: tuple[str, ...]) -> _Subspace:
+        if key is not None:
+            Text(key, "muted small", "h3")
+        sliders = []
+        for place, span in enumerate(list_ranges(space)):
+            name = names[place] if place < len(names) and key is None else f"number {place}"
+            sliders.append(_NumberSlider(name, span, self.answer))
+        return _Subspace(key, space, sliders)
+
+    def _set(self, choose: Callable[[Range], float]) -> None:
+        for part in self._parts:
+            for one in part.sliders:
+                one.move(choose(one.range))
+
+    def _show(self, bars: list[Bar], value: float | None) -> None:
+        if self._shown is None:
+            self._answer.clear()
+            with self._answer:
+                self._shown = _AnswerBars(bars)
+        self._shown.update(bars, describe_value(value, self._value_meaning, self._value_check))
+
+
+class _AnswerBars:
+    """The bars of an answer.
+
+    :param bars: First answer; later ones have the same names.
+    """
+
+    def __init__(self, bars: list[Bar]) -> None:
+        self._rows = []
+        with make_box("bars"):
+            for bar in bars:
+                with make_box("probability") as row:
+                    Text(bar.name, "ellipsis").props["title"] = bar.name
+                    track, filling = make_track(bar.name)
+                    self._rows.append((row, track, filling, Text("", "number")))
+        with make_box("row-flex") as self._value_box:
+            self._value = Text("", "figure number")
+            self._meaning = Text("", "muted small")
+
+    def update(self, bars: list[Bar], value: tuple[str, str]) -> None:
+        """Show another answer, and the value as ``describe_value`` writes it."""
+        for bar, (row, track, filling, reading) in zip(bars, self._rows, strict=True):
+            fill_track(track, filling, bar.share)
+            reading.set_text(bar.text)
+            row.classes(replace="probability chosen" if bar.is_chosen else "probability")
+        figure, meaning = value
+        self._value_box.set_visibility(bool(meaning))
+        self._value.set_visibility(bool(figure))
+        self._value.set_text(figure)
+        self._meaning.set_text(meaning)
+
+
+def describe_value(value: float | None, meaning: str, check: ValueFigures | None) -> tuple[str, str]:
+    """Return a value as a figure, and what it is in words; the figure is empty where none can be relied on.
+
+    Beyond what its check saw the value network only guesses, and may promise more than can be earned.
+
+    :param value: What the policy expects to earn; None if it cannot tell, and then there are no words either.
+    :param meaning: What the figure is, in words.
+    :param check: What is known of the model's values; None if nothing is.
+    """
+    if value is None:
+        return "", ""
+    if check is None or check.lowest is None or check.highest is None:
+        return "", "value: not shown, since it is not known what was tested"
+    if not check.lowest <= value <= check.highest:
+        return "", "value: beyond what was tested"
+    return format_number(value), meaning

@@ -1,1 +1,0 @@
-"""Many runs beside each other, and one by itself."""

@@ -1,0 +1,1 @@
+"""The pages of all sweeps and of one."""

@@ -1,0 +1,134 @@
+"""The page of one sweep: which setting is best and how sure that is, parallel coordinates, the table."""
+
+from collections.abc import Container, Sequence
+from typing import Any
+
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
+
+from service.dashboard.current_service import get_service
+from service.dashboard.frame import show_frame
+from service.dashboard.sweeps.parallel_coordinates import draw_parallel_coordinates
+from service.dashboard.sweeps.sweep_table import describe_spread, spell_value, write_sweep_table
+from service.dashboard.sweeps.sweeps_page import TONES, describe_counts
+from service.dashboard.widgets.confirmation import confirm
+from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link, make_note
+from service.dashboard.widgets.number_format import format_count, format_items, format_number
+from service.dashboard.widgets.toasts import show_error
+from service.errors import NotFoundError, ServiceError
+from service.http.browser_rules import DASHBOARD_PATH
+from service.schemas.sweeps import BestSetting, SettingRow, SweepDescription, SweepStatus
+from service.sweeps.registry import SweepRegistry
+
+_REFRESH_SECONDS = 1.0
+
+
+def show_sweep(sweep_id: str) -> None:
+    """Show the page of a sweep."""
+    registry = get_service().sweeps
+    try:
+        sweep = registry.describe(sweep_id)
+    except NotFoundError as error:
+        with show_frame("Sweep", "Sweeps"):
+            make_heading("There is no such sweep", 1)
+            make_note(error.detail, "warn", "search_off")
+            make_link("All sweeps", f"{DASHBOARD_PATH}/sweeps", "button")
+        ui.context.client.status_code = error.status_code
+        return
+    with show_frame(sweep.name, "Sweeps"):
+        shown = _Sweep(registry, sweep)
+    ui.timer(_REFRESH_SECONDS, shown.refresh)
+
+
+class _Sweep:
+    """One sweep, kept up to date."""
+
+    def __init__(self, registry: SweepRegistry, sweep: SweepDescription) -> None:
+        self._registry, self._sweep_id = registry, sweep.sweep_id
+        self._shown: Any = None
+        with make_box("head"):
+            with make_box("stack").style("gap: 0"):
+                with make_box("row-flex wrap"):
+                    make_heading(sweep.name, 1)
+                    self._status = Text("", "chip")
+                self._facts = Text("", tag="p")
+            with make_box("row-flex wrap"):
+                self._stop = make_button("Stop all jobs", self._ask_and_stop, "danger", "stop")
+                self._resume = make_button("Resume", self._resume_sweep, "", "play_arrow")
+        self._content = make_box("stack wide")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the sweep as it is now."""
+        try:
+            sweep, can_stop = self._registry.describe(self._sweep_id), self._registry.can_stop(self._sweep_id)
+            models = frozenset(get_service().store.folder.list_names())
+        except ServiceError:  # it was deleted in the meantime, or the disk is; what is shown stays
+            return
+        self._facts.set_text(
+            f"{sweep.env_name}, {sweep.method}, {describe_counts(sweep)}, {format_count(sweep.timesteps)} steps"
+        )
+        # Steps alone change all the time.
+        earned = [(row.number, row.mean_reward) for row in sweep.settings]
+        names = [trial.model_name for row in sweep.settings for trial in row.trials]
+        look = (sweep.status, can_stop, sweep.held_by, sweep.counts, earned, names, models.intersection(names))
+        if look == self._shown:
+            return
+        self._shown = look
+        self._status.set_text(str(sweep.status))
+        self._status.classes(replace=f"chip {TONES.get(sweep.status, '')}")
+        self._stop.set_visibility(can_stop)
+        self._resume.set_visibility(sweep.status in (SweepStatus.STOPPED, SweepStatus.INTERRUPTED))
+        self._content.clear()
+        with self._content:
+            _show_content(sweep, models)
+
+    async def _ask_and_stop(self) -> None:
+        consequence = "Those that run save what they have learned; the best model so far is kept. It can be resumed."
+        if await confirm("Stop all jobs of this sweep?", consequence, "Stop all"):
+            await self._change(self._registry.stop)
+
+    async def _resume_sweep(self) -> None:
+        await self._change(self._registry.resume)
+
+    async def _change(self, change: Any) -> None:
+        try:
+            await run_in_threadpool(change, self._sweep_id)
+        except ServiceError as error:
+            show_error(error.detail)
+        self.refresh()
+
+
+def _show_content(sweep: SweepDescription, models: Container[str]) -> None:
+    if sweep.held_by is not None:
+        make_note(f"The next job waits: {sweep.held_by}", "warn", "hourglass_empty")
+    if sweep.ended_by == "budget":
+        make_note("It ended because the budget did not allow another job.", "", "savings")
+    if sweep.best is not None:
+        _show_best(sweep.best, sweep.settings, models)
+    drawing = draw_parallel_coordinates(sweep.settings)
+    if drawing:
+        with make_box("card coordinates-card", "section", aria_label="Parallel coordinates"):
+            make_heading("Every setting")
+            Text("A line per evaluated setting, the best one strong; the axis on the right is what it earned.", "hint")
+            with make_box("scroll", tabindex=0, role="group", aria_label="The drawing, which scrolls"):
+                ui.html(drawing, sanitize=False)
+    with make_box("card scroll", "section", aria_label="Settings", tabindex=0):
+        ui.html(write_sweep_table(sweep, models), sanitize=False)
+
+
+def _show_best(best: BestSetting, rows: Sequence[SettingRow], models: Container[str]) -> None:
+    row = rows[0]
+    with make_box("card best-setting", "section", aria_label="Best setting"):
+        with make_box("row-flex baseline"):
+            Text(format_number(best.mean_reward), "figure")
+            Text(f"mean evaluated reward, {format_items(row.n_seeds, 'seed')}", "muted small")
+            if spread := describe_spread(row):
+                Text(spread, "muted small")
+        Text(", ".join(f"{name} {spell_value(value)}" for name, value in best.values.items()), "number")
+        # One setting alone is behind none.
+        tone = "good" if best.is_clear else "warn" if len(rows) > 1 else ""
+        Text(best.text, f"verdict {tone}", "p")
+        if best.model_name is not None and best.model_name in models:
+            address = f"{DASHBOARD_PATH}/models/{best.model_name}"
+            make_link("Play its best policy", address, "button tiny primary", "play_arrow")

@@ -1,0 +1,70 @@
+"""The table of a sweep's settings."""
+
+from datetime import UTC, datetime
+
+from service.dashboard.sweeps.sweep_table import describe_spread, write_sweep_table
+from service.schemas.sweeps import SettingRow, SweepDescription, SweepStatus, Trial, TrialStatus
+
+
+def make_sweep(*trials: Trial) -> SweepDescription:
+    """Make a sweep with one setting."""
+    row = SettingRow(
+        number=1,
+        values={"gamma": 0.9},
+        rung=0,
+        total_timesteps=64,
+        n_seeds=0,
+        mean_reward=None,
+        rewards=[],
+        mean_reward_ci95=None,
+        ci95_over=None,
+        trials=list(trials),
+    )
+    return SweepDescription(
+        sweep_id="s",
+        name="s",
+        status=SweepStatus.COMPLETED,
+        method="grid",
+        env_name="CartPole-v1",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        end_time=None,
+        n_settings=1,
+        counts={},
+        timesteps=0,
+        best_mean_reward=None,
+        request={},
+        ended_by=None,
+        held_by=None,
+        settings=[row],
+        best=None,
+    )
+
+
+def test_every_job_has_a_link_to_its_page() -> None:
+    trials = [Trial(number=i, setting=1, seed=i, total_timesteps=64, job_id=f"id{i}") for i in range(2)]
+    waiting = Trial(number=3, setting=1, seed=2, total_timesteps=64)
+    table = write_sweep_table(make_sweep(*trials, waiting), ())
+    assert '<a href="/dashboard/runs/id0">seed 0</a> <a href="/dashboard/runs/id1">seed 1</a>' in table
+    assert "seed 2" not in table
+    assert '<td data-name="gamma">0.9</td><td data-name="Steps">64</td>' in table  # as a phone shows them
+
+
+def test_the_spread_over_seeds_is_a_margin_and_a_range() -> None:
+    (row,) = make_sweep().settings
+    seeds = {"rewards": [480.0, 500.0], "mean_reward_ci95": (480.0, 502.0), "ci95_over": "seeds"}
+    assert describe_spread(row.model_copy(update=seeds)) == "± 11 (95 %), seeds from 480.0 to 500.0"
+    few = {"rewards": [480.0, 500.0]}
+    assert describe_spread(row.model_copy(update=few)) == "seeds from 480.0 to 500.0"
+    episodes = {"rewards": [480.0], "mean_reward_ci95": (470.0, 490.0), "ci95_over": "episodes"}
+    assert describe_spread(row.model_copy(update=episodes)) == "95 % interval 470.0 to 490.0 over episodes"
+    assert describe_spread(row) == ""
+
+
+def test_why_jobs_have_failed_can_be_opened_and_is_said_once() -> None:
+    failed = [
+        Trial(number=i, setting=1, seed=i, total_timesteps=64, status=TrialStatus.FAILED, error_message="a < b")
+        for i in range(2)
+    ]
+    table = write_sweep_table(make_sweep(*failed), ())
+    assert '<summary class="jobs-of bad">2 failed</summary><p>a &lt; b</p></details>' in table
+    assert "<details" not in write_sweep_table(make_sweep(failed[0].model_copy(update={"error_message": None})), ())
