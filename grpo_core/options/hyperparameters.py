@@ -282,7 +282,7 @@ class Hyperparameters(SharedHyperparameters):
             False,
             "Groups and rollouts",
             "leave groups whose members all earned the same out of the policy's loss",
-            title="Leave silent groups out",
+            title="Filter zero-std groups",
         ),
     ]
     clip_range_high: Annotated[

@@ -11,7 +11,7 @@ from service.dashboard.widgets.html_elements import LOGO, Text, make_box, make_b
 from service.http.browser_rules import DASHBOARD_PATH
 
 _STATIC = Path(__file__).parent / "static"
-_STYLES = ("style.css", "runs.css", "sweeps.css")
+_STYLES = ("style.css", "jobs.css", "sweeps.css")
 _SCRIPTS = (
     "theme.js",
     "toasts.js",
@@ -20,7 +20,7 @@ _SCRIPTS = (
     "edges.js",
     "address.js",
     "curves.js",
-    "runs.js",
+    "jobs.js",
 )
 _TABS = (
     ("Training", f"{DASHBOARD_PATH}/", "show_chart"),

@@ -13,8 +13,8 @@ from nicegui import Client, core, ui
 from starlette.types import ASGIApp
 
 from service.dashboard.frame import install_styles
-from service.dashboard.jobs.job_page import show_run
-from service.dashboard.jobs.jobs_page import show_runs
+from service.dashboard.jobs.job_page import show_job
+from service.dashboard.jobs.jobs_page import show_jobs
 from service.dashboard.models.model_page import show_model
 from service.dashboard.models.models_page import show_models
 from service.dashboard.models.side_by_side_page import show_side_by_side
@@ -29,8 +29,8 @@ _RECONNECT_SECONDS = 10.0
 # A model waits for its turn while many are read for the first time.
 _RESPONSE_SECONDS = 30.0
 _PAGES: Mapping[str, Callable[..., Any]] = {
-    "/": show_runs,
-    "/runs/{job_id}": show_run,
+    "/": show_jobs,
+    "/jobs/{job_id}": show_job,
     "/new": show_form,
     "/sweeps": show_sweeps,
     "/sweeps/{sweep_id}": show_sweep,

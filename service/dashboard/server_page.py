@@ -99,7 +99,7 @@ def _show_steps() -> None:
     with make_box("stack", "ol").style("padding-left: 20px"):
         for step in (
             "New job: the defaults balance CartPole in a few seconds. The form also shows the command.",
-            "Watch the episode reward rise. A sentence on a run's page says whether it is learning and what to try.",
+            "Watch the episode reward rise. A sentence on a job's page says whether it is learning and what to try.",
             "Models: watch the policy play, try observations, and compare it with random actions.",
         ):
             Text(step, tag="li")

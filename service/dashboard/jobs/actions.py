@@ -1,4 +1,4 @@
-"""What can be done with a run: stop it, let it go on, write on it, hide it, delete it."""
+"""The actions on a job: stop, resume, label, hide and delete."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -18,15 +18,15 @@ from service.schemas.jobs import LabelRequest
 
 _PROBLEMS = {
     "display_name": "A name has at most 100 characters.",
-    "tags": "A run has at most 16 tags, of at most 40 characters each.",
+    "tags": "A job has at most 16 tags, of at most 40 characters each.",
     "note": "A note has at most 4,000 characters.",
 }
 
 
-class RunActions:
-    """Asks where something cannot be undone, and says what the server refuses.
+class JobActions:
+    """Carries out actions: asks before what cannot be undone, and shows what the server refuses.
 
-    :param on_done: Called when something has changed.
+    :param on_done: Called after every action.
     """
 
     def __init__(self, service: Service, on_done: Callable[[], Awaitable[Any]]) -> None:
@@ -60,7 +60,7 @@ class RunActions:
     async def _stop(self, job_id: str) -> bool:
         job = await run_in_threadpool(self._registry.get, job_id)
         question = f"Stop {job.config.model_name}?"
-        if not await confirm(question, "The policy so far is kept, and can be played.", "Stop the job"):
+        if not await confirm(question, "The policy learned so far is kept and can be played.", "Stop the job"):
             return False
         await run_in_threadpool(self._registry.stop, job)
         return True
@@ -71,18 +71,18 @@ class RunActions:
 
     async def _delete(self, job_id: str) -> bool:
         job = await run_in_threadpool(self._registry.get, job_id)
-        consequence = "Its curves, its log and its checkpoint are gone for good; its model stays."
-        if not await confirm(f"Delete the run {_name(job)}?", consequence, "Delete the run"):
+        consequence = "This deletes its curves, log and checkpoint for good; its model stays."
+        if not await confirm(f"Delete the job {_name(job)}?", consequence, "Delete the job"):
             return False
         await run_in_threadpool(self._registry.delete, job_id)
         return True
 
     async def _edit(self, job_id: str) -> bool:
         job = await run_in_threadpool(self._registry.get, job_id)
-        with ui.dialog() as dialog, make_box("dialog edit-run", role="document"):
+        with ui.dialog() as dialog, make_box("dialog edit-job", role="document"):
             make_heading(f"About {_name(job)}")
             name = _make_input("Name", job.labels.display_name or "", job.config.model_name)
-            tags = _make_input("Tags, with commas between them", ", ".join(job.labels.tags))
+            tags = _make_input("Tags, separated by commas", ", ".join(job.labels.tags))
             note = ui.textarea("Note", value=job.labels.note).props("outlined dense autogrow")
             problem = Text("", "verdict bad", "p")
             problem.set_visibility(False)

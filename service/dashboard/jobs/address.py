@@ -1,4 +1,4 @@
-"""The part of a page's address that says what it shows of the runs, so that a reload or a second tab shows the same."""
+"""The query of a page's address: which jobs are shown and how, so that a reload or a second tab shows the same."""
 
 import re
 from collections.abc import Mapping
@@ -10,21 +10,21 @@ from service.schemas.jobs import JobSort, JobStatus
 Grouping = Literal["", "env_name", "recipe"]
 
 PAGE_SIZE = 50
-# People cannot tell more lines apart, even with dashes.
+# More lines cannot be told apart, even with dashes.
 MAX_SHOWN = 20
 _SHOWN = re.compile(r"([0-9a-f-]{8,36})\.(\d{1,2})")
 _MAX_TEXT_CHARS = 200
 
 
-class RunsView(NamedTuple):
-    """What the page of runs shows.
+class JobsView(NamedTuple):
+    """The jobs that the page shows, and how it shows them.
 
-    :param query: Which runs the table lists, and in which order.
-    :param grouping: What the runs of a group have in common; empty does not group.
-    :param opened: Keys of the groups whose runs are listed.
+    :param query: Which jobs the table lists, and in which order.
+    :param grouping: What the jobs of a group have in common; empty does not group.
+    :param opened: Keys of the groups whose jobs are listed.
     :param page: Number of the table's page, from 1.
-    :param shown: Beginnings of the ids of the runs in the charts, to the indices of their colours; None leaves the
-        choice to the page.
+    :param shown: Id prefixes of the jobs in the charts, to the indices of their colours; None leaves the choice to the
+        page.
     :param metric: What the charts show: ``reward`` or a log key.
     """
 
@@ -36,8 +36,8 @@ class RunsView(NamedTuple):
     metric: str
 
 
-def read_view(parameters: Mapping[str, str]) -> RunsView:
-    """Read an address's query; what cannot be read is as if it were not there."""
+def read_view(parameters: Mapping[str, str]) -> JobsView:
+    """Read an address's query, and ignore what cannot be read."""
     names = set(filter(None, parameters.get("status", "").split(",")))
     statuses = frozenset(status for status in JobStatus if status in names)
     sort = parameters.get("sort", NEWEST_FIRST)
@@ -51,7 +51,7 @@ def read_view(parameters: Mapping[str, str]) -> RunsView:
     )
     grouping = parameters.get("group", "")
     page = parameters.get("page", "1")
-    return RunsView(
+    return JobsView(
         query,
         cast(Grouping, grouping) if grouping in get_args(Grouping) else "",
         frozenset(parameters.get("open", "").split(",")),
@@ -62,7 +62,7 @@ def read_view(parameters: Mapping[str, str]) -> RunsView:
 
 
 def write_shown(shown: Mapping[str, int]) -> str:
-    """Write the runs in the charts as in the address."""
+    """Write the jobs in the charts as in the address."""
     return ",".join(f"{job_id}.{colour}" for job_id, colour in shown.items())
 
 

@@ -1,4 +1,4 @@
-"""The curves of runs, as the browser draws them."""
+"""The curves of jobs, as the browser draws them."""
 
 import math
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ from service.jobs.records.history import MetricColumn
 #: Stands for the evaluations with their intervals, beside what training itself earned.
 REWARD = "reward"
 TRAINING_KEY = "rollout/ep_rew_mean"
-# Means over the last episodes: until another one ends they stay the same, which is no news but a staircase.
+# Means over the last episodes stay the same until another one ends: drawn as reported, they would be staircases.
 _OF_EPISODES = ("rollout/ep_", "rollout/success")
-# What stays the same for longer than so many reports, or those of a point, is a plateau, and has points of its own.
+# A value that stays the same for more reports than this, or than a point stands for, is a plateau with its own points.
 _STAIR_REPORTS = 8
 # Points of a line: more could not be told apart in a chart of a few hundred pixels.
 MAX_POINTS = 400
@@ -26,9 +26,9 @@ class Line(NamedTuple):
     """A metric over time, in columns.
 
     :param steps: Simulator steps.
-    :param seconds: Time since the run started.
+    :param seconds: Time since the job started.
     :param values: Each the mean of a stretch if there are many; None where it is not finite, which is a gap.
-    :param lows: The lowest value of each stretch; empty if every value is there, or nobody has asked.
+    :param lows: The lowest value of each stretch; empty if every value is there, or without bounds.
     :param highs: Likewise the highest.
     """
 

@@ -1,4 +1,4 @@
-"""A run as it plays: an episode of its newest checkpoint, filmed again when there is another."""
+"""A film of a job's newest checkpoint, renewed with each checkpoint."""
 
 import asyncio
 
@@ -19,12 +19,12 @@ _SEED = 0
 _ORDER = FilmOrder("gif", _SEED, deterministic=True, max_steps=_MAX_STEPS)
 
 
-class RunFilm:
+class JobFilm:
     """A film beside the curves; every policy plays the same seed, so that films can be compared."""
 
     def __init__(self, service: Service, job: Job) -> None:
         self._service = service
-        # Of the policy in the film: the steps it was trained for, or its hash.
+        # The filmed policy: the steps it was trained for, or its hash.
         self._filmed: object = None
         self._is_filming = asyncio.Lock()
         with make_box("card stack", "section", aria_label="Watch it play"):
@@ -82,4 +82,4 @@ def _describe_beginning(job: Job) -> str:
     """Say when there will be something to film."""
     every = job.config.checkpoint_every
     first = "a minute after the start" if every is None else f"at step {format_count(every)}"
-    return f"The first film comes with the first checkpoint, {first}, or with the policy that a shorter run saves."
+    return f"The first film comes with the first checkpoint, {first}; a shorter job is filmed at its end."

@@ -1,4 +1,4 @@
-"""How a run stands, and what can be done with it."""
+"""The card at the head of a job's page: its status, and buttons for its actions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +35,8 @@ _VERDICT_TONES = {
 }
 
 
-class RunHead:
-    """A card that follows a run until it ends.
+class JobHead:
+    """A card that follows a job until it ends.
 
     :param on_act: Called with ``stop``, ``resume``, ``edit`` or ``delete`` when the visitor wants it.
     """
@@ -58,7 +58,7 @@ class RunHead:
                         self._chip = Text("", "chip")
                         self._tags = make_box("row-flex tags")
                     self._environment = Text("", "muted small")
-                    self._note = Text("", "run-note", "p")
+                    self._note = Text("", "job-note", "p")
                 self._headline = HeadlineText()
             self._track, self._filling = make_track(f"Progress of {name}")
             with make_box("facts"):
@@ -77,7 +77,7 @@ class RunHead:
         return self._is_final and not self.job.status.is_final
 
     def _make_edit(self) -> None:
-        label = f"Write a name, tags or a note on {self.job.config.model_name}"
+        label = f"Edit the name, tags and note of {self.job.config.model_name}"
         make_button("Name, tags, note", lambda: self._on_act("edit"), "tiny quiet", "edit", label)
 
     def _show_labels(self) -> None:
@@ -128,7 +128,7 @@ class RunHead:
         with self._actions:
             self._make_edit()
             name = status.config.model_name
-            make_button("Delete", lambda: self._on_act("delete"), "tiny quiet", "delete", f"Delete the run {name}")
+            make_button("Delete", lambda: self._on_act("delete"), "tiny quiet", "delete", f"Delete the job {name}")
             again = f"{DASHBOARD_PATH}/new?from={status.job_id}"
             make_link("Repeat", again, "button tiny quiet", "replay", aria_label=f"Repeat {status.config.model_name}")
             if status.status is not JobStatus.COMPLETED:
@@ -145,7 +145,7 @@ class RunHead:
     def offer_model(self, reference: str | None, loss: str) -> None:
         """Offer to play the job's model, and to train it on, while it is there.
 
-        :param reference: What names it; None if it is gone.
+        :param reference: Its name, with a version if it is not the newest; None if it is gone.
         :param loss: Why it is gone.
         """
         if self._links is None:

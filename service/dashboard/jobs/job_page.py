@@ -1,4 +1,4 @@
-"""The page of one run: how it stands, its curves, what it trained with, and what happened."""
+"""The page of one job: how it stands, its curves, what it trained with, and what happened."""
 
 import json
 from collections import Counter
@@ -11,11 +11,11 @@ from starlette.concurrency import run_in_threadpool
 from service.app import Service
 from service.dashboard.current_service import get_service
 from service.dashboard.frame import show_frame
-from service.dashboard.jobs.actions import RunActions
+from service.dashboard.jobs.actions import JobActions
 from service.dashboard.jobs.address import read_view
 from service.dashboard.jobs.curves import REWARD, describe_curves
-from service.dashboard.jobs.job_film import RunFilm
-from service.dashboard.jobs.job_head import RunHead
+from service.dashboard.jobs.job_film import JobFilm
+from service.dashboard.jobs.job_head import JobHead
 from service.dashboard.jobs.lineage import Family, describe_loss, find_family, show_lineage
 from service.dashboard.jobs.record_tables import show_configuration, show_evaluations, show_events
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note
@@ -24,27 +24,27 @@ from service.http.browser_rules import DASHBOARD_PATH
 from service.jobs.job import Job
 
 _REFRESH_SECONDS = 1.0
-#: What every run's page draws; any other metric can be added.
+#: What every job's page draws; any other metric can be added.
 METRICS = (REWARD, "train/entropy_loss", "train/approx_kl", "rollout/zero_std_group_fraction")
 
 
-async def show_run(job_id: str) -> None:
-    """Show the page of a run."""
+async def show_job(job_id: str) -> None:
+    """Show the page of a job."""
     service = get_service()
     try:
         job = await run_in_threadpool(service.registry.get, job_id)
     except ServiceError as error:
-        with show_frame("Run", "Training"):
+        with show_frame("Job", "Training"):
             is_missing = isinstance(error, NotFoundError)
-            make_note("There is no such run any more." if is_missing else error.detail, "bad", "error")
-            make_link("All runs", f"{DASHBOARD_PATH}/", "button", "arrow_back")
+            make_note("There is no such job." if is_missing else error.detail, "bad", "error")
+            make_link("All jobs", f"{DASHBOARD_PATH}/", "button", "arrow_back")
         ui.context.client.status_code = error.status_code
         return
     metric = read_view(dict(ui.context.client.request.query_params)).metric
     with show_frame(_get_title(job), "Training"):
-        page = _RunPage(service, job, metric)
-    ui.on("runs_view", page.look)
-    ui.run_javascript(f"grpoCurves.start('c{page.charts.id}', {json.dumps(METRICS)}, grpoAskRun)")
+        page = _JobPage(service, job, metric)
+    ui.on("jobs_view", page.look)
+    ui.run_javascript(f"grpoCurves.start('c{page.charts.id}', {json.dumps(METRICS)}, grpoAskJob)")
     ui.timer(_REFRESH_SECONDS, page.refresh)
     ui.timer(_REFRESH_SECONDS, page.film)
 
@@ -53,7 +53,7 @@ def _get_title(job: Job) -> str:
     return job.labels.display_name or job.config.model_name
 
 
-class _RunPage:
+class _JobPage:
     """Everything on the page that changes.
 
     :param metric: A metric to draw beside the usual ones.
@@ -61,10 +61,10 @@ class _RunPage:
 
     def __init__(self, service: Service, job: Job, metric: str) -> None:
         self._service, self._job, self._metric = service, job, metric
-        self._actions = RunActions(service, self.refresh)
+        self._actions = JobActions(service, self.refresh)
         self._sent: tuple[int, str] | None = None
         self._listed_event = -1
-        # What was last looked at of the model's family, what was found, and up to which event it is shown.
+        # What the family was last looked up for, the family itself, and the event up to which it is shown.
         self._family_state: object = None
         self._family: Family | None = None
         self._lineage_event = -1
@@ -72,17 +72,17 @@ class _RunPage:
             with make_box("stack").style("gap: 0; min-width: 0"):
                 self._title = Text(_get_title(job), tag="h1").style("overflow-wrap: anywhere")
                 Text(f"{job.config.env_name} · seed {job.config.seed} · {job.job_id}", "muted", "p")
-            make_link("All runs", f"{DASHBOARD_PATH}/", "button", "arrow_back")
-        with make_box("run-page"):
-            self._head_place = make_box("run-head")
-            with make_box("stack wide run-main"):
+            make_link("All jobs", f"{DASHBOARD_PATH}/", "button", "arrow_back")
+        with make_box("job-page"):
+            self._head_place = make_box("job-head")
+            with make_box("stack wide job-main"):
                 with make_box("stack", "section", aria_label="Curves") as self.charts:
                     make_box("curve-bar")
                     make_box("curves")
-            with make_box("stack wide run-aside"):
-                self._film = RunFilm(service, job)
-                with make_box("card stack", "section", aria_label="Where it comes from"):
-                    make_heading("Where it comes from, and where it goes")
+            with make_box("stack wide job-aside"):
+                self._film = JobFilm(service, job)
+                with make_box("card stack", "section", aria_label="Lineage"):
+                    make_heading("Lineage")
                     self._lineage = make_box()
         with make_box("records"):
             with make_box("card stack", "section", aria_label="Configuration"):
@@ -92,7 +92,7 @@ class _RunPage:
                 make_heading("Evaluations")
                 self._evaluations = make_box()
             with make_box("card stack", "section", aria_label="Events"):
-                make_heading("What happened")
+                make_heading("Events")
                 self._events = make_box()
         self._make_head()
         self._list_records()
@@ -104,7 +104,7 @@ class _RunPage:
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Show the run as it is now."""
+        """Show the job as it is now."""
         try:
             self._job = await run_in_threadpool(self._service.registry.get, self._job.job_id)
         except NotFoundError:  # it was deleted
@@ -125,7 +125,7 @@ class _RunPage:
         await self._show_family()
 
     async def film(self) -> None:
-        """Film the run's newest policy, if the film is of another one."""
+        """Film the job's newest policy, if the film is of another one."""
         await self._film.refresh(self._job)
 
     def _list_records(self) -> None:
@@ -142,7 +142,7 @@ class _RunPage:
                     show()
 
     async def _show_family(self) -> None:
-        """Show where the run comes from and what became of its model, if that may have changed."""
+        """Show where the job comes from and what became of its model, if that may have changed."""
         registry, store = self._service.registry, self._service.store
         saved = self._job.state.last_saved
         name = "" if saved is None else saved[0]
@@ -163,7 +163,7 @@ class _RunPage:
     def _make_head(self) -> None:
         self._head_place.clear()
         with self._head_place:
-            self._head = RunHead(self._job, self._act)
+            self._head = JobHead(self._job, self._act)
 
     async def _act(self, action: str) -> None:
         await self._actions.act(action, self._job.job_id)

@@ -1,4 +1,4 @@
-"""The page of runs: a table, beside the curves of the chosen ones."""
+"""The page of jobs: a table, beside the curves of the chosen ones."""
 
 import asyncio
 import json
@@ -13,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.current_service import get_service
 from service.dashboard.frame import show_frame
-from service.dashboard.jobs.actions import RunActions
-from service.dashboard.jobs.address import MAX_SHOWN, RunsView, read_view, write_shown
+from service.dashboard.jobs.actions import JobActions
+from service.dashboard.jobs.address import MAX_SHOWN, JobsView, read_view, write_shown
 from service.dashboard.jobs.curves import REWARD, describe_curves
 from service.dashboard.jobs.table import make_table
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
@@ -27,40 +27,40 @@ from service.jobs.registry import JobRegistry
 from service.schemas.jobs import JobStatus
 
 _REFRESH_SECONDS = 1.0
-# Runs that the page shows by itself: the newest one, and those that train.
+# Jobs that the page chooses by itself: the newest one, and those in training.
 _MAX_BY_ITSELF = 6
-# Runs whose curves are read from the disk before they go to the browser together.
+# So many jobs' curves are read from the disk before they are sent together.
 _BATCH = 10
-# As many runs of an environment are drawn with the bounds of their lines; see MAX_BANDS in curves.js.
+# Up to so many jobs of an environment are drawn with the bounds of their lines; see MAX_BANDS in curves.js.
 _MAX_BOUNDED = 4
 _GROUPINGS = (("", "No groups"), ("env_name", "By environment"), ("recipe", "Same settings, any seed"))
 
 
-async def show_runs() -> None:
-    """Show the page of runs, as the address asks for it."""
+async def show_jobs() -> None:
+    """Show the page of jobs, as the address asks for it."""
     parameters = dict(ui.context.client.request.query_params)
     with show_frame("Training", "Training"):
         with make_box("head"), make_box("stack").style("gap: 0"):
             make_heading("Training", 1)
             summary = Text("", tag="p")
         with make_box("training") as content:
-            with make_box("stack runs-side", "section", aria_label="Runs"):
+            with make_box("stack jobs-side", "section", aria_label="Jobs"):
                 _make_bar()
                 table = _make_frame_of_table()
             with make_box("stack curves-side", "section", aria_label="Curves") as charts:
                 make_box("curve-bar")
                 make_box("curves")
         empty = _make_empty()
-    page = _RunsPage(get_service().registry, parameters, summary, content, empty)
-    ui.on("runs_view", page.look)
-    ui.on("runs_act", page.act)
-    ui.run_javascript(f"grpoRuns.start('c{table.id}', 'c{charts.id}', {MAX_SHOWN})")
+    page = _JobsPage(get_service().registry, parameters, summary, content, empty)
+    ui.on("jobs_view", page.look)
+    ui.on("jobs_act", page.act)
+    ui.run_javascript(f"grpoJobs.start('c{table.id}', 'c{charts.id}', {MAX_SHOWN})")
     await page.refresh()
     ui.timer(_REFRESH_SECONDS, page.refresh)
 
 
-class _RunsPage:
-    """Sends the browser what an address asks for, and what has changed of it.
+class _JobsPage:
+    """Sends the browser the table and the curves that the address asks for, and what changes in them.
 
     :param parameters: The query of the address.
     """
@@ -76,23 +76,23 @@ class _RunsPage:
         self._registry = registry
         self._view = read_view(parameters)
         self._summary, self._content, self._empty = summary, content, empty
-        self._actions = RunActions(get_service(), self.refresh)
+        self._actions = JobActions(get_service(), self.refresh)
         # Configurations of ended jobs never change.
         self._configs: dict[str, Mapping[str, Any]] = {}
         self._by_itself: dict[str, int] = {}
         self._colours: Mapping[str, int] = {}
         self._seen: set[str] = set()
-        # What the table was last made of, and the table that was sent.
+        # The last table that was sent, and what it was made of.
         self._asked: _Asked | None = None
         self._sent = ""
-        # What was sent of each run's curves, by metric; the browser keeps them all.
+        # The state of each job's curves when they were last sent, by metric; the browser keeps them all.
         self._sent_curves: dict[str, dict[str, _CurveState]] = {}
-        # How the runs in the charts are drawn.
+        # How the jobs in the charts are drawn.
         self._styles: Mapping[str, _Style] = {}
         self._is_sending = asyncio.Lock()
 
     async def look(self, event: Any) -> None:
-        """Take another address."""
+        """Follow a change of the address."""
         query = event.args if isinstance(event.args, str) else ""
         before, self._view = self._view, read_view(dict(parse_qsl(query, keep_blank_values=True)))
         if self._view._replace(metric="") != before._replace(metric=""):
@@ -100,7 +100,7 @@ class _RunsPage:
         await self.refresh()
 
     async def act(self, event: Any) -> None:
-        """Do what was clicked at a run."""
+        """Carry out an action that was clicked."""
         action, job_id = event.args.get("action"), event.args.get("id")
         if isinstance(action, str) and isinstance(job_id, str):
             await self._actions.act(action, job_id)
@@ -126,17 +126,17 @@ class _RunsPage:
                     await self._send_curves(*sent)
 
     def _show_table(self, asked: "_Asked", page: str) -> None:
-        """Send the table if it has changed, and count its runs."""
+        """Send the table if it has changed, and count its jobs."""
         self._asked = asked
         if page != self._sent:
             self._sent = page
-            ui.run_javascript(f"grpoRuns.show({page})")
-        self._summary.set_text(_count_runs(asked.lines))
+            ui.run_javascript(f"grpoJobs.show({page})")
+        self._summary.set_text(_count_jobs(asked.lines))
         self._content.set_visibility(bool(asked.lines))
         self._empty.set_visibility(not asked.lines)
 
-    def _write_page(self, view: RunsView, lines: Sequence[PastJob], colours: Mapping[str, int]) -> str:
-        """Return the table in JSON."""
+    def _write_page(self, view: JobsView, lines: Sequence[PastJob], colours: Mapping[str, int]) -> str:
+        """Write the table as JSON."""
         table = make_table(lines, view, self._list_configs)
         page = {
             "rows": table.rows,
@@ -157,9 +157,9 @@ class _RunsPage:
         return {job_id: self._configs[job_id] for job_id in wanted if job_id in self._configs}
 
     def _choose_colours(self, lines: Sequence[PastJob]) -> dict[str, int]:
-        """Return the runs in the charts, and their colours: those of the address, or else the ones worth watching."""
+        """Choose the jobs in the charts, and their colours: those of the address, or else the ones worth watching."""
         if self._view.shown is not None:
-            return _find_runs(lines, self._view.shown)
+            return _find_jobs(lines, self._view.shown)
         if not self._by_itself and lines:
             self._by_itself = {lines[-1].job_id: 0}
         for line in lines:
@@ -174,7 +174,7 @@ class _RunsPage:
         outdated = [job_id for job_id in colours if self._may_be_new(job_id, metric)]
         at_hand = [job_id for job_id in outdated if self._find_in_memory(job_id) is not None]
         on_disk = [job_id for job_id in outdated if job_id not in at_hand]
-        # Those read from the disk a few at a time: the first lines are there soon, and no running job waits for them.
+        # A few at a time from the disk: the first lines appear soon, and no running job waits for them.
         for batch in filter(None, (at_hand, *_batched(on_disk, _BATCH))):
             news = await run_in_threadpool(self._describe_new, batch, metric)
             if metric != self._view.metric:
@@ -194,15 +194,15 @@ class _RunsPage:
         return None
 
     def _may_be_new(self, job_id: str, metric: str) -> bool:
-        """Return whether the browser may lack something of a run's curves; the answer never needs the disk."""
+        """Return whether the browser may lack part of a job's curves, without reading the disk."""
         sent = self._sent_curves.get(job_id, {}).get(metric)
         job = self._find_in_memory(job_id)
-        # The lines of a run that is not in memory stay as they are.
+        # The lines of a job that is not in memory stay as they are.
         n_events = job.history.last_event_id if job is not None else 0 if sent is None else sent.last_event_id
         return sent != self._get_state(job_id, n_events, metric)
 
     def _describe_new(self, job_ids: Sequence[str], metric: str) -> "dict[str, tuple[_CurveState, str]]":
-        """Describe the curves that the browser does not have, in JSON."""
+        """Describe the curves that the browser lacks, as JSON."""
         news = {}
         for job_id in job_ids:
             try:
@@ -219,15 +219,15 @@ class _RunsPage:
 
 
 class _Asked(NamedTuple):
-    """All that the table is made of."""
+    """Everything that the table is made of."""
 
     lines: Sequence[PastJob]
-    view: RunsView
+    view: JobsView
     colours: Mapping[str, int]
 
 
 class _Style(NamedTuple):
-    """How a run is drawn.
+    """How a job is drawn.
 
     :param has_bounds: Whether its chart has room for the bounds of its lines.
     """
@@ -237,7 +237,7 @@ class _Style(NamedTuple):
 
 
 class _CurveState(NamedTuple):
-    """What changes when there is something new to draw of a line."""
+    """Differs from the last one whenever a line has to be drawn again."""
 
     last_event_id: int
     display_name: str | None
@@ -251,13 +251,13 @@ def _choose_styles(lines: Sequence[PastJob], colours: Mapping[str, int]) -> dict
 
 
 def _batched(names: list[str], size: int) -> Iterator[list[str]]:
-    """Yield so many names at a time."""
+    """Yield names in batches of a size."""
     for start in range(0, len(names), size):
         yield names[start : start + size]
 
 
-def _find_runs(lines: Sequence[PastJob], shown: Mapping[str, int]) -> dict[str, int]:
-    """Return the whole ids of runs of which an address has the beginnings."""
+def _find_jobs(lines: Sequence[PastJob], shown: Mapping[str, int]) -> dict[str, int]:
+    """Expand the id prefixes in an address."""
     lengths = {len(beginning) for beginning in shown}
     found = {}
     for line in lines:
@@ -268,8 +268,8 @@ def _find_runs(lines: Sequence[PastJob], shown: Mapping[str, int]) -> dict[str, 
 
 
 def _make_bar() -> None:
-    with make_box("runs-bar", role="search"):
-        make_box("search-box", "input", type="search", name="q", placeholder="Search", aria_label="Search the runs")
+    with make_box("jobs-bar", role="search"):
+        make_box("search-box", "input", type="search", name="q", placeholder="Search", aria_label="Search the jobs")
         for name, label in (("status", "Status"), ("env", "Environment"), ("tag", "Tag")):
             with make_box("", "label"):
                 Text(label, "visually-hidden")
@@ -281,17 +281,17 @@ def _make_bar() -> None:
                     Text(text, tag="option").props["value"] = value
         with make_box("check hidden-box", "label"):
             make_box("", "input", type="checkbox", name="hidden")
-            Text("Hidden runs")
+            Text("Hidden jobs")
 
 
 def _make_frame_of_table() -> ui.element:
     with make_box("card table-card"):
-        with make_box("table-scroll", tabindex=0, role="region", aria_label="Table of runs"):
-            with make_box("runs-table", "table") as table:
+        with make_box("table-scroll", tabindex=0, role="region", aria_label="Table of jobs"):
+            with make_box("jobs-table", "table") as table:
                 make_box("", "thead")
                 make_box("", "tbody")
-        with make_box("runs-empty hidden"):
-            Text("No runs match.", tag="p")
+        with make_box("jobs-empty hidden"):
+            Text("No jobs match.", tag="p")
             with make_box("button clear", "button", type="button"):
                 Text("Show all")
     make_box("pager row-flex hidden")
@@ -301,15 +301,15 @@ def _make_frame_of_table() -> ui.element:
 def _make_empty() -> ui.element:
     with make_box("empty") as empty:
         ui.icon("show_chart").props("aria-hidden=true")
-        Text("No runs yet. The defaults learn to balance CartPole in a few seconds.")
+        Text("No jobs yet. The defaults learn to balance CartPole in a few seconds.")
         make_link("Start the first one", f"{DASHBOARD_PATH}/new", "button primary", "add")
     return empty
 
 
-def _count_runs(lines: Sequence[PastJob]) -> str:
+def _count_jobs(lines: Sequence[PastJob]) -> str:
     if not lines:
         return "Nothing has been trained yet"
     n = Counter(line.status for line in lines)
-    texts = [f"{len(lines):,} {'run' if len(lines) == 1 else 'runs'}"]
+    texts = [f"{len(lines):,} {'job' if len(lines) == 1 else 'jobs'}"]
     texts += [f"{n[status]} {status}" for status in (JobStatus.RUNNING, JobStatus.QUEUED) if n[status]]
     return " · ".join(texts)

@@ -1,4 +1,4 @@
-"""Where a run comes from, and what came of it."""
+"""The lineage of a job: the model that it started from, and what became of its own."""
 
 from typing import NamedTuple
 
@@ -15,42 +15,43 @@ _MAX_LISTED = 20
 
 
 class Family(NamedTuple):
-    """What became of the model that a run began from, and of the one that it has saved.
+    """The models that a job started from and has saved, and the jobs that trained the latter further.
 
-    :param beginning: What names the first now, perhaps as an earlier version; None if it is gone, or there was none.
-    :param model: Likewise the second.
-    :param runs: The runs that were trained on from it, and what names their models; None of those without one.
+    :param beginning: Name of the first model, perhaps an earlier version by now; None if it is gone, or there was none.
+    :param model: Likewise of the second.
+    :param jobs: The jobs that trained this model further, and the names of their models.
     """
 
     beginning: str | None
     model: str | None
-    runs: list[tuple[Job, str | None]]
+    jobs: list[tuple[Job, str | None]]
 
 
 def find_family(table: JobTable, store: ModelStore, job: Job) -> Family:
-    """Look for what became of a run's models; this reads the disk."""
+    """Find out what became of a job's models; this reads the disk."""
     onward = [(other, find_its_model(store, other)) for other in list_trained_on(table, job)[:_MAX_LISTED]]
     return Family(find_init_model(store, job), find_its_model(store, job), onward)
 
 
 def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
-    """Show the model that a job began from, its checkpoint, the model that it has saved, and who was trained on it."""
+    """Show the model that a job started from, its checkpoint, its model, and the jobs that trained that further."""
     status = job.describe()
     with make_box("lineage", "ol"):
         with make_box("", "li"):
-            Text("Began from ", "muted")
+            Text("Started from ", "muted")
             _link_beginning(job.config.init_model, family.beginning, store)
         if status.n_restarts:
             Text(f"Resumed {status.n_restarts} {'time' if status.n_restarts == 1 else 'times'}", tag="li")
         if (kept := status.checkpoint) is not None:
             exact = {
-                True: "goes on exactly as if it had not stopped",
-                False: "goes on, but not exactly as before",
-                None: "goes on",
+                True: "exactly as if it had not stopped",
+                False: "but not exactly as before",
+                None: "",
             }[kept.exact]
             with make_box("", "li"):
                 Text("Checkpoint ", "muted")
-                Text(f"at step {format_count(kept.timesteps)}, {format_age(kept.created_at)}; a resume {exact}")
+                how = ", ".join(filter(None, ("resuming continues from here", exact)))
+                Text(f"at step {format_count(kept.timesteps)}, {format_age(kept.created_at)}; {how}")
         with make_box("", "li"):
             Text("Model ", "muted")
             if status.model_name is None:
@@ -59,11 +60,11 @@ def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
                 make_link(family.model, f"{DASHBOARD_PATH}/models/{family.model}", "")
             else:
                 Text(f"{status.model_name} is gone: {describe_loss(status.model_name, store)}")
-        for other, model in family.runs:
+        for other, model in family.jobs:
             with make_box("onward", "li"):
                 Text("Continued by ", "muted")
                 name = other.labels.display_name or other.config.model_name
-                make_link(name, f"{DASHBOARD_PATH}/runs/{other.job_id}", "")
+                make_link(name, f"{DASHBOARD_PATH}/jobs/{other.job_id}", "")
                 if model is not None:
                     Text(", model ", "muted")
                     make_link(model, f"{DASHBOARD_PATH}/models/{model}", "")
@@ -72,8 +73,8 @@ def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
 
 
 def describe_loss(name: str, store: ModelStore) -> str:
-    """Say why the model that a run has saved is not there."""
-    return "another one has taken its place" if store.exists(name) else "it was deleted"
+    """Say why a job's model is gone."""
+    return "it was replaced" if store.exists(name) else "it was deleted"
 
 
 def _link_beginning(name: str | None, found: str | None, store: ModelStore) -> None:

@@ -1,4 +1,4 @@
-"""What is written down of a run: its configuration, its evaluations and its events."""
+"""The records of a job: its configuration, its evaluations and its events."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ _MAX_EVENTS = 200
 
 
 def show_configuration(job: Job) -> None:
-    """Show what a job trains with: first what its request chose, which the preset or the defaults have otherwise."""
+    """Show a job's settings: first those that its request chose, then all of them."""
     origins, config = job.plan.config_origins, job.config.model_dump()
     own = [name for name in config if origins.get(name) == "request"]
     preset = job.config.preset
     based_on = "the defaults" if preset == "none" else f"the preset {preset}"
-    others = "is" if len(own) == 1 else "are"
-    Text(f"{len(own)} of {len(config)} settings {others} its own; the others come from {based_on}.", "muted small", "p")
+    were = "was" if len(own) == 1 else "were"
+    Text(f"{len(own)} of {len(config)} settings {were} chosen; the others come from {based_on}.", "muted small", "p")
     _make_settings(own, config, origins)
     with make_box("settings", "details"):
         with make_box("", "summary"):
@@ -49,7 +49,7 @@ def show_evaluations(job: Job) -> None:
     if final is not None:
         rows.insert(0, final)
     if not rows:
-        Text("None yet." if not job.status.is_final else "None was made.", "muted small", "p")
+        Text("None yet." if not job.status.is_final else "None were made.", "muted small", "p")
         return
     is_beaten = best is not None and final is not None and final.mean_reward >= best.mean_reward
     if is_beaten or len(rows) == 1:  # and the only one is the best of nothing

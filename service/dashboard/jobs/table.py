@@ -1,4 +1,4 @@
-"""The table of runs: its rows, its groups, and the settings in which runs differ."""
+"""The table of jobs: its rows, its groups, and the settings in which jobs differ."""
 
 import statistics
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from service.dashboard.jobs.address import PAGE_SIZE, RunsView
+from service.dashboard.jobs.address import PAGE_SIZE, JobsView
 from service.dashboard.widgets.number_format import (
     format_count,
     format_duration,
@@ -22,13 +22,13 @@ from service.jobs.views.listing import choose_page
 from service.schemas.jobs import JobStatus, JobSummary
 from service.sweeps.ranking import compute_seed_interval
 
-# Columns of their own have these, or no column: they do not change what is learned.
+# These have columns of their own, or none because they do not change what is learned.
 _OTHER = frozenset(
     {"env_name", "seed", "model_name", "replace", "tensorboard_log", "device", "checkpoint_every", "max_restarts"}
 )
 _MAX_SETTINGS = 8
 _MAX_MEMBERS = 100
-# What a group is sorted by: the figure in its row.
+# Groups are sorted by the figures in their rows.
 _GROUP_FIGURES: Mapping[str, Callable[[Sequence[PastJob]], float | None]] = {
     "mean_reward": lambda members: _compute_mean(members),
     "current_timesteps": lambda members: max(job.summary.current_timesteps for job in members),
@@ -38,10 +38,10 @@ _GROUP_FIGURES: Mapping[str, Callable[[Sequence[PastJob]], float | None]] = {
 Configs = Mapping[str, Mapping[str, Any]]
 
 
-class RunsTable(NamedTuple):
+class JobsTable(NamedTuple):
     """A page of the table.
 
-    :param rows: Runs, or groups of them with the runs of those that are open, as the browser draws them.
+    :param rows: Jobs, or groups of them with the jobs of those that are open, as the browser draws them.
     :param settings: Names of the settings with a column of their own.
     :param n_pages: Number of pages.
     """
@@ -51,7 +51,7 @@ class RunsTable(NamedTuple):
     n_pages: int
 
 
-def make_table(lines: Sequence[PastJob], view: RunsView, list_configs: Callable[[Iterable[str]], Configs]) -> RunsTable:
+def make_table(lines: Sequence[PastJob], view: JobsView, list_configs: Callable[[Iterable[str]], Configs]) -> JobsTable:
     """Make the page that an address asks for.
 
     :param lines: The lines of all jobs, oldest first.
@@ -64,7 +64,7 @@ def make_table(lines: Sequence[PastJob], view: RunsView, list_configs: Callable[
         configs = list_configs([job.job_id for job in shown])
         settings = find_differences(shown, configs)
         rows = [_describe(job, configs, settings) for job in shown]
-        return RunsTable(rows, settings, n_pages)
+        return JobsTable(rows, settings, n_pages)
     groups: dict[str, list[PastJob]] = {}
     for job in jobs:
         groups.setdefault(str(getattr(job.summary, view.grouping)), []).append(job)
@@ -82,12 +82,12 @@ def make_table(lines: Sequence[PastJob], view: RunsView, list_configs: Callable[
         if key in view.opened:
             rows += [{**_describe(job, configs, settings), "member": True} for job in members[:_MAX_MEMBERS]]
             if len(members) > _MAX_MEMBERS:
-                rows.append({"rest": f"{_MAX_MEMBERS} of {len(members):,} runs are listed; a search finds the others."})
-    return RunsTable(rows, settings, n_pages)
+                rows.append({"rest": f"{_MAX_MEMBERS} of {len(members):,} jobs are listed; a search finds the others."})
+    return JobsTable(rows, settings, n_pages)
 
 
 def _sort_groups(groups: Mapping[str, list[PastJob]], sort: str) -> list[tuple[str, list[PastJob]]]:
-    """Sort groups by what their rows show; those without a figure come last."""
+    """Sort groups by their figures; those without one come last."""
     figure = _GROUP_FIGURES.get(sort.removeprefix("-"))
     if figure is None:  # in the order of their first members
         return list(groups.items())
@@ -97,7 +97,7 @@ def _sort_groups(groups: Mapping[str, list[PastJob]], sort: str) -> list[tuple[s
 
 
 def find_differences(jobs: Iterable[PastJob], configs: Configs) -> list[str]:
-    """Find the settings in which runs of the same environment differ, those with the most values first."""
+    """Find the settings in which jobs of the same environment differ, those with the most values first."""
     values: dict[str, dict[str, set[str]]] = {}
     for job in jobs:
         for name, value in configs.get(job.job_id, {}).items():
@@ -109,9 +109,9 @@ def find_differences(jobs: Iterable[PastJob], configs: Configs) -> list[str]:
 
 
 def _list_rewards(members: Sequence[PastJob]) -> list[float]:
-    """List what the completed runs of a group were evaluated at, or else those that ended early.
+    """List the final rewards of a group's completed jobs, or else of those that ended early.
 
-    Those under way would pull the mean down. Each seed counts once: a repetition tells nothing new.
+    Running jobs would pull the mean down. Each seed counts once: a repetition tells nothing new.
     """
     ended = [job.summary for job in members if job.status.is_final and job.summary.mean_reward is not None]
     completed = [line for line in ended if line.status is JobStatus.COMPLETED]
@@ -151,7 +151,7 @@ def _describe(job: PastJob, configs: Configs, settings: Sequence[str]) -> dict[s
 
 
 def _describe_group(
-    key: str, members: Sequence[PastJob], view: RunsView, configs: Configs, settings: Sequence[str]
+    key: str, members: Sequence[PastJob], view: JobsView, configs: Configs, settings: Sequence[str]
 ) -> dict[str, Any]:
     lines = [job.summary for job in members]
     first = lines[0]
@@ -172,20 +172,16 @@ def _describe_group(
         "margin": format_margin(compute_seed_interval(rewards)) if has_reward else "",
         "interval": format_range(rewards) if has_reward else "",
         "steps": format_count(max(line.current_timesteps for line in lines)),
-        "steps_of": ""
-        if len(lines) == 1
-        else "the most"
-        if len({line.current_timesteps for line in lines}) > 1
-        else "each",
+        "steps_of": "" if len(lines) == 1 else "max" if len({line.current_timesteps for line in lines}) > 1 else "each",
         "time": format_duration(sum(line.elapsed_seconds for line in lines)),
-        "time_of": "" if len(lines) == 1 else "in all",
+        "time_of": "" if len(lines) == 1 else "total",
         "seed": format_items(n_seeds, "seed") if is_recipe else "",
         "settings": [write_setting(config.get(name)) if config and is_recipe else "" for name in settings],
     }
 
 
 def _name_group(lines: Sequence[JobSummary]) -> str:
-    """Return what the names of a group's runs have in common at their beginning, or else one of them."""
+    """Name a group by the prefix that its jobs' names share, or else after one of them."""
     names = list(dict.fromkeys(line.display_name or line.model_name for line in lines))
     if len(names) == 1:
         return names[0]
@@ -195,7 +191,7 @@ def _name_group(lines: Sequence[JobSummary]) -> str:
 
 
 def _tell_apart(groups: Iterable[dict[str, Any]], settings: Sequence[str]) -> None:
-    """Add to names that several groups have the settings in which these groups differ."""
+    """Add, to a name that several groups share, the settings in which these groups differ."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
         by_name.setdefault(group["name"], []).append(group)
@@ -208,7 +204,7 @@ def _tell_apart(groups: Iterable[dict[str, Any]], settings: Sequence[str]) -> No
 
 
 def _describe_statuses(lines: Sequence[JobSummary]) -> str:
-    """Return the status of all runs, or else how many have which."""
+    """Return the status of all jobs, or else how many have which."""
     counts = Counter(line.status for line in lines)
     if len(counts) == 1:
         return str(lines[0].status)

@@ -1,4 +1,4 @@
-"""Names of the numbers and actions of well-known environments, from Gymnasium's documentation."""
+"""Labels for the observations and actions of well-known environments, from Gymnasium's documentation."""
 
 from collections.abc import Mapping
 

@@ -44,8 +44,8 @@ async def show_model(name: str) -> None:
                 make_note(f"There is no model {name}." if is_missing else error.detail, "bad", "error")
             with make_box("row-flex wrap"):
                 if trainer is not None:
-                    run = f"{DASHBOARD_PATH}/runs/{trainer.job_id}"
-                    make_link("Watch its training", run, "button primary", "show_chart")
+                    job = f"{DASHBOARD_PATH}/jobs/{trainer.job_id}"
+                    make_link("Watch its training", job, "button primary", "show_chart")
                 make_link("All models", f"{DASHBOARD_PATH}/models", "button", "arrow_back")
         ui.context.client.status_code = error.status_code
         return
@@ -84,7 +84,7 @@ async def show_model(name: str) -> None:
 
 
 class _FileWatch:
-    """Says when the model's file is deleted or replaced, and then offers nothing more that needs it.
+    """Says when the model's file is deleted or replaced, and then hides the controls that need it.
 
     :param model: The model that the page shows.
     """
@@ -92,7 +92,7 @@ class _FileWatch:
     def __init__(self, store: ModelStore, model: ServedModel) -> None:
         self._store, self._model = store, model
         self.controls: Sequence[ui.element] = ()
-        self._deleted = make_note("This model was deleted. What is shown here was read before.", "bad", "error")
+        self._deleted = make_note("This model was deleted. The page shows what was read before.", "bad", "error")
         self._replaced = make_note("This model was replaced. Reload the page to see the new one.", "warn", "info")
         self._show(is_there=True, is_same=True)
 
@@ -155,6 +155,6 @@ def _name_reward(card: ModelCard) -> str | None:
 
 
 def _describe_value(card: ModelCard) -> str:
-    """Say which reward and which discount the values of a model are of."""
+    """Say what a model's values mean: the reward that they sum, and its discount."""
     discount = "" if card.value_check is None else f", discounted by {card.value_check.gamma:g} per step"
-    return f"value: what {_name_reward(card) or 'the environment'} is expected to pay in all from here{discount}"
+    return f"value: the total {_name_reward(card) or 'environment'} reward expected from here{discount}"

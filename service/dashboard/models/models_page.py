@@ -42,11 +42,11 @@ _UPLOAD = """
 async (event) => {
   const input = event.target, file = input.files[0];
   if (!file) return;
-  // Browsers call a second download "name (1).zip", which is no name for a model.
+  // Browsers call a second download "name (1).zip", which is not a valid name for a model.
   const stem = file.name.replace(/\\.zip$/i, "").replace(/[^A-Za-z0-9._-]+/g, "-").slice(0, 100);
   const name = stem.replace(/^[^A-Za-z0-9]+|[.-]+$/g, "") || "model";
   globalThis.grpoUpload = async (overwrite) => {
-    const upload = { name, overwrite, status: 0, detail: "the connection broke, or the file is another one by now." };
+    const upload = { name, overwrite, status: 0, detail: "the connection broke, or the file has changed." };
     try {
       const answer = await fetch(`/models/${encodeURIComponent(name)}/file?overwrite=${overwrite}`, {
         method: "PUT", headers: { "Content-Type": "application/zip" }, body: file,
@@ -71,7 +71,7 @@ def show_models() -> None:
 
 
 class _ModelCards:
-    """A card per model that the search finds; the first ones, until more are asked for."""
+    """One card per model that the search finds; only the first ones until more are asked for."""
 
     def __init__(self) -> None:
         self._service = get_service()
@@ -204,7 +204,7 @@ class _ModelCards:
     async def _note_upload(self, event: Any) -> None:
         name, status, detail = event.args["name"], event.args["status"], event.args["detail"]
         if status == 409 and not event.args["overwrite"] and self._service.store.exists(name):
-            consequence = "There is a model of this name. The new file takes its place; the old one stays as a version."
+            consequence = "A model with this name exists. The new file replaces it; the old one stays as a version."
             if await confirm(f"Replace {name}?", consequence, "Replace the model"):
                 ui.run_javascript("grpoUpload(true)")
             return
@@ -236,7 +236,7 @@ def _show_empty(is_searched: bool) -> None:
     with make_box("empty", "li").style("grid-column: 1 / -1"):
         ui.icon("smart_toy").props("aria-hidden=true")
         if is_searched:
-            Text("No model has such a name.")
+            Text("No models match.")
         else:
             Text("No models yet. A job saves one when it ends.")
             make_link("Train the first one", f"{DASHBOARD_PATH}/new", "button primary", "add")

@@ -106,8 +106,8 @@ class ObservationSliders:
 
     :param model: Model that answers.
     :param env_name: Its environment, for the names of numbers and actions; None if unknown.
-    :param value_meaning: What its values are, in words.
-    :param value_check: What is known of them; None if nothing is.
+    :param value_meaning: What its values mean, in words.
+    :param value_check: The range in which they were tested; None if unknown.
     """
 
     def __init__(
@@ -206,18 +206,18 @@ class _AnswerBars:
 
 
 def describe_value(value: float | None, meaning: str, check: ValueFigures | None) -> tuple[str, str]:
-    """Return a value as a figure, and what it is in words; the figure is empty where none can be relied on.
+    """Return a value as a figure, and its meaning in words; the figure is empty where it cannot be relied on.
 
-    Beyond what its check saw the value network only guesses, and may promise more than can be earned.
+    Outside the range in which it was tested, the value network only guesses, and may promise more than can be earned.
 
     :param value: What the policy expects to earn; None if it cannot tell, and then there are no words either.
-    :param meaning: What the figure is, in words.
-    :param check: What is known of the model's values; None if nothing is.
+    :param meaning: What the figure means, in words.
+    :param check: The range in which the model's values were tested; None if unknown.
     """
     if value is None:
         return "", ""
     if check is None or check.lowest is None or check.highest is None:
-        return "", "value: not shown, since it is not known what was tested"
+        return "", "value: not shown, because its tested range is unknown"
     if not check.lowest <= value <= check.highest:
-        return "", "value: beyond what was tested"
+        return "", "value: outside the tested range"
     return format_number(value), meaning

@@ -39,7 +39,7 @@ class Range(NamedTuple):
     def read(self, text: str) -> tuple[float | None, str]:
         """Read a typed number.
 
-        :return: The closest number of the range, or None if the text is none; and what to say about it, if anything.
+        :return: The closest number in the range, or None if the text is not a number; and a message if they differ.
         """
         try:
             number = float(text)
@@ -48,11 +48,11 @@ class Range(NamedTuple):
         if not math.isfinite(number):
             return None, f"“{text}” is not a number." if text.strip() else ""
         if number < self.low:
-            return self.low, f"{write_exactly(self.low)} is the least here."
+            return self.low, f"The minimum here is {write_exactly(self.low)}."
         if number > self.high:
-            return self.high, f"{write_exactly(self.high)} is the most here."
+            return self.high, f"The maximum here is {write_exactly(self.high)}."
         if self.is_whole and not number.is_integer():
-            return round(number), "Only whole numbers are observed here."
+            return round(number), "Only whole numbers are possible here."
         return (int(number) if self.is_whole else number), ""
 
     def draw(self, rng: np.random.Generator) -> float:

@@ -1,4 +1,4 @@
-"""The versions of a model: which there are, which an alias points at, and the way back to one."""
+"""The versions of a model, and buttons that point an alias at one or roll back to it."""
 
 import re
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class VersionList:
     def __init__(self, name: str, service: Service) -> None:
         self._name, self._service = name, service
         Text(
-            f"{name}@ALIAS means the version that an alias points at, wherever a model is named; {name} is the newest.",
+            f"Wherever a model is named, {name}@ALIAS is the version that the alias points at; {name} is the newest.",
             "muted small",
             "p",
         )
@@ -112,7 +112,7 @@ def _list_facts(version: ModelVersion) -> list[str]:
         f"{version.created_at:%Y-%m-%d %H:%M} UTC",
         None if version.num_timesteps is None else f"{format_count(version.num_timesteps)} steps",
         None if evaluation is None else f"reward {format_number(evaluation.mean_reward)}",
-        None if lineage is None else f"trained on from {lineage.model_name}",
+        None if lineage is None else f"started from {lineage.model_name}",
         None if version.job_id is None else f"job {version.job_id}",
         None if version.sha256 is None else f"sha256 {version.sha256[:12]}",
     ]

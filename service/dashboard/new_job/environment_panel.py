@@ -55,7 +55,7 @@ class EnvironmentPanel:
         self._facts.clear()
         with self._facts:
             if described is None:
-                Text("Nothing is known of it: it cannot be created here.", "muted small", "p")
+                Text("It cannot be created here, so nothing is known about it.", "muted small", "p")
                 return
             make_pairs(_list_facts(described))
             if described.obstacle and described.group_mode is not None:
@@ -77,9 +77,9 @@ def _list_facts(described: EnvironmentDescription) -> dict[str, str]:
 def _describe_preset(described: EnvironmentDescription) -> str:
     assert described.preset is not None, "called where there is one"
     steps = f"{format_count(described.preset['n_timesteps'])} steps"
-    # Other rewards take none.
+    # With any other reward the preset does not apply.
     return (
         steps
         if described.default_reward_function == "environment"
-        else f"{steps}; taken with the environment's own reward only"
+        else f"{steps}; applies only with the environment's own reward"
     )

@@ -19,7 +19,7 @@ COMMON = ("env_name", "reward_function_type", "preset", "total_timesteps", "mode
 # Title of each part that opens, its subtitle and its fields.
 GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
     "Evaluation and limits": (
-        "how it is judged, and when it ends early",
+        "how the job is judged, and when it ends early",
         (
             "eval_freq",
             "n_eval_episodes",
@@ -41,15 +41,15 @@ GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
     "Network": ("what is trained, and where", ("net_arch", "activation", "log_std_init", "device")),
 }
 _CODE = re.compile("`([^`]+)`")
-# Thousands as this page writes them. "0,001" is none: elsewhere that is a decimal fraction.
+# Whole numbers with commas between thousands. "0,001" is not one of them: elsewhere it is a decimal fraction.
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
-# Written in JSON, since no input is made for their like.
+# Written as JSON: no other input fits them.
 _JSON_FIELDS = ("env_kwargs", "wrappers")
 _KINDS_IN_WORDS = {
     "json": 'JSON, such as {"gravity": 9.8} or ["flatten"]',
     "integer": "a whole number, such as 1000",
     "number": "a number, such as 0.5",
-    "sizes": "whole numbers with commas between them, such as 64, 64",
+    "sizes": "whole numbers separated by commas, such as 64, 64",
     "weights": "names and their weights, such as environment: 1, optimized_cartpole: 0.5",
 }
 _FLAGS: dict[Any, str] = {True: "yes", False: "no"}
@@ -204,7 +204,7 @@ class FieldInput:
         ui.run_javascript(f"getHtmlElement({self._box.id})?.scrollIntoView({{block: 'center'}})")
 
     def _forget(self) -> None:
-        """Take away what was said of the value before."""
+        """Remove what was said about the previous value."""
         self.show_problem(None)
         self._input.classes(remove="preset")
 
@@ -217,7 +217,7 @@ class FieldInput:
         if self._is_choice:
             known = _FLAGS if field.kind == "flag" else {choice: choice for choice in field.choices}
             return ui.select({"": default, **known}, value="")
-        # Numbers too are texts: a browser's own number field shows what it does not send, such as "1e".
+        # Numbers are typed as text too: a browser's own number field shows what it does not send, such as "1e".
         keyboard = {"integer": "numeric", "number": "decimal"}.get(field.kind, "text")
         return ui.input(placeholder=default).props(f"autocomplete=off spellcheck=false inputmode={keyboard}")
 
@@ -241,7 +241,7 @@ def _write_code(text: str) -> str:
 
 
 def read_number(text: str, is_whole: bool) -> float | str:
-    """Read a number; text that is none, and a fraction where a whole one is asked for, stay as they are.
+    """Read a number; return other text, or a fraction where a whole number is asked for, as it is.
 
     :param is_whole: Whether to read a whole number, which may have commas between its thousands.
     """

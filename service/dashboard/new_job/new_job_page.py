@@ -27,12 +27,12 @@ from service.schemas.violations import summarize_violations
 from service.training.planning.names import resolve_names
 from service.training.planning.plan import TrainingPlan
 
-# Fields that hold names, which are looked up one by one: each wrong one is marked, whatever else is wrong.
+# Fields that hold names. They are looked up one by one, so that each wrong name is marked, whatever else is wrong.
 _NAMES = ("env_name", "reward_function_type", "reward_functions", "preset")
-# Nobody wants to be told of a mistake in the middle of a word.
+# Mistakes are shown after a pause in typing, not in the middle of a word.
 _PAUSE_SECONDS = 0.4
-_ENTER = "Enter starts it too. You can watch it, and stop it, at any time."
-# Fields that every job has values of its own of, unless they are given.
+_ENTER = "Enter starts it too. You can watch and stop the job at any time."
+# Fields drawn afresh for each job, unless they are given.
 _DRAWN = frozenset({"model_name", "seed"})
 
 
@@ -76,7 +76,7 @@ class _Form:
         try:
             job = self._service.registry.get(job_id)
         except ServiceError:
-            show_error("There is no such job any more, so these are the defaults.")
+            show_error("That job no longer exists, so the form shows the defaults.")
             return
         config, origins = job.config.model_dump(), job.plan.config_origins
         for name, field_input in self._inputs.items():
@@ -183,13 +183,13 @@ class _Form:
         return TrainRequest.model_validate_json(json.dumps(self._read()))
 
     def _find_problems(self) -> dict[str, str]:
-        """Find what is wrong with the fields, without a look at the environment: sentences by field."""
+        """Find what is wrong with the fields, without looking at the environment; return sentences by field."""
         values = self._read()
         unknown = {name: self._look_up({name: values[name]}).get(name) for name in _NAMES if name in values}
         return {name: problem for name, problem in unknown.items() if problem is not None} | self._look_up(values)
 
     def _look_up(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """Find what is wrong with some of the fields while the others are left out; of wrong names the first alone."""
+        """Find what is wrong with some of the fields, the others left out; of several wrong names, only the first."""
         try:
             resolve_names(TrainRequest.model_validate_json(json.dumps(values)), self._service.reward_functions)
         except ValidationError as error:
@@ -220,7 +220,7 @@ class _Form:
             question = f"Replace {name}?"
             if not await confirm(
                 question,
-                "A model of that name is there; the new policy takes its place, and it stays as a version.",
+                "A model with this name exists. The new policy replaces it; the old one stays as a version.",
                 "Train",
             ):
                 return
@@ -237,7 +237,7 @@ class _Form:
             self._set_starting(False)
             raise
         else:
-            ui.navigate.to(f"/runs/{job.job_id}")
+            ui.navigate.to(f"/jobs/{job.job_id}")
 
     def _set_starting(self, is_starting: bool) -> None:
         self._is_starting = is_starting

@@ -1,4 +1,4 @@
-"""What a page says while the server checks what it was asked to train."""
+"""The message shown while the server plans a job or a sweep."""
 
 import asyncio
 import time
@@ -19,12 +19,12 @@ _Planned = TypeVar("_Planned")
 
 
 class PlanningWait:
-    """Says what the page waits for, and for how long it has; it is empty otherwise."""
+    """Says what the page is waiting for and for how long; otherwise it is empty."""
 
     def __init__(self) -> None:
         with make_box("row-flex baseline between") as self._box:
             self._words = Text("", "muted small", "p").props("role=status")
-            # Nobody wants to hear every second.
+            # A screen reader should not read out every second.
             self._seconds = Text("", "muted small number").props("aria-hidden=true").style("white-space: nowrap")
         self._box.set_visibility(False)
 

@@ -1,4 +1,4 @@
-"""The part of the form that tries several values instead of starting one job."""
+"""The part of the form that starts a sweep over several values instead of one job."""
 
 import json
 import re
@@ -17,11 +17,11 @@ from service.schemas.sweeps import SweepRequest
 from service.schemas.violations import summarize_violations
 
 _HINT = (
-    "A line per field: its name, =, and values between commas. Every combination is trained with every seed, each in a "
-    "job of its own with the settings of this form."
+    "One line per field: its name, =, and values separated by commas. Every combination is trained with every seed, "
+    "each in a job of its own; all other settings come from this form."
 )
 _EXAMPLE = "learning_rate = 0.0003, 0.001\ngroup_size = 2, 4"
-# What a sweep has fields of its own for.
+# A sweep has its own fields for these.
 _NOT_IN_BASE = frozenset({"model_name", "replace", "seed"})
 
 

@@ -1,5 +1,5 @@
-// The page of a run asks for one more metric.
-globalThis.grpoAskRun = () => emitEvent("runs_view", grpoAddress.get("y", "reward"));
+// The page of a job asks for one more metric.
+globalThis.grpoAskJob = () => emitEvent("jobs_view", grpoAddress.get("y", "reward"));
 // What a page shows lives in its address, so that a reload, a second tab or a colleague sees the same.
 globalThis.grpoAddress = (() => {
   const AGAIN_MS = 1000;

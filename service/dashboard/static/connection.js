@@ -47,7 +47,7 @@ globalThis.grpoConnection = (() => {
     socket.on("disconnect", () => set(true));
     let isWaiting = false, silentSince = null;
     setInterval(() => {
-      if (document.hidden) silentSince = null; // nobody asks meanwhile
+      if (document.hidden) silentSince = null; // nothing is asked meanwhile
       if (isWaiting || document.hidden || !globalThis.did_handshake) return;
       if (!socket.connected) return set(true);
       isWaiting = true;

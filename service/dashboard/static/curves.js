@@ -1,4 +1,4 @@
-// Draws the curves of runs. The server sends what the runs have reported; how it is shown is decided here.
+// Draws the curves of jobs. The server sends what the jobs have reported; how it is shown is decided here.
 globalThis.grpoCurves = (() => {
   const N_COLOURS = 10; // beyond, lines are dashed
   const MIN_SEEDS = 5; // of an interval over seeds, as in tables
@@ -8,23 +8,23 @@ globalThis.grpoCurves = (() => {
     2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04];
   const TRAINING = "rollout/ep_rew_mean";
   const TITLES = {
-    reward: ["Episode reward", "In the environment's own reward; it should rise, then level off. An evaluation plays whole episodes with the policy's most likely actions; where the shaded 95 % intervals of two runs overlap, their difference may be chance. The training mean is of the last 100 episodes of training, with sampled actions: it comes later, and need not reach the evaluations."],
+    reward: ["Episode reward", "The environment's own reward: it should rise, then level off. An evaluation plays whole episodes with the policy's most likely actions; where the shaded 95 % intervals of two jobs overlap, their difference may be chance. The training mean covers the last 100 training episodes, with sampled actions: it lags behind the evaluations and may stay below them."],
     "train/entropy_loss": ["Entropy", "How undecided the policy is. It should fall slowly: if it drops early, the policy has stopped exploring."],
-    "train/approx_kl": ["KL divergence", "How far an update moves the policy. Small and even is healthy; if it spikes, lower the learning rate."],
-    "rollout/zero_std_group_fraction": ["Groups without a signal", "Share of groups whose branches all earned the same. It alone condemns nothing, and a policy that always succeeds has 1 too. Where it stays at 1 and the reward does not move, change the reward, the horizon or the group size."],
+    "train/approx_kl": ["KL divergence", "How far an update moves the policy. Small, steady values are healthy; if it spikes, lower the learning rate."],
+    "rollout/zero_std_group_fraction": ["Groups without a signal", "Share of groups whose branches all earned the same. A high share alone is no fault: a policy that always succeeds is at 1 too. If it stays at 1 and the reward does not move, change the reward, the horizon or the group size."],
   };
   // What is drawn, in words, by the beginnings of the lines' ids. The last is the area between two lines.
   const KEYS = [
-    ["evaluation", "evaluation"], ["mean", "mean of a group"], ["seed", "each of its runs"], ["line", "smoothed"], ["raw", "as reported"],
+    ["evaluation", "evaluation"], ["mean", "mean of a group"], ["seed", "each of its jobs"], ["line", "smoothed"], ["raw", "as reported"],
     ["training", "training mean: last 100 episodes, sampled actions"], ["final", "final evaluation"],
     ["low-own", "95 % interval over episodes"], ["low-mean", null], ["low-spread", "lowest to highest"],
   ];
   const NEGATED = new Set(["train/entropy_loss"]);
-  const runs = new Map(); // id -> what the server has sent, and its colour
+  const jobs = new Map(); // id -> what the server has sent, and its colour
   let host = null, fixed = null, panels = [], echarts = null, isDue = false, onMetric = () => {};
 
   const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
-  const paint = (run) => css(`--series-${run.colour % N_COLOURS}`);
+  const paint = (job) => css(`--series-${job.colour % N_COLOURS}`);
   const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
   const write = (value) => (Math.abs(value) >= 100 ? value.toFixed(1) : Number(value.toPrecision(3)).toString());
   const read = () => ({
@@ -41,18 +41,18 @@ globalThis.grpoCurves = (() => {
   const writeX = (value, view) =>
     view.x === "steps" ? `${Math.round(value).toLocaleString("en")} steps`
       : view.x === "relative" ? duration(value) : `${new Date(value).toLocaleString("en", { timeZone: "UTC" })} UTC`; // as events
-  const place = (run, steps, seconds, view) =>
-    view.x === "steps" ? steps : view.x === "relative" ? seconds : 1000 * ((run.start ?? 0) + seconds);
+  const place = (job, steps, seconds, view) =>
+    view.x === "steps" ? steps : view.x === "relative" ? seconds : 1000 * ((job.start ?? 0) + seconds);
 
-  const points = (run, metric, view) => {
-    const [steps, seconds, values] = run.lines[metric] ?? [[], [], []];
+  const points = (job, metric, view) => {
+    const [steps, seconds, values] = job.lines[metric] ?? [[], [], []];
     const sign = NEGATED.has(metric) ? -1 : 1;
-    return steps.map((step, i) => [place(run, step, seconds[i], view), values[i] === null ? null : sign * values[i]]);
+    return steps.map((step, i) => [place(job, step, seconds[i], view), values[i] === null ? null : sign * values[i]]);
   };
   // Between which values each point of a long line lies.
-  const spread = (run, metric, view) => {
-    const [steps, seconds, , lows, highs] = run.lines[metric] ?? [[], [], [], [], []];
-    const known = lows.map((low, i) => [place(run, steps[i], seconds[i], view), low, highs[i]]).filter(([, low]) => low !== null);
+  const spread = (job, metric, view) => {
+    const [steps, seconds, , lows, highs] = job.lines[metric] ?? [[], [], [], [], []];
+    const known = lows.map((low, i) => [place(job, steps[i], seconds[i], view), low, highs[i]]).filter(([, low]) => low !== null);
     return NEGATED.has(metric) ? known.map(([x, low, high]) => [x, -high, -low]) : known;
   };
   // The exponential mean of the values so far, without the pull of the first one; the weight is per percent of the axis.
@@ -70,48 +70,48 @@ globalThis.grpoCurves = (() => {
       return [x, mean];
     });
   };
-  const evaluated = (run, view) => {
-    const all = [...run.evaluations];
+  const evaluated = (job, view) => {
+    const all = [...job.evaluations];
     // The policy that is kept may be an earlier one than the last that was evaluated.
-    if (run.final && run.final[0] > (all.at(-1)?.[0] ?? 0)) all.push(run.final);
-    return all.map(([steps, seconds, ...rest]) => [place(run, steps, seconds, view), ...rest]);
+    if (job.final && job.final[0] > (all.at(-1)?.[0] ?? 0)) all.push(job.final);
+    return all.map(([steps, seconds, ...rest]) => [place(job, steps, seconds, view), ...rest]);
   };
 
-  const line = (run, id, label, data) => ({
-    id: `${id}-${run.id}`, name: label, type: "line", data: data.map(([x, y]) => [x, y]), symbol: "circle", symbolSize: 5,
-    showSymbol: data.length < 12, lineStyle: { width: 2.2, type: run.colour >= N_COLOURS ? "dashed" : "solid" },
-    color: paint(run), z: 3, connectNulls: false,
+  const line = (job, id, label, data) => ({
+    id: `${id}-${job.id}`, name: label, type: "line", data: data.map(([x, y]) => [x, y]), symbol: "circle", symbolSize: 5,
+    showSymbol: data.length < 12, lineStyle: { width: 2.2, type: job.colour >= N_COLOURS ? "dashed" : "solid" },
+    color: paint(job), z: 3, connectNulls: false,
   });
   const quiet = { symbol: "none", silent: true, tooltip: { show: false }, z: 2 };
   const thin = (opacity) => ({ ...quiet, lineStyle: { width: 1, opacity } });
   // An area between two lines: an invisible one, and the difference stacked upon it.
-  const band = (run, id, data, shade) => {
-    const base = { ...quiet, type: "line", stack: `band-${id}-${run.id}`, stackStrategy: "all", lineStyle: { opacity: 0 }, color: paint(run) };
+  const band = (job, id, data, shade) => {
+    const base = { ...quiet, type: "line", stack: `band-${id}-${job.id}`, stackStrategy: "all", lineStyle: { opacity: 0 }, color: paint(job) };
     return [
-      { ...base, id: `low-${id}-${run.id}`, name: "low", shade, data: data.map(([x, low]) => [x, low]) },
-      { ...base, id: `high-${id}-${run.id}`, name: "high", data: data.map(([x, low, high]) => [x, high - low]), areaStyle: { opacity: 0.16 } },
+      { ...base, id: `low-${id}-${job.id}`, name: "low", shade, data: data.map(([x, low]) => [x, low]) },
+      { ...base, id: `high-${id}-${job.id}`, name: "high", data: data.map(([x, low, high]) => [x, high - low]), areaStyle: { opacity: 0.16 } },
     ];
   };
-  const drawOne = (run, metric, view, nRuns) => {
+  const drawOne = (job, metric, view, nJobs) => {
     if (metric !== "reward") {
-      const raw = points(run, metric, view), smoothed = smooth(raw, view.smooth), series = [line(run, "line", run.name, smoothed)];
-      const wide = spread(run, metric, view);
-      if (wide.length && nRuns <= MAX_BANDS && !view.log) series.push(...band(run, "spread", wide));
-      else if (smoothed !== raw && nRuns <= MAX_RAW) series.push({ ...line(run, "raw", "raw", raw), ...thin(nRuns > 1 ? 0.14 : 0.3) });
+      const raw = points(job, metric, view), smoothed = smooth(raw, view.smooth), series = [line(job, "line", job.name, smoothed)];
+      const wide = spread(job, metric, view);
+      if (wide.length && nJobs <= MAX_BANDS && !view.log) series.push(...band(job, "spread", wide));
+      else if (smoothed !== raw && nJobs <= MAX_RAW) series.push({ ...line(job, "raw", "raw", raw), ...thin(nJobs > 1 ? 0.14 : 0.3) });
       return series;
     }
-    const evaluations = evaluated(run, view), training = points(run, TRAINING, view);
+    const evaluations = evaluated(job, view), training = points(job, TRAINING, view);
     const known = evaluations.filter((point) => point.length > 3);
     const series = [
-      { ...line(run, "evaluation", `${run.name}, evaluation`, evaluations) },
-      { ...line(run, "training", `${run.name}, training mean`, smooth(training, view.smooth)), symbol: "none", lineStyle: { width: 1, opacity: 0.65 }, z: 2 },
+      { ...line(job, "evaluation", `${job.name}, evaluation`, evaluations) },
+      { ...line(job, "training", `${job.name}, training mean`, smooth(training, view.smooth)), symbol: "none", lineStyle: { width: 1, opacity: 0.65 }, z: 2 },
     ];
-    if (run.final) {
-      const [steps, seconds, mean] = run.final;
-      series.push({ ...line(run, "final", `${run.name}, final evaluation`, [[place(run, steps, seconds, view), mean]]),
+    if (job.final) {
+      const [steps, seconds, mean] = job.final;
+      series.push({ ...line(job, "final", `${job.name}, final evaluation`, [[place(job, steps, seconds, view), mean]]),
         symbol: "diamond", symbolSize: 12, showSymbol: true, z: 5 });
     }
-    if (nRuns <= MAX_BANDS && !view.log && known.length) series.push(...band(run, "own", known.map(([x, , low, high]) => [x, low, high])));
+    if (nJobs <= MAX_BANDS && !view.log && known.length) series.push(...band(job, "own", known.map(([x, , low, high]) => [x, low, high])));
     return series;
   };
 
@@ -122,7 +122,7 @@ globalThis.grpoCurves = (() => {
     const [[x0, y0], [x1, y1]] = [data[low], data[high]];
     return x1 === x0 ? y1 : y0 + ((y1 - y0) * (x - x0)) / (x1 - x0);
   };
-  // The mean of a group's runs where two or more of them have something, and its 95 % interval; of fewer than five runs
+  // The mean of a group's jobs where two or more of them have something, and its 95 % interval; of fewer than five jobs
   // the least and the greatest.
   const average = (lines) => {
     const known = lines.map((data) => data.filter(([, y]) => y !== null)).filter((data) => data.length);
@@ -144,17 +144,17 @@ globalThis.grpoCurves = (() => {
   };
   const drawGroup = (unordered, metric, view) => {
     const members = [...unordered].sort((a, b) => a.colour - b.colour);
-    const isEvaluated = metric === "reward" && members.every((run) => evaluated(run, view).length > 1);
-    const lines = members.map((run) =>
-      isEvaluated ? evaluated(run, view).map(([x, y]) => [x, y]) : smooth(points(run, metric === "reward" ? TRAINING : metric, view), view.smooth));
+    const isEvaluated = metric === "reward" && members.every((job) => evaluated(job, view).length > 1);
+    const lines = members.map((job) =>
+      isEvaluated ? evaluated(job, view).map(([x, y]) => [x, y]) : smooth(points(job, metric === "reward" ? TRAINING : metric, view), view.smooth));
     const { mean, bounds, shade } = average(lines);
-    if (!mean.length) return members.flatMap((run) => drawOne(run, metric, view, members.length));
+    if (!mean.length) return members.flatMap((job) => drawOne(job, metric, view, members.length));
     const what = metric === "reward" ? (isEvaluated ? ", evaluation" : ", training mean") : "";
     const first = members[0], label = `${first.name}${what}, mean of ${members.length} (shaded: ${shade})`;
     return [
       { ...line(first, "mean", label, mean), showSymbol: false },
       ...(view.log ? [] : band(first, "mean", bounds, `shaded: ${shade}`)),
-      ...members.map((run, i) => ({ ...line({ ...run, colour: first.colour }, "seed", "seed", lines[i]), ...thin(0.28) })),
+      ...members.map((job, i) => ({ ...line({ ...job, colour: first.colour }, "seed", "seed", lines[i]), ...thin(0.28) })),
     ];
   };
 
@@ -186,7 +186,7 @@ globalThis.grpoCurves = (() => {
     const sorted = groups.map((members) => [...members].sort(byColour)).sort(([a], [b]) => byColour(a, b));
     const names = sorted.map((members) => {
       const [first] = members;
-      const item = text("li", members.length > 1 ? `${first.name}, ${members.length} runs` : first.name, "key-run");
+      const item = text("li", members.length > 1 ? `${first.name}, ${members.length} jobs` : first.name, "key-job");
       item.style.setProperty("--series", paint(first));
       item.classList.toggle("dashed", first.colour >= N_COLOURS);
       return item;
@@ -194,18 +194,18 @@ globalThis.grpoCurves = (() => {
     panel.key.replaceChildren(...(names.length > 1 ? names : []), ...(items.length > 1 ? items : []));
   };
   const fillPanel = (panel, view) => {
-    const members = panel.runs();
+    const members = panel.jobs();
     const groups = new Map();
-    for (const run of members) {
-      const key = view.group === "recipe" ? run.recipe : run.id; // a mean of other settings would be of nothing
-      groups.set(key, [...(groups.get(key) ?? []), run]);
+    for (const job of members) {
+      const key = view.group === "recipe" ? job.recipe : job.id; // a mean of other settings would be of nothing
+      groups.set(key, [...(groups.get(key) ?? []), job]);
     }
     let series = [...groups.values()].flatMap((group) =>
       group.length > 1 ? drawGroup(group, panel.metric, view) : drawOne(group[0], panel.metric, view, groups.size));
     if (view.log) series = series.map((one) => ({ ...one, data: one.data.map(([x, y]) => [x, y > 0 ? y : null]) }));
     fillKey(panel, series, [...groups.values()]);
     const isEmpty = !series.some((one) => one.data.some(([, y]) => y !== null));
-    panel.nothing.textContent = view.log && members.length ? "Nothing above zero, which a log scale could show" : members.length ? "Nothing yet" : "No run is chosen";
+    panel.nothing.textContent = view.log && members.length ? "No values above zero to show on a log scale" : members.length ? "Nothing yet" : "No job is selected";
     panel.nothing.classList.toggle("hidden", !isEmpty);
     const muted = { color: css("--muted"), fontSize: 12 }, rule = { lineStyle: { color: css("--line") } };
     const axis = { axisLine: rule, axisTick: { show: false }, splitLine: rule };
@@ -231,15 +231,15 @@ globalThis.grpoCurves = (() => {
     }, { notMerge: false, replaceMerge: ["series", "xAxis", "yAxis"] });
   };
 
-  // Panels: one per metric on the page of a run, one per environment elsewhere.
+  // Panels: one per metric on the page of a job, one per environment elsewhere.
   const wanted = (view) => {
     if (fixed) {
       const metrics = fixed.includes(view.metric) ? fixed : [...fixed, view.metric];
-      return metrics.map((metric) => ({ key: metric, metric, title: name(metric), hint: TITLES[metric]?.[1] ?? "", runs: () => [...runs.values()] }));
+      return metrics.map((metric) => ({ key: metric, metric, title: name(metric), hint: TITLES[metric]?.[1] ?? "", jobs: () => [...jobs.values()] }));
     }
-    const envs = [...new Set([...runs.values()].map((run) => run.env))];
+    const envs = [...new Set([...jobs.values()].map((job) => job.env))];
     return (envs.length ? envs : [""]).map((env) => ({
-      key: env || view.metric, metric: view.metric, title: env || name(view.metric), hint: "", runs: () => [...runs.values()].filter((run) => run.env === env),
+      key: env || view.metric, metric: view.metric, title: env || name(view.metric), hint: "", jobs: () => [...jobs.values()].filter((job) => job.env === env),
     }));
   };
   const build = (list) => {
@@ -270,7 +270,7 @@ globalThis.grpoCurves = (() => {
     if (!host?.isConnected || !echarts) return;
     const view = read(), list = wanted(view);
     if (list.map(({ key }) => key).join("\n") !== panels.map(({ key }) => key).join("\n")) build(list);
-    panels.forEach((panel, i) => fillPanel(Object.assign(panel, { metric: list[i].metric, runs: list[i].runs }), view));
+    panels.forEach((panel, i) => fillPanel(Object.assign(panel, { metric: list[i].metric, jobs: list[i].jobs }), view));
     listMetrics(view);
   };
   const draw = () => {
@@ -281,7 +281,7 @@ globalThis.grpoCurves = (() => {
 
   const listMetrics = (view) => {
     const select = host.querySelector("select[name=y]");
-    const keys = ["reward", ...new Set([...runs.values()].flatMap((run) => run.keys))];
+    const keys = ["reward", ...new Set([...jobs.values()].flatMap((job) => job.keys))];
     if (!keys.includes(view.metric)) keys.push(view.metric);
     if (select.dataset.keys !== keys.join()) {
       select.dataset.keys = keys.join();
@@ -302,7 +302,7 @@ globalThis.grpoCurves = (() => {
     metric.addEventListener("change", () => {
       grpoAddress.set({ y: metric.value === "reward" ? "" : metric.value });
       const key = metric.value === "reward" ? TRAINING : metric.value;
-      if ([...runs.values()].every(({ lines }) => key in lines)) draw(); // otherwise it is drawn when they come
+      if ([...jobs.values()].every(({ lines }) => key in lines)) draw(); // otherwise it is drawn when they come
       onMetric();
     });
     const [xBox, x] = choose("Over", "x", [["steps", "Steps"], ["relative", "Run time"], ["time", "UTC time"]], view.x);
@@ -323,34 +323,34 @@ globalThis.grpoCurves = (() => {
   new MutationObserver(draw).observe(document.documentElement, { attributes: true, attributeFilter: ["class"] });
 
   return {
-    // metrics: those of the page of a run, one panel each; null makes a panel per environment.
+    // metrics: those of the page of a job, one panel each; null makes a panel per environment.
     async start(id, metrics, changed) {
       host = document.getElementById(id);
       [fixed, onMetric, panels] = [metrics, changed ?? (() => {}), []];
-      runs.clear();
+      jobs.clear();
       makeBar();
       listMetrics(read());
       echarts = (await import("nicegui-echart")).echarts;
       draw();
     },
     // The lines of other metrics stay, so that they are there at once when they are chosen again.
-    set(run, colour) {
-      const before = runs.get(run.id);
-      runs.set(run.id, { ...run, lines: { ...before?.lines, ...run.lines }, colour: colour ?? before?.colour ?? 0 });
+    set(job, colour) {
+      const before = jobs.get(job.id);
+      jobs.set(job.id, { ...job, lines: { ...before?.lines, ...job.lines }, colour: colour ?? before?.colour ?? 0 });
       draw();
     },
     keep(colours) {
       let isChanged = false;
-      for (const [id, run] of [...runs]) {
-        if (run.colour === colours[id]) continue;
+      for (const [id, job] of [...jobs]) {
+        if (job.colour === colours[id]) continue;
         isChanged = true;
-        if (id in colours) run.colour = colours[id];
-        else runs.delete(id);
+        if (id in colours) job.colour = colours[id];
+        else jobs.delete(id);
       }
       if (isChanged) draw();
     },
     draw,
-    read: (metric) => [...runs.values()].map((run) => ({ name: run.name, points: points(run, metric, { x: "steps" }), evaluations: run.evaluations })),
+    read: (metric) => [...jobs.values()].map((job) => ({ name: job.name, points: points(job, metric, { x: "steps" }), evaluations: job.evaluations })),
     options: () => panels.map((panel) => panel.chart.getOption()),
   };
 })();

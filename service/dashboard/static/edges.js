@@ -1,4 +1,4 @@
-// Marks what scrolls sideways and goes on at its right edge: many browsers show no bar before somebody scrolls.
+// Marks what scrolls sideways and goes on at its right edge: many browsers show no bar before the first scroll.
 (() => {
   const BOXES = ".table-scroll, .scroll";
   let isDue = false;

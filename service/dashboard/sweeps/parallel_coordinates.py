@@ -16,6 +16,8 @@ _LOG_RATIO = 30.0
 _MAX_LABEL_CHARS = 16
 # Of more values, only the ends and the middle are written down.
 _MAX_LABELS = 4
+# Labels closer than this would lie upon each other.
+_LABEL_GAP = 0.07
 _REWARD = "evaluated reward"
 _MIN_LINES = 3
 
@@ -78,7 +80,11 @@ def _make_scale(name: str, values: list[float], keys: list[str]) -> Axis:
 
     middle = math.sqrt(low * high) if is_log else (low + high) / 2
     shown = sorted(set(values)) if len(keys) <= _MAX_LABELS else [low, middle, high]
-    return Axis(name, {key: place(float(key)) for key in keys}, [(f"{each:.3g}", place(each)) for each in shown])
+    labels: list[tuple[str, float]] = []
+    for each in reversed(shown):  # from the top, so that the largest always has one
+        if not labels or labels[-1][1] - place(each) >= _LABEL_GAP:
+            labels.append((f"{each:.3g}", place(each)))
+    return Axis(name, {key: place(float(key)) for key in keys}, labels[::-1])
 
 
 def _draw_axis(axis: Axis, x: float, anchor: str) -> str:

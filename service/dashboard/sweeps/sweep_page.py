@@ -84,7 +84,7 @@ class _Sweep:
             _show_content(sweep, models)
 
     async def _ask_and_stop(self) -> None:
-        consequence = "Those that run save what they have learned; the best model so far is kept. It can be resumed."
+        consequence = "They save what they have learned, and the best model so far is kept. The sweep can be resumed."
         if await confirm("Stop all jobs of this sweep?", consequence, "Stop all"):
             await self._change(self._registry.stop)
 
@@ -103,15 +103,18 @@ def _show_content(sweep: SweepDescription, models: Container[str]) -> None:
     if sweep.held_by is not None:
         make_note(f"The next job waits: {sweep.held_by}", "warn", "hourglass_empty")
     if sweep.ended_by == "budget":
-        make_note("It ended because the budget did not allow another job.", "", "savings")
+        make_note("The sweep ended because its budget did not allow another job.", "", "savings")
     if sweep.best is not None:
         _show_best(sweep.best, sweep.settings, models)
     drawing = draw_parallel_coordinates(sweep.settings)
     if drawing:
         with make_box("card coordinates-card", "section", aria_label="Parallel coordinates"):
             make_heading("Every setting")
-            Text("A line per evaluated setting, the best one strong; the axis on the right is what it earned.", "hint")
-            with make_box("scroll", tabindex=0, role="group", aria_label="The drawing, which scrolls"):
+            Text(
+                "One line per evaluated setting, the best one in bold; the axis on the right is its reward.",
+                "hint",
+            )
+            with make_box("scroll", tabindex=0, role="group", aria_label="Chart of all settings"):
                 ui.html(drawing, sanitize=False)
     with make_box("card scroll", "section", aria_label="Settings", tabindex=0):
         ui.html(write_sweep_table(sweep, models), sanitize=False)

@@ -52,7 +52,7 @@ def _write_row(row: SettingRow, names: Sequence[str], sweep: SweepDescription, m
 
 
 def describe_spread(row: SettingRow) -> str:
-    """Say how far what a setting earned may be by chance; empty if nothing tells."""
+    """Say how much of a setting's result may be chance; empty if unknown."""
     if row.ci95_over == "episodes" and row.mean_reward_ci95 is not None:
         words = format_interval(row.mean_reward_ci95)
         return words if has_no_width(row.mean_reward_ci95) else f"95 % interval {words} over episodes"
@@ -61,7 +61,7 @@ def describe_spread(row: SettingRow) -> str:
 
 
 def _describe_jobs(trials: list[Trial]) -> str:
-    """Say how the jobs are, where their pages are, and why some have failed."""
+    """Write the jobs' statuses, links to their pages, and why some have failed."""
     counts = Counter(trial.status for trial in trials)
     jobs = " ".join(_link_job(trial) for trial in trials if trial.job_id is not None)
     parts = [str(status) if len(trials) == 1 else f"{n} {status}" for status, n in counts.items()]
@@ -76,7 +76,7 @@ def _describe_jobs(trials: list[Trial]) -> str:
 
 def _link_job(trial: Trial) -> str:
     rung = f", rung {trial.rung}" if trial.rung else ""
-    return f'<a href="{DASHBOARD_PATH}/runs/{trial.job_id}">seed {trial.seed}{rung}</a>'
+    return f'<a href="{DASHBOARD_PATH}/jobs/{trial.job_id}">seed {trial.seed}{rung}</a>'
 
 
 def _link_model(name: str, models: Container[str]) -> str:

@@ -20,7 +20,7 @@ def show_sweeps() -> None:
     with show_frame("Sweeps", "Sweeps"):
         with make_box("head"), make_box("stack").style("gap: 0"):
             make_heading("Sweeps", 1)
-            Text("The same training with several settings, each judged by what its policies earn.", tag="p")
+            Text("The same task trained with several settings, each judged by what its policies earn.", tag="p")
         sweeps = _Sweeps(get_service().sweeps)
     ui.timer(_REFRESH_SECONDS, sweeps.refresh)
 
@@ -72,5 +72,5 @@ def describe_counts(sweep: SweepSummary) -> str:
 def _show_empty() -> None:
     with make_box("empty", "li"):
         ui.icon("tune").props("aria-hidden=true")
-        Text("No sweeps yet. The form of a new job starts one, and so does a command:")
+        Text("No sweeps yet. Start one from the form of a new job, or with a command:")
         Text("python -m grpo_client sweep start --try learning_rate=0.0003,0.001 --seeds 0 1 2", tag="code")

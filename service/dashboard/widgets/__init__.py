@@ -1,1 +1,1 @@
-"""What several pages of the dashboard share."""
+"""Elements and texts that several pages of the dashboard share."""

@@ -1,4 +1,4 @@
-"""What a policy earns, as the first figure of a job or a model, and what training itself earned, second."""
+"""The headline of a job or a model: first what its policy earns, then what training itself earned."""
 
 from typing import NamedTuple
 

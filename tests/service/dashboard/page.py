@@ -37,7 +37,7 @@ new MutationObserver((changes) => {{
 """
 # A browser that says nothing for 0.4 times as long is cut off; a page that was left goes on for all of it.
 _RECONNECT_SECONDS = 60.0
-# Menus close when something scrolls, of which they hear with the next frame.
+# Menus close when something scrolls, which they hear with the next frame.
 _SCROLL_TO = "arguments[0].scrollIntoView({block: 'center'}); requestAnimationFrame(() => setTimeout(arguments[1]))"
 # The page is drawing it again, or something lies above it still.
 _NOT_YET = (

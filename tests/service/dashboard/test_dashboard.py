@@ -140,7 +140,7 @@ def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page, registry: 
     assert registry.get("latest").finished.wait(PATIENCE_SECONDS)  # looks at the page would take its time from it
     page.find(".job .chip", "completed")
     assert page.find(".job .headline").text.splitlines()[-1].startswith("training mean")
-    read = "const runs = grpoCurves.read('rollout/ep_rew_mean'); return runs[0].points.at(-1)[0] >= 4000 && runs"
+    read = "const jobs = grpoCurves.read('rollout/ep_rew_mean'); return jobs[0].points.at(-1)[0] >= 4000 && jobs"
     (curve,) = page.wait(read)
     rewards = [reward for _, reward in curve["points"]]
     assert curve["name"] == "clicked"
@@ -192,7 +192,7 @@ def test_sliders_show_at_once_what_the_policy_makes_of_an_observation(page: Page
     field.send_keys("-0.1", Keys.ENTER)
     wait_until(lambda: page.run(read, ".bars + .row-flex .number") != value)
     type_over("9")
-    page.find(".slider .message", "0.41887903 is the most here.")
+    page.find(".slider .message", "The maximum here is 0.41887903.")
     wait_until(lambda: field.get_attribute("value") == "0.41887903")
     type_over("x")
     page.find(".slider .message", "“x” is not a number.")
@@ -207,7 +207,7 @@ def test_the_page_of_a_model_that_is_not_saved_yet_leads_to_its_training(page: P
     page.find(".note", "There is no model unborn yet: its job is ")
     page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 404
     page.click(".page a", "Watch its training")
-    wait_until(lambda: page.driver.current_url.endswith(f"/runs/{job.job_id}"))
+    wait_until(lambda: page.driver.current_url.endswith(f"/jobs/{job.job_id}"))
     page.find("h1", "unborn")
     job.stop()  # or it would take the other tests' time
     assert job.finished.wait(PATIENCE_SECONDS)
@@ -327,7 +327,7 @@ MISTAKES = [
     ("total_timesteps", "1e", "“1e” cannot be read: this takes a whole number"),
     ("total_timesteps", "0", "must be at least 1, not 0"),
     ("learning_rate", "0,001", "“0,001” cannot be read"),
-    ("net_arch", "64 64", "whole numbers with commas between them"),
+    ("net_arch", "64 64", "whole numbers separated by commas"),
     ("n_steps", "33", "n_steps=33 is not allowed: a rollout holds whole groups"),
 ]
 
@@ -342,7 +342,7 @@ def test_what_cannot_be_trained_is_said_once_and_disables_the_start(page: Page, 
     for name, text, problem in MISTAKES:
         field = fill(page, name, text)
         page.press(Keys.TAB)
-        # Until then the server may be at the first letters, of which it says something else.
+        # Until then the server may still be answering for the first letters.
         page.wait(said_once, problem)
         assert is_start_off(page)
         assert field.get_attribute("value") == text

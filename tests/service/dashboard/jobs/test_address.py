@@ -7,7 +7,7 @@ from service.jobs.views.listing import JobQuery
 from service.schemas.jobs import JobStatus
 
 
-def test_an_empty_address_shows_the_newest_runs_and_leaves_the_charts_to_the_page() -> None:
+def test_an_empty_address_shows_the_newest_jobs_and_leaves_the_charts_to_the_page() -> None:
     view = read_view({})
     assert view.query == JobQuery(hidden=False, sort="-created_at")
     assert (view.grouping, view.page, view.shown, view.metric) == ("", 1, None, "reward")
@@ -56,7 +56,7 @@ def test_a_page_that_cannot_be_is_the_first(page: str) -> None:
         (",".join(f"{i:08x}.{i % MAX_SHOWN}" for i in range(99)), {f"{i:08x}": i for i in range(MAX_SHOWN)}),
     ],
 )
-def test_what_is_no_run_with_a_colour_is_not_shown(text: str, expected: dict[str, int]) -> None:
+def test_what_is_no_job_with_a_colour_is_not_shown(text: str, expected: dict[str, int]) -> None:
     assert read_view({"show": text}).shown == expected
 
 

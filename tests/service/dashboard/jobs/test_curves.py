@@ -1,4 +1,4 @@
-"""The curves of runs, as the browser gets them."""
+"""The curves of jobs, as the browser gets them."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from service.schemas.jobs import JobStatus
 from tests.support import make_evaluation, make_final_evaluation, make_plan
 
 
-def test_a_run_brings_its_line_its_evaluations_and_all_keys() -> None:
+def test_a_job_brings_its_line_its_evaluations_and_all_keys() -> None:
     job = Job(make_plan(total_timesteps=100, model_name="m"))
     job.start()
     for i in range(1, 4):
@@ -38,7 +38,7 @@ def test_a_run_brings_its_line_its_evaluations_and_all_keys() -> None:
 
 
 def make_column(values: list[float]) -> MetricColumn:
-    """Make a metric of which a value was reported at every step, and every half second."""
+    """Make a metric with a value at every step, half a second apart."""
     steps = np.arange(len(values))
     return MetricColumn(steps, steps / 2, np.array(values))
 

@@ -1,4 +1,4 @@
-"""The table of runs and their curves in a browser: all of it is in the address."""
+"""The table of jobs and their curves in a browser: all of it is in the address."""
 
 import json
 import re
@@ -26,18 +26,18 @@ from tests.support import PATIENCE_SECONDS, make_evaluation, make_plan, serve, w
 
 pytestmark = needs_driver
 
-N_RUNS = 60
-# Of run 7: values that a form could round, or take for another.
+N_JOBS = 60
+# Of job 7: values that a form could round, or take for another.
 SPECIAL = {
     "reward_functions": {"environment": 1.0, "simple_cartpole": 0.1234567},
     "normalize": {"norm_obs": True, "norm_reward": False},
 }
 
 
-def record_runs(folder: Path) -> list[str]:
-    """Write runs that have ended: in two environments, with two learning rates and three seeds; return their ids."""
+def record_jobs(folder: Path) -> list[str]:
+    """Write jobs that have ended: in two environments, with two learning rates and three seeds; return their ids."""
     journal, job_ids = JobJournal(folder / FILE_NAME), []
-    for number in range(N_RUNS):
+    for number in range(N_JOBS):
         env_name = "Acrobot-v1" if number % 10 == 9 else "CartPole-v1"
         rate = (0.001, 0.002)[number // 3 % 2]
         chosen = {"env_name": env_name, "model_name": f"run-{number:02}", "seed": number % 3, "learning_rate": rate}
@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def job_ids(folder: Path) -> list[str]:
-    return record_runs(folder)
+    return record_jobs(folder)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def registry(app: FastAPI) -> JobRegistry:
 
 
 def list_names(page: Page) -> list[str]:
-    names: list[str] = page.run("return [...document.querySelectorAll('.run-name a')].map((link) => link.textContent)")
+    names: list[str] = page.run("return [...document.querySelectorAll('.job-name a')].map((link) => link.textContent)")
     return names
 
 
@@ -133,7 +133,7 @@ def read_lines(page: Page) -> dict[str, Any]:
 def test_the_table_sorts_filters_and_turns_pages_and_a_second_tab_shows_the_same(page: Page) -> None:
     page.open("")
     wait_for_names(page, "run-59", "run-58")
-    assert page.read("h1 + p") == f"{N_RUNS} runs"
+    assert page.read("h1 + p") == f"{N_JOBS} jobs"
     page.click("th.c-reward button")
     wait_until(lambda: read_address(page).get("sort") == "-mean_reward")
     page.click("th.c-reward button")
@@ -150,7 +150,7 @@ def test_the_table_sorts_filters_and_turns_pages_and_a_second_tab_shows_the_same
     wait_until(lambda: list_names(page) == ["run-07"])
     assert page.find("input[type=search]").get_attribute("value") == "run-0"
     page.find("input[type=search]").send_keys("nothing")
-    page.click(".runs-empty button", "Show all")
+    page.click(".jobs-empty button", "Show all")
     wait_until(lambda: len(list_names(page)) == 50)
 
 
@@ -170,7 +170,7 @@ def test_the_keyboard_keeps_its_place_while_the_table_changes(
     # On the last page there is no next one.
     page.press(Keys.ENTER)
     wait_for_names(page, "run-09")
-    page.wait("return document.activeElement.matches(`.pager [aria-label='Page before']`)")
+    page.wait("return document.activeElement.matches(`.pager [aria-label='Previous page']`)")
     page.press(Keys.ENTER)
     wait_for_names(page, "run-59")
 
@@ -179,7 +179,7 @@ def test_the_keyboard_keeps_its_place_while_the_table_changes(
     page.press(Keys.ENTER)
     page.find(".menu-list button", "Repeat")
     page.press(Keys.TAB)
-    page.run("const { show } = grpoRuns; grpoRuns.show = (page) => { show(page); globalThis.isSent = true; };")
+    page.run("const { show } = grpoJobs; grpoJobs.show = (page) => { show(page); globalThis.isSent = true; };")
     registry.label(job_ids[59], {"display_name": "renamed"})
     page.wait("return globalThis.isSent")
     assert page.run("return document.activeElement.textContent").endswith("Open")
@@ -206,7 +206,7 @@ def test_ages_grow_although_nothing_happens(page: Page, registry: JobRegistry, j
         day = registry.get(job_ids[59]).describe().created_at.astimezone(ZoneInfo("Pacific/Kiritimati"))
         assert page.read(".c-created", "-") == f"{day:%Y-%m-%d}"
         # What is over time in the charts stands beside times in UTC.
-        point = "{seriesId: 'line', seriesName: 'run', value: [0, 1]}"
+        point = "{seriesId: 'line', seriesName: 'job', value: [0, 1]}"
         words = page.wait(f"return grpoCurves.options()[0].tooltip[0].formatter([{point}]).textContent")
         assert words.startswith("1/1/1970, 12:00:00 AM UTC")
         assert page.run("return grpoCurves.options()[0].useUTC")
@@ -234,7 +234,7 @@ def test_settings_that_differ_have_a_column(page: Page) -> None:
     assert page.run(following) == "c-created"
 
 
-def test_a_colour_belongs_to_a_run_whatever_else_is_taken_away(page: Page, job_ids: list[str]) -> None:
+def test_a_colour_belongs_to_a_job_whatever_else_is_taken_away(page: Page, job_ids: list[str]) -> None:
     shown = f"{job_ids[1][:8]}.0,{job_ids[2][:8]}.3"
     page.open(f"?show={shown}&sort=created_at")
     wait_until(lambda: {"run-01, evaluation", "run-02, evaluation"} <= read_lines(page).keys())
@@ -247,17 +247,17 @@ def test_a_colour_belongs_to_a_run_whatever_else_is_taken_away(page: Page, job_i
     assert lines["run-02, evaluation"]["color"] == colours["run-02, evaluation"]
     assert lines["run-00, evaluation"]["color"] == colours["run-01, evaluation"]  # which is free again
     assert set(read_address(page)["show"].split(",")) == {f"{job_ids[2][:8]}.3", f"{job_ids[0][:8]}.0"}
-    page.photograph("runs")
+    page.photograph("jobs")
 
 
-def test_a_page_that_was_on_its_way_takes_no_run_out_of_the_charts(page: Page, job_ids: list[str]) -> None:
+def test_a_page_that_was_on_its_way_takes_no_job_out_of_the_charts(page: Page, job_ids: list[str]) -> None:
     page.open(f"?show={job_ids[1][:8]}.0&sort=created_at")
     page.wait("return document.querySelector('input.tick:checked') !== null")
-    page.run("globalThis.pages = []; const show = grpoRuns.show; grpoRuns.show = (p) => { pages.push(p); show(p); };")
+    page.run("globalThis.pages = []; const show = grpoJobs.show; grpoJobs.show = (p) => { pages.push(p); show(p); };")
     page.click("[aria-label='Show the curves of run-02']")
     page.wait("return pages.length > 0")
     page.click("[aria-label='Show the curves of run-03']")
-    page.run("grpoRuns.show(pages[0]);")  # which does not know of run-03
+    page.run("grpoJobs.show(pages[0]);")  # which does not know of run-03
     page.click("[aria-label='Show the curves of run-04']")
     ids = [job_ids[i][:8] for i in (1, 2, 3, 4)]
     wait_until(lambda: [shown[:8] for shown in read_address(page)["show"].split(",")] == ids)
@@ -283,10 +283,10 @@ def test_time_on_a_plateau_counts_in_a_smoothed_line(page: Page, job_ids: list[s
     # From 400 to 499 within a fifth of the run, and 500 for the rest of it.
     steps = [*range(100), *range(100, 500, 8), 499]
     values = [float(min(500, 400 + step)) for step in steps]
-    run = {"id": "flat", "name": "flat", "env": "Flat-v0", "recipe": "flat", "start": 0, "keys": [], "final": None}
+    job = {"id": "flat", "name": "flat", "env": "Flat-v0", "recipe": "flat", "start": 0, "keys": [], "final": None}
     column = [steps, [float(step) for step in steps], values, [], []]
-    run |= {"lines": {"rollout/ep_rew_mean": column}, "evaluations": []}
-    page.run("grpoCurves.set(arguments[0], 1)", run)
+    job |= {"lines": {"rollout/ep_rew_mean": column}, "evaluations": []}
+    page.run("grpoCurves.set(arguments[0], 1)", job)
     wait_until(lambda: "flat, training mean" in read_lines(page))
     smoothed = dict(read_lines(page)["flat, training mean"]["data"])
     assert smoothed[99] < 499  # it is smoothed
@@ -299,7 +299,7 @@ def test_nothing_is_drawn_or_sent_twice(page: Page, job_ids: list[str]) -> None:
     page.run(
         "globalThis.seen = {drawn: 0, sent: 0}; const [frame, set] = [requestAnimationFrame, grpoCurves.set];"
         "globalThis.requestAnimationFrame = (f) => { seen.drawn += f.name === 'drawNow'; return frame(f); };"
-        "grpoCurves.set = (...run) => { seen.sent += 1; set(...run); };"
+        "grpoCurves.set = (...job) => { seen.sent += 1; set(...job); };"
     )
     page.click("th.c-reward button")
     wait_for_names(page, "run-59", "run-58", "run-57")
@@ -339,7 +339,7 @@ def test_a_group_is_drawn_as_the_mean_of_its_seeds_with_a_band(page: Page, job_i
 NAME = 'The best" :title="window.isStruck = true" run-33'
 
 
-def test_a_run_is_named_tagged_hidden_and_deleted(page: Page, registry: JobRegistry, job_ids: list[str]) -> None:
+def test_a_job_is_named_tagged_hidden_and_deleted(page: Page, registry: JobRegistry, job_ids: list[str]) -> None:
     page.open("?q=run-33")
     wait_for_names(page, "run-33")
 
@@ -359,22 +359,22 @@ def test_a_run_is_named_tagged_hidden_and_deleted(page: Page, registry: JobRegis
     wait_until(lambda: read_address(page).get("tag") == "paper")
     wait_until(lambda: not page.shows(".dialog"))
     act("Hide")
-    page.find(".runs-empty")
+    page.find(".jobs-empty")
     page.click(".hidden-box input")
     wait_for_names(page, NAME)
     act("Delete")
-    page.find(".dialog", f"Delete the run {NAME}?")
-    assert page.shows(f"[role=dialog][aria-label={json.dumps(f'Delete the run {NAME}?')}]")
+    page.find(".dialog", f"Delete the job {NAME}?")
+    assert page.shows(f"[role=dialog][aria-label={json.dumps(f'Delete the job {NAME}?')}]")
     assert not page.run("return window.isStruck")
     page.press(Keys.ESCAPE)
     wait_until(lambda: not page.shows(".dialog"))
     act("Delete")
-    page.click(".dialog button", "Delete the run")
+    page.click(".dialog button", "Delete the job")
     wait_until(lambda: job_ids[33] not in {line.job_id for line in registry.list_lines()})
 
 
-def test_a_run_has_an_address_of_its_own(page: Page, job_ids: list[str]) -> None:
-    page.open(f"runs/{job_ids[7]}")
+def test_a_job_has_an_address_of_its_own(page: Page, job_ids: list[str]) -> None:
+    page.open(f"jobs/{job_ids[7]}")
     page.find("h1", "run-07")
     page.find(".job .verdict", "it broke")
     page.find(".events .bad", "Failed at step 2,000: it broke")
@@ -386,30 +386,30 @@ def test_a_run_has_an_address_of_its_own(page: Page, job_ids: list[str]) -> None
     page.find(".stage", "Nothing was saved")
     choose(page, "y", "train/loss")
     page.wait("return [...document.querySelectorAll('.curve h2')].some((title) => title.textContent === 'train/loss')")
-    page.photograph("run")
+    page.photograph("job")
     page.click(".job a", "Repeat")
     page.find("h1", "New job")
     sent = json.loads(page.read(".aside pre", '"learning_rate": 0.001').split("-d '")[1].rstrip("'"))
     assert sent == {"env_name": "CartPole-v1", "learning_rate": 0.001, **SPECIAL}
 
 
-def test_a_run_that_is_gone_is_said_to_be(page: Page) -> None:
-    page.open("runs/none")
-    page.find(".note.bad", "There is no such run any more.")
+def test_a_job_that_is_gone_is_said_to_be(page: Page) -> None:
+    page.open("jobs/none")
+    page.find(".note.bad", "There is no such job.")
     page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 404
 
 
-@pytest.mark.parametrize("path", ["", "?group=recipe", "runs/{}"])
+@pytest.mark.parametrize("path", ["", "?group=recipe", "jobs/{}"])
 def test_a_phone_shows_what_matters_first_and_nothing_sideways(page: Page, job_ids: list[str], path: str) -> None:
     page.emulate(390, 844)
     page.open(path.format(job_ids[5]))
     wait_until(lambda: bool(read_lines(page)))
-    # In one script: the panels are made anew when other runs come.
+    # In one script: the panels are made anew when other jobs come.
     first, leading, width = page.run(
         "const top = (card) => card.getBoundingClientRect().top;"
         "return [Math.min(...[...document.querySelectorAll('.page .card')].map(top)),"
         "top(document.querySelector(arguments[0])), document.documentElement.scrollWidth]",
-        ".card.job" if "runs" in path else ".curve",
+        ".card.job" if "jobs" in path else ".curve",
     )
     assert first == leading
     assert width == 390
@@ -418,12 +418,12 @@ def test_a_phone_shows_what_matters_first_and_nothing_sideways(page: Page, job_i
         ".map(({ width, height }) => Math.min(width, height))"
     )
     assert min(page.run(sizes), default=24) >= 24
-    if "runs" in path:
+    if "jobs" in path:
         page.wait(
             "const box = document.querySelector('[aria-label=\"Table of evaluations\"]');"
             "return box.scrollWidth === box.clientWidth"
         )
-    page.photograph(f"phone-{'run' if 'runs' in path else 'runs'}")
+    page.photograph(f"phone-{'job' if 'jobs' in path else 'jobs'}")
 
 
 def test_charts_stay_in_view(page: Page) -> None:
@@ -439,7 +439,7 @@ def test_a_table_that_goes_on_at_the_right_shows_it(page: Page) -> None:
     page.open("")
     wait_for_names(page, "run-59")
     page.wait("return document.querySelector('.table-scroll').classList.contains('goes-on')")
-    page.photograph("runs-narrow")
+    page.photograph("jobs-narrow")
     page.run("const box = document.querySelector('.table-scroll'); box.scrollLeft = box.scrollWidth")
     page.wait("return !document.querySelector('.table-scroll').classList.contains('goes-on')")
 

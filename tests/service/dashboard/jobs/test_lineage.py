@@ -1,4 +1,4 @@
-"""What became of a run's model."""
+"""What became of a job's model."""
 
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -10,7 +10,7 @@ from tests.support import make_model, train_to_end
 JOB = {"env_name": "CartPole-v1", "total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0}
 
 
-def test_a_run_knows_its_model_wherever_it_is_and_who_was_trained_on_it(client: TestClient, app: FastAPI) -> None:
+def test_a_job_knows_its_model_wherever_it_is_and_who_was_trained_on_it(client: TestClient, app: FastAPI) -> None:
     registry, store = app.state.service.registry, app.state.service.store
     first = registry.get(train_to_end(client, **JOB, model_name="base")["job_id"])
     assert find_family(registry, store, first) == (None, "base", [])
@@ -28,6 +28,6 @@ def test_a_run_knows_its_model_wherever_it_is_and_who_was_trained_on_it(client: 
     assert describe_loss("base", store) == "it was deleted"
     upload(client, other, "base")
     assert find_family(registry, store, first).model is None
-    assert describe_loss("base", store) == "another one has taken its place"
+    assert describe_loss("base", store) == "it was replaced"
     client.delete(f"/training/{second.job_id}")
     assert find_family(registry, store, first) == (None, None, [])

@@ -19,14 +19,14 @@ def test_a_value_among_those_that_were_tested_is_a_figure(value: float) -> None:
 
 @pytest.mark.parametrize(("value", "check"), [(595.0, CHECK), (1.9, CHECK)])
 def test_a_value_beyond_what_was_tested_is_none(value: float, check: ValueFigures) -> None:
-    assert describe_value(value, "what is earned", check) == ("", "value: beyond what was tested")
+    assert describe_value(value, "what is earned", check) == ("", "value: outside the tested range")
 
 
 @pytest.mark.parametrize("check", [OLDER, None])
 def test_a_value_is_not_shown_where_it_is_not_known_what_was_tested(check: ValueFigures | None) -> None:
     figure, meaning = describe_value(100.0, "what is earned", check)
     assert not figure
-    assert "not known what was tested" in meaning
+    assert "range is unknown" in meaning
 
 
 def test_no_value_needs_no_words() -> None:

@@ -55,8 +55,8 @@ def test_numbers_become_an_observation_of_a_request(
     [
         ("0.123456", 0.123456, ""),
         (" -1e-1 ", -0.1, ""),
-        ("3", 0.5, "0.5 is the most here."),
-        ("-3", -0.25, "-0.25 is the least here."),
+        ("3", 0.5, "The maximum here is 0.5."),
+        ("-3", -0.25, "The minimum here is -0.25."),
         ("abc", None, "“abc” is not a number."),
         ("inf", None, "“inf” is not a number."),
         ("", None, ""),
@@ -67,7 +67,7 @@ def test_a_typed_number_is_kept_in_the_range_and_that_is_said(text: str, number:
 
 
 def test_a_typed_number_of_whole_ones_is_whole() -> None:
-    assert Range(0, 3, True).read("2.6") == (3, "Only whole numbers are observed here.")
+    assert Range(0, 3, True).read("2.6") == (3, "Only whole numbers are possible here.")
     number, message = Range(0, 3, True).read("2.0")
     assert (str(number), message) == ("2", "")
 

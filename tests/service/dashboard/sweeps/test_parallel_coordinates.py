@@ -35,6 +35,11 @@ def test_numbers_that_range_far_lie_by_their_logarithms() -> None:
     assert list(axis.places.values()) == pytest.approx([0.0, 0.5, 1.0])
 
 
+def test_a_number_just_below_another_has_no_label() -> None:
+    axis = make_axis("x", [177.0, 185.0, 278.0, 426.0])
+    assert [text for text, _ in axis.labels] == ["185", "278", "426"]
+
+
 @pytest.mark.parametrize("values", [[True, False], [[8], [8, 8]], [None, 0.1], ["linear", "constant"]])
 def test_what_is_no_number_lies_in_the_order_of_the_sweep(values: list[Any]) -> None:
     assert list(make_axis("x", values).places.values()) == [0.0, 1.0]

@@ -44,7 +44,7 @@ def test_every_job_has_a_link_to_its_page() -> None:
     trials = [Trial(number=i, setting=1, seed=i, total_timesteps=64, job_id=f"id{i}") for i in range(2)]
     waiting = Trial(number=3, setting=1, seed=2, total_timesteps=64)
     table = write_sweep_table(make_sweep(*trials, waiting), ())
-    assert '<a href="/dashboard/runs/id0">seed 0</a> <a href="/dashboard/runs/id1">seed 1</a>' in table
+    assert '<a href="/dashboard/jobs/id0">seed 0</a> <a href="/dashboard/jobs/id1">seed 1</a>' in table
     assert "seed 2" not in table
     assert '<td data-name="gamma">0.9</td><td data-name="Steps">64</td>' in table  # as a phone shows them
 

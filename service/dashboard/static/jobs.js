@@ -1,5 +1,5 @@
-// The table of runs. The server sends the page that the address asks for; clicks change the address and ask again.
-globalThis.grpoRuns = (() => {
+// The table of jobs. The server sends the page that the address asks for; clicks change the address and ask again.
+globalThis.grpoJobs = (() => {
   const COLUMNS = [
     ["name", "Name", "name"], ["status", "Status", "status"], ["env", "Environment", "env_name"],
     ["reward", "Reward", "mean_reward"], ["steps", "Steps", "current_timesteps"],
@@ -8,7 +8,7 @@ globalThis.grpoRuns = (() => {
   const DESCENDING = new Set(["mean_reward", "current_timesteps", "elapsed_seconds", "created_at"]);
   const TONES = { running: "live", completed: "good", failed: "bad" };
   const AGES_MS = 60_000;
-  const MARGIN = "Half of the 95 % interval of the mean over seeds, by Student's t. Near the most that an episode can earn, the interval may reach beyond it.";
+  const MARGIN = "Half of the 95 % interval of the mean over seeds (Student's t). Near the highest reward that an episode can earn, the interval may reach beyond it.";
   let table = null, latest = null, colours = new Map(), maxShown = 20, isStarted = false, isOutdated = false;
 
   const make = (tag, classes = "", content = "", attributes = {}) => {
@@ -32,14 +32,14 @@ globalThis.grpoRuns = (() => {
     for (const cell of table.querySelectorAll("[data-moment]")) cell.textContent = age(cell.dataset.moment);
   };
   const short = (id) => id.slice(0, 8);
-  const ask = () => emitEvent("runs_view", grpoAddress.spell());
-  const act = (action, id) => emitEvent("runs_act", { action, id });
+  const ask = () => emitEvent("jobs_view", grpoAddress.spell());
+  const act = (action, id) => emitEvent("jobs_act", { action, id });
   const go = (changes) => {
     grpoAddress.set({ page: "", ...changes });
     ask();
   };
 
-  // Colours belong to runs: the address keeps each run's beside its id.
+  // Colours belong to jobs: the address keeps each job's beside its id.
   const keepColours = () => {
     const written = [...colours].map(([id, colour]) => `${short(id)}.${colour}`).join();
     grpoAddress.set({ show: written }, true);
@@ -55,7 +55,7 @@ globalThis.grpoRuns = (() => {
       else if (!colours.has(id) && colours.size < maxShown) colours.set(id, freeColour());
     }
     if (isShown && ids.some((id) => !colours.has(id)))
-      grpoToasts.show({ tone: "bad", text: `The charts show ${maxShown} runs at most; take one away first.` });
+      grpoToasts.show({ tone: "bad", text: `The charts show ${maxShown} jobs at most; remove one first.` });
     keepColours();
     draw();
     ask();
@@ -81,11 +81,11 @@ globalThis.grpoRuns = (() => {
     return cell;
   };
   const nameCell = (row) => {
-    const cell = make("th", "c-name", "", { scope: "row" }), line = make("div", "run-name");
-    line.append(make("a", "ellipsis", row.name, { href: `runs/${row.id}`, title: row.note || row.name, "data-focus": `name ${row.id}` }));
+    const cell = make("th", "c-name", "", { scope: "row" }), line = make("div", "job-name");
+    line.append(make("a", "ellipsis", row.name, { href: `jobs/${row.id}`, title: row.note || row.name, "data-focus": `name ${row.id}` }));
     if (row.note) line.append(make("span", "q-icon material-icons note-mark", "notes", { title: row.note, role: "img", "aria-label": "has a note" }));
     for (const tag of row.tags) {
-      const button = make("button", "tag", tag, { type: "button", title: `Only runs tagged ${tag}`, "data-focus": `tag ${row.id} ${tag}` });
+      const button = make("button", "tag", tag, { type: "button", title: `Only jobs tagged ${tag}`, "data-focus": `tag ${row.id} ${tag}` });
       button.addEventListener("click", () => go({ tag }));
       line.append(button);
     }
@@ -97,7 +97,7 @@ globalThis.grpoRuns = (() => {
     cell.append(make("span", `chip ${TONES[row.status] ?? ""}`, isShare ? `${Math.round(100 * row.progress)} %` : row.status));
     return cell;
   };
-  // What can be done with a run. It is made when its menu opens: fifty of them would be a third of the table.
+  // The actions on a job. The list is made when its menu opens: fifty of them would be a third of the table.
   const menuList = (row, details) => {
     const list = make("div", "menu-list"), isEnded = !["running", "queued"].includes(row.status);
     const add = (label, name, action) => {
@@ -106,7 +106,7 @@ globalThis.grpoRuns = (() => {
       button.addEventListener("click", () => { details.open = false; action(); });
       list.append(button);
     };
-    add("Open", "open_in_full", () => location.assign(`runs/${row.id}`));
+    add("Open", "open_in_full", () => location.assign(`jobs/${row.id}`));
     add("Name, tags, note", "edit", () => act("edit", row.id));
     add("Repeat", "replay", () => location.assign(`new?from=${row.id}`));
     add(row.hidden ? "Show again" : "Hide", row.hidden ? "visibility" : "visibility_off", () => act(row.hidden ? "unhide" : "hide", row.id));
@@ -137,7 +137,7 @@ globalThis.grpoRuns = (() => {
     return cell;
   };
   const settingCells = (row) => row.settings.map((value) => make("td", "number c-setting", value, { title: value }));
-  const runRow = (row) => {
+  const jobRow = (row) => {
     const line = make("tr", row.member ? "member" : "", "", { "data-id": row.id });
     const first = make("td", "c-tick");
     first.append(tick(row.id, row.name, [row.id]));
@@ -155,9 +155,9 @@ globalThis.grpoRuns = (() => {
   const groupRow = (row) => {
     const line = make("tr", "group-row", "", { "data-group": row.group });
     const first = make("td", "c-tick"), cell = make("th", "c-name", "", { scope: "row" });
-    first.append(tick(row.group, `the ${row.n} runs of ${row.name}`, row.ids.slice(0, maxShown)));
+    first.append(tick(row.group, `the ${row.n} jobs of ${row.name}`, row.ids.slice(0, maxShown)));
     const button = make("button", "opener", "", { type: "button", "aria-expanded": row.open, "data-focus": `group ${row.group}` });
-    button.append(icon(row.open ? "expand_more" : "chevron_right"), make("span", "ellipsis", row.name, { title: row.name }), make("span", "muted count", `${row.n} ${row.n === 1 ? "run" : "runs"}`));
+    button.append(icon(row.open ? "expand_more" : "chevron_right"), make("span", "ellipsis", row.name, { title: row.name }), make("span", "muted count", `${row.n} ${row.n === 1 ? "job" : "jobs"}`));
     button.addEventListener("click", () => {
       const open = new Set(grpoAddress.get("open").split(",").filter(Boolean));
       open.has(row.group) ? open.delete(row.group) : open.add(row.group);
@@ -194,19 +194,19 @@ globalThis.grpoRuns = (() => {
       return cell;
     });
     const named = settings.map(([name, title]) => make("th", "c-setting", title, { scope: "col", title: name }));
-    // What runs differ in comes before when they began, and is seen where the table goes on at the right.
+    // The settings in which jobs differ come before the time they began: they are in sight where the table goes on at the right.
     heads.splice(COLUMNS.findIndex(([key]) => key === "created"), 0, ...named);
     line.append(...heads, make("td", "c-menu"));
     return line;
   };
   const draw = () => {
     if (!table?.isConnected || !latest) return;
-    isOutdated = table.querySelector("details[open]") !== null; // nobody chooses from a menu that is made anew all the time
+    isOutdated = table.querySelector("details[open]") !== null; // a menu that is open must not be drawn anew
     if (isOutdated) return;
     const focus = document.activeElement?.dataset.focus;
     table.querySelector("thead").replaceChildren(headRow(latest.settings));
-    table.querySelector("tbody").replaceChildren(...latest.rows.map((row) => ("group" in row ? groupRow(row) : "rest" in row ? restRow(row) : runRow(row))));
-    document.querySelector(".runs-empty").classList.toggle("hidden", latest.rows.length > 0);
+    table.querySelector("tbody").replaceChildren(...latest.rows.map((row) => ("group" in row ? groupRow(row) : "rest" in row ? restRow(row) : jobRow(row))));
+    document.querySelector(".jobs-empty").classList.toggle("hidden", latest.rows.length > 0);
     table.classList.toggle("hidden", latest.rows.length === 0);
     table.classList.toggle("one-env", grpoAddress.get("group") === "env_name" || grpoAddress.has("env") || latest.envs.length < 2);
     drawPager();
@@ -228,13 +228,13 @@ globalThis.grpoRuns = (() => {
       button.addEventListener("click", () => { grpoAddress.set({ page: to === 1 ? "" : to }); ask(); });
       return button;
     };
-    pager.replaceChildren(turn("Page before", "chevron_left", page - 1), make("span", "muted number", `Page ${page} of ${latest.pages}`), turn("Next page", "chevron_right", page + 1));
+    pager.replaceChildren(turn("Previous page", "chevron_left", page - 1), make("span", "muted number", `Page ${page} of ${latest.pages}`), turn("Next page", "chevron_right", page + 1));
   };
 
   // The controls above the table.
   const STATUSES = ["queued", "running", "completed", "failed", "stopped"];
   const fill = (name, options, value) => {
-    const select = document.querySelector(`.runs-bar [name=${name}]`);
+    const select = document.querySelector(`.jobs-bar [name=${name}]`);
     if (select.dataset.options !== options.join("\n")) {
       select.dataset.options = options.join("\n");
       select.replaceChildren(...options.map((each) => Object.assign(make("option", "", each[1]), { value: each[0] })));
@@ -247,13 +247,13 @@ globalThis.grpoRuns = (() => {
     fill("env", [["", "All environments"], ...either(latest.envs, env)], env);
     fill("status", [["", "Any status"], ...either(STATUSES, status)], status);
     fill("tag", [["", "Any tag"], ...either(latest.tags, tag)], tag);
-    document.querySelector(".runs-bar [name=tag]").closest("label").classList.toggle("hidden", latest.tags.length === 0 && !tag);
-    document.querySelector(".runs-bar [name=group]").value = grpoAddress.get("group");
-    document.querySelector(".runs-bar [name=hidden]").checked = grpoAddress.get("hidden") === "1";
-    document.querySelector(".runs-bar .hidden-box").classList.toggle("hidden", latest.hidden === 0 && grpoAddress.get("hidden") !== "1");
+    document.querySelector(".jobs-bar [name=tag]").closest("label").classList.toggle("hidden", latest.tags.length === 0 && !tag);
+    document.querySelector(".jobs-bar [name=group]").value = grpoAddress.get("group");
+    document.querySelector(".jobs-bar [name=hidden]").checked = grpoAddress.get("hidden") === "1";
+    document.querySelector(".jobs-bar .hidden-box").classList.toggle("hidden", latest.hidden === 0 && grpoAddress.get("hidden") !== "1");
   };
   const listen = () => {
-    const bar = document.querySelector(".runs-bar"), search = bar.querySelector("[name=q]");
+    const bar = document.querySelector(".jobs-bar"), search = bar.querySelector("[name=q]");
     search.value = grpoAddress.get("q");
     // Every letter asks: the server drops what is no longer asked for.
     search.addEventListener("input", () => {
@@ -266,7 +266,7 @@ globalThis.grpoRuns = (() => {
       });
     const hidden = bar.querySelector("[name=hidden]");
     hidden.addEventListener("change", () => go({ hidden: hidden.checked ? "1" : "" }));
-    document.querySelector(".runs-empty .clear").addEventListener("click", () => {
+    document.querySelector(".jobs-empty .clear").addEventListener("click", () => {
       search.value = "";
       go({ q: "", env: "", status: "", tag: "", hidden: "" });
     });
@@ -289,10 +289,10 @@ globalThis.grpoRuns = (() => {
       grpoCurves.start(curvesId, null, ask);
       listen();
     },
-    // page: the rows and what the controls offer; colours: the runs in the charts; show: what the address said of them.
+    // page: the rows and what the controls offer; colours: the jobs in the charts; show: what the address said of them.
     show(page) {
       if (!isStarted) return;
-      // A run that was ticked while the page was on its way is not in it, and another page follows.
+      // A job that was ticked while the page was on its way is not in it, and another page follows.
       const isTimely = latest === null || page.show === (grpoAddress.has("show") ? grpoAddress.get("show") : null);
       latest = page;
       if (isTimely) {
