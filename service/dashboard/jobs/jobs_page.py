@@ -1,10 +1,8 @@
 """The page of jobs: a table, beside the curves of the chosen ones."""
 
-import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -15,13 +13,11 @@ from service.dashboard.current_service import get_service
 from service.dashboard.frame import show_frame
 from service.dashboard.jobs.actions import JobActions
 from service.dashboard.jobs.address import MAX_SHOWN, JobsView, read_view, write_shown
-from service.dashboard.jobs.curves import REWARD, describe_curves
+from service.dashboard.jobs.curve_sender import CurveSender
 from service.dashboard.jobs.table import make_table
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
 from service.dashboard.widgets.setting_text import name_setting
-from service.errors import ServiceError
 from service.http.browser_rules import DASHBOARD_PATH
-from service.jobs.job import Job
 from service.jobs.records.record import PastJob
 from service.jobs.registry import JobRegistry
 from service.schemas.jobs import JobStatus
@@ -29,10 +25,6 @@ from service.schemas.jobs import JobStatus
 _REFRESH_SECONDS = 1.0
 # Jobs that the page chooses by itself: the newest one, and those in training.
 _MAX_BY_ITSELF = 6
-# So many jobs' curves are read from the disk before they are sent together.
-_BATCH = 10
-# Up to so many jobs of an environment are drawn with the bounds of their lines; see MAX_BANDS in curves.js.
-_MAX_BOUNDED = 4
 _GROUPINGS = (("", "No groups"), ("env_name", "By environment"), ("recipe", "Same settings, any seed"))
 
 
@@ -80,16 +72,11 @@ class _JobsPage:
         # Configurations of ended jobs never change.
         self._configs: dict[str, Mapping[str, Any]] = {}
         self._by_itself: dict[str, int] = {}
-        self._colours: Mapping[str, int] = {}
         self._seen: set[str] = set()
         # The last table that was sent, and what it was made of.
         self._asked: _Asked | None = None
         self._sent = ""
-        # The state of each job's curves when they were last sent, by metric; the browser keeps them all.
-        self._sent_curves: dict[str, dict[str, _CurveState]] = {}
-        # How the jobs in the charts are drawn.
-        self._styles: Mapping[str, _Style] = {}
-        self._is_sending = asyncio.Lock()
+        self._curves = CurveSender(registry)
 
     async def look(self, event: Any) -> None:
         """Follow a change of the address."""
@@ -108,22 +95,15 @@ class _JobsPage:
     async def refresh(self) -> None:
         """Send the table and the curves, if they have changed."""
         lines, view = self._registry.list_lines(), self._view
-        colours = self._colours = self._choose_colours(lines)
-        self._styles = _choose_styles(lines, colours)
-        # A curve that is taken out has to be sent again when it comes back.
-        self._sent_curves = {job_id: sent for job_id, sent in self._sent_curves.items() if job_id in colours}
+        colours = self._choose_colours(lines)
+        self._curves.choose(view.metric, lines, colours)
         asked = _Asked(lines, view._replace(metric=""), colours)
         if not self._sent or asked != self._asked:
             page = await run_in_threadpool(self._write_page, view, lines, colours)  # which may read the disk
             if view is not self._view:  # the visitor went on meanwhile
                 return
             self._show_table(asked, page)
-        if not self._is_sending.locked():
-            async with self._is_sending:
-                sent: tuple[str, Mapping[str, int]] | None = None
-                while sent != (self._view.metric, self._colours):  # another one may be chosen meanwhile
-                    sent = self._view.metric, self._colours
-                    await self._send_curves(*sent)
+        await self._curves.send()
 
     def _show_table(self, asked: "_Asked", page: str) -> None:
         """Send the table if it has changed, and count its jobs."""
@@ -170,53 +150,6 @@ class _JobsPage:
         self._by_itself = {job_id: colour for job_id, colour in self._by_itself.items() if job_id in self._seen}
         return dict(self._by_itself)
 
-    async def _send_curves(self, metric: str, colours: Mapping[str, int]) -> None:
-        outdated = [job_id for job_id in colours if self._may_be_new(job_id, metric)]
-        at_hand = [job_id for job_id in outdated if self._find_in_memory(job_id) is not None]
-        on_disk = [job_id for job_id in outdated if job_id not in at_hand]
-        # A few at a time from the disk: the first lines appear soon, and no running job waits for them.
-        for batch in filter(None, (at_hand, *_batched(on_disk, _BATCH))):
-            news = await run_in_threadpool(self._describe_new, batch, metric)
-            if metric != self._view.metric:
-                return
-            shown = self._colours  # some may have been taken out meanwhile
-            calls = []
-            for job_id, (state, text) in news.items():
-                if job_id in shown:
-                    self._sent_curves.setdefault(job_id, {})[metric] = state
-                    calls.append(f"grpoCurves.set({text}, {shown[job_id]});")
-            if calls:
-                ui.run_javascript("".join(calls))
-
-    def _find_in_memory(self, job_id: str) -> Job | None:
-        with suppress(ServiceError):  # it was deleted just now
-            return self._registry.find_in_memory(job_id)
-        return None
-
-    def _may_be_new(self, job_id: str, metric: str) -> bool:
-        """Return whether the browser may lack part of a job's curves, without reading the disk."""
-        sent = self._sent_curves.get(job_id, {}).get(metric)
-        job = self._find_in_memory(job_id)
-        # The lines of a job that is not in memory stay as they are.
-        n_events = job.history.last_event_id if job is not None else 0 if sent is None else sent.last_event_id
-        return sent != self._get_state(job_id, n_events, metric)
-
-    def _describe_new(self, job_ids: Sequence[str], metric: str) -> "dict[str, tuple[_CurveState, str]]":
-        """Describe the curves that the browser lacks, as JSON."""
-        news = {}
-        for job_id in job_ids:
-            try:
-                job = self._registry.get(job_id)
-            except ServiceError:  # it was deleted just now
-                continue
-            state = self._get_state(job_id, job.history.last_event_id, metric)
-            news[job_id] = state, json.dumps(describe_curves(job, [metric], state.has_bounds))
-        return news
-
-    def _get_state(self, job_id: str, last_event_id: int, metric: str) -> "_CurveState":
-        style = self._styles.get(job_id, _Style(None, False))
-        return _CurveState(last_event_id, style.display_name, style.has_bounds and metric != REWARD)
-
 
 class _Asked(NamedTuple):
     """Everything that the table is made of."""
@@ -224,36 +157,6 @@ class _Asked(NamedTuple):
     lines: Sequence[PastJob]
     view: JobsView
     colours: Mapping[str, int]
-
-
-class _Style(NamedTuple):
-    """How a job is drawn.
-
-    :param has_bounds: Whether its chart has room for the bounds of its lines.
-    """
-
-    display_name: str | None
-    has_bounds: bool
-
-
-class _CurveState(NamedTuple):
-    """Differs from the last one whenever a line has to be drawn again."""
-
-    last_event_id: int
-    display_name: str | None
-    has_bounds: bool
-
-
-def _choose_styles(lines: Sequence[PastJob], colours: Mapping[str, int]) -> dict[str, _Style]:
-    shown = [line.summary for line in lines if line.job_id in colours]
-    n_shown = Counter(line.env_name for line in shown)
-    return {line.job_id: _Style(line.display_name, n_shown[line.env_name] <= _MAX_BOUNDED) for line in shown}
-
-
-def _batched(names: list[str], size: int) -> Iterator[list[str]]:
-    """Yield names in batches of a size."""
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
 
 
 def _find_jobs(lines: Sequence[PastJob], shown: Mapping[str, int]) -> dict[str, int]:
