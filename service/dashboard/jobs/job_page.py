@@ -1,4 +1,4 @@
-"""The page of one job: how it stands, its curves, what it trained with, and what happened."""
+"""The page of one job: its status, curves, film, lineage, configuration, evaluations and events."""
 
 import json
 from collections import Counter

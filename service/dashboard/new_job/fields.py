@@ -14,7 +14,7 @@ from service.dashboard.widgets.html_elements import Text, make_box
 from service.dashboard.widgets.number_format import format_count
 from service.dashboard.widgets.setting_text import name_setting, write_named_setting, write_setting
 
-# Always in sight.
+# Shown without opening a part.
 COMMON = ("env_name", "reward_function_type", "preset", "total_timesteps", "model_name", "seed", "init_model")
 # Title of each part that opens, its subtitle and its fields.
 GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {

@@ -11,12 +11,12 @@ from service.schemas.sweeps import SettingRow
 
 _WIDTH, _TOP, _BOTTOM, _HEIGHT = 1000, 44, 288, 316
 _MARGIN = 80
-# Over more than this, small values of a linear axis would lie upon each other.
+# Over more than this, small values of a linear axis would overlap.
 _LOG_RATIO = 30.0
 _MAX_LABEL_CHARS = 16
 # Of more values, only the ends and the middle are written down.
 _MAX_LABELS = 4
-# Labels closer than this would lie upon each other.
+# Labels closer than this would overlap.
 _LABEL_GAP = 0.07
 _REWARD = "evaluated reward"
 _MIN_LINES = 3
