@@ -71,6 +71,16 @@ class PlanRecord(BaseModel):
         )
 
 
+class JobEnd(NamedTuple):
+    """How and when a job ends: fields of its state."""
+
+    status: JobStatus
+    error_message: str | None
+    end_time: datetime
+    ended_by: EndedBy | None
+    ended_how: EndedHow | None
+
+
 class JobState(BaseModel):
     """Everything about a job that changes, except its history."""
 
@@ -124,6 +134,41 @@ class JobState(BaseModel):
         if self.status is JobStatus.COMPLETED:
             return 1.0
         return min(1.0, self.current_timesteps / total_timesteps)
+
+    def enter(self, end: JobEnd) -> None:
+        """Take on a job's end."""
+        self.status, self.error_message, self.end_time, self.ended_by, self.ended_how = end
+        if end.status is JobStatus.COMPLETED:  # nothing is left to go on from
+            self.checkpoint = None
+
+    def reopen(self, status: JobStatus) -> None:
+        """Take the end back, for a job that is resumed.
+
+        :param status: That it has from now on.
+        """
+        self.status, self.n_stops, self.stopped_by = status, 0, "stop"
+        self.ended_by = self.ended_how = self.error_message = self.end_time = None
+        self.model_name = self.sha256 = None
+
+    def get_end(self) -> JobEnd:
+        """Return the end of a job that has ended."""
+        end_time = self.end_time or self.created_at
+        return JobEnd(self.status, self.error_message, end_time, self.ended_by, self.ended_how)
+
+    def choose_ended_by(self, status: JobStatus) -> EndedBy | None:
+        """Return what ends a job that ends with a status now; None for a failure."""
+        if status is JobStatus.FAILED:
+            return None
+        return self.stopped_by if status is JobStatus.STOPPED else self.ended_by or "total_timesteps"
+
+    def describe_end(self) -> str:
+        """Say how and where the job has ended, for its history to keep: a resume takes the end out of it."""
+        step = f"step {self.current_timesteps:,}"
+        if self.ended_how == "interrupted" or self.ended_by == "shutdown":
+            return f"been interrupted at {step}."
+        if self.status is JobStatus.STOPPED:
+            return f"been stopped at {step}."
+        return f"failed at {step}: {self.error_message or ''}"
 
     def describe_interruption(self, job_id: str, was_killed: bool) -> str:
         """Say that the job, which is active, ends with its server, and from where a resume goes on.

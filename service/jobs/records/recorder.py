@@ -30,7 +30,10 @@ class Recorded(Protocol):
 
     job_id: str
     history: JobHistory
-    receipts: Receipts
+
+    @property
+    def receipts(self) -> Receipts:
+        """Which reports of its worker are taken."""
 
     def make_record(self, after: int, stride: int) -> JobRecord:
         """Write down the job as it is, and what of its history is new since a record."""

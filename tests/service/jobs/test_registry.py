@@ -450,7 +450,7 @@ class TestTheRegistry:
         def count(job: Job) -> JobStatus:
             nonlocal n_looks
             n_looks += 1
-            return job._state.status
+            return job.state.status
 
         monkeypatch.setattr(Job, "status", property(count))
         for look in (lambda: registry.submit(planned), registry.count_active, registry.check_can_submit):

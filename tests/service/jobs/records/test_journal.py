@@ -520,7 +520,7 @@ def test_a_start_on_a_full_disk_knows_earlier_jobs_and_writes_new_ones_later(pat
 def test_a_job_that_cannot_be_written_costs_no_other(path: Path) -> None:
     recorder = JobRecorder(JobJournal(path))
     absurd, sound = (Job(make_plan(total_timesteps=100), make_services(recorder)) for _ in range(2))
-    absurd._state.current_timesteps = 2**70  # SQLite's integers have 64 bits
+    absurd.state.current_timesteps = 2**70  # SQLite's integers have 64 bits
     for job in (absurd, sound):
         recorder.begin(job)
         job.start()

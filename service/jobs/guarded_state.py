@@ -1,0 +1,86 @@
+"""A job's state and history behind one lock, for its lifecycle and its worker's reports to change."""
+
+import threading
+
+from service.jobs.clock import JobClock
+from service.jobs.judging.no_signal import NoSignalCounter
+from service.jobs.records.history import JobHistory
+from service.jobs.records.record import JobEnd, JobState
+from service.workers.receipts import Receipts
+
+
+class GuardedState:
+    """All that changes about a job. Hold ``lock`` to call a method or to change a field; read single fields without it.
+
+    :param state: The job's latest figures, new or from its record.
+    :param history: All of its figures.
+    """
+
+    def __init__(self, state: JobState, history: JobHistory) -> None:
+        self.lock = threading.Lock()
+        self.state, self.history = state, history
+        self.clock = JobClock(state.elapsed_seconds)
+        #: Which reports of its worker are taken, where that may outlive the server.
+        self.receipts = Receipts(state.n_restarts, state.n_reports)
+        #: Once it is set, nothing changes but the status, which follows as soon as the end is written down.
+        self.end: JobEnd | None = None
+        self._no_signal = NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
+
+    def refresh(self) -> JobState:
+        """Return the state, brought up to date."""
+        self.state.elapsed_seconds, self.state.n_reports = self.clock.elapsed_seconds, self.receipts.n_taken
+        return self.state
+
+    def copy_state(self) -> JobState:
+        """Return a copy of the state to write down, the end included as soon as it is known."""
+        state = JobState(**dict(self.refresh()))
+        if self.end is not None:
+            state.enter(self.end)
+        return state
+
+    def warn(self, warning: str) -> None:
+        """Note a warning for the client, once: a job that is resumed would repeat them."""
+        if warning in self.state.warnings:
+            return
+        self.state.warnings.append(warning)
+        self.history.append("job.warning", {"warning": warning})
+
+    def begin_again(self) -> None:
+        """Prepare for another worker."""
+        self.state.n_restarts += 1
+        self.receipts = Receipts(self.state.n_restarts)
+        self.clock.reset()
+
+    def rewind_to_checkpoint(self) -> None:
+        """Go back to where the checkpoint was taken, or to the start."""
+        checkpoint = self.state.checkpoint
+        self.rewind(0 if checkpoint is None else checkpoint.timesteps)
+
+    def rewind(self, timesteps: int) -> None:
+        """Forget what came after a number of simulator steps, which will be taken again."""
+        state = self.state
+        state.repeated_timesteps += max(0, state.current_timesteps - timesteps)
+        state.current_timesteps = timesteps
+        self.history.rewind(timesteps)
+        self.choose_evaluations()
+        rows = self.history.list_rows()
+        state.metrics = rows[-1].metrics if rows else {}
+        state.final_evaluation = None
+        state.n_silent_rollouts, state.last_signal_timesteps, self._no_signal = 0, 0, NoSignalCounter()
+
+    def choose_evaluations(self) -> None:
+        """Note the latest and the best evaluation of the history."""
+        evaluations = self.history.list_evaluations()
+        self.state.evaluation = evaluations[-1] if evaluations else None
+        self.state.best_evaluation = max(evaluations, key=lambda row: row.mean_reward, default=None)
+
+    def count_rollout(self, zero_std_fraction: float) -> None:
+        """Note whether a rollout had a signal, and warn if that has been missing for long.
+
+        :param zero_std_fraction: Share of its groups without one, in [0, 1].
+        """
+        state, counter = self.state, self._no_signal
+        warning = counter.count_rollout(zero_std_fraction, state.current_timesteps)
+        state.n_silent_rollouts, state.last_signal_timesteps = counter.n_rollouts, counter.since_timesteps
+        if warning is not None:
+            self.history.append("job.warning", {"warning": warning})
