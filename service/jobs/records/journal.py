@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,14 @@ from service.jobs.records.database import (
     says_disk_is_full,
 )
 from service.jobs.records.history import HistoryPart
+from service.jobs.records.interruption import (
+    ACTIVE,
+    MAX_UNWRITTEN_EVENTS,
+    fail,
+    interrupt,
+    mend_statuses,
+    skip_event_ids,
+)
 from service.jobs.records.record import JobRecord, JobState, PastJob, PlanRecord
 from service.jobs.records.rows import (
     LABELS,
@@ -39,10 +46,6 @@ from service.jobs.records.rows import (
 from service.schemas.jobs import JobStatus, JobSummary
 
 logger = logging.getLogger("grpo.service")
-
-_ACTIVE = "('queued', 'running')"
-# More events than a server shows to clients between two writes, even if the disk hangs for an hour.
-_MAX_UNWRITTEN_EVENTS = 1_000_000
 
 
 class JobJournal:
@@ -69,8 +72,8 @@ class JobJournal:
     def skip_event_ids(self) -> None:
         """Leave out, in jobs that had not ended, the ids of events that clients have seen and the file has not."""
         with self._transact() as connection:
-            _mend_statuses(connection)
-            _skip_event_ids(connection)
+            mend_statuses(connection)
+            skip_event_ids(connection)
 
     def interrupt_active(self, job_ids: Sequence[str] | None = None, keeps_running: bool = False) -> int:
         """Note that the jobs which had not ended have failed with the server that ran them; return how many.
@@ -79,7 +82,7 @@ class JobJournal:
         :param keeps_running: Whether running jobs may continue elsewhere, so that only queued ones have failed.
         """
         with self._transact() as connection:
-            return _interrupt(connection, job_ids, keeps_running)
+            return interrupt(connection, job_ids, keeps_running)
 
     def interrupt_later(self) -> int:
         """Show the jobs that had not ended as failed, and note it with the next write; return how many.
@@ -87,7 +90,7 @@ class JobJournal:
         :raises JournalError: If they cannot be read.
         """
         with self._lock, explain():
-            query = f"SELECT count(*) FROM jobs WHERE status IN {_ACTIVE}"
+            query = f"SELECT count(*) FROM jobs WHERE status IN {ACTIVE}"
             (n_jobs,) = self._connection.execute(query).fetchone()
             self._has_to_interrupt = True
         return int(n_jobs)
@@ -153,7 +156,7 @@ class JobJournal:
         with _name_damage("metrics"):
             metrics = [unpack_metrics(*packed) for packed in metrics]
         if has_to_interrupt and not state.status.is_final:
-            state, last_event_id = _fail(state, job_id, written_at), last_event_id + _MAX_UNWRITTEN_EVENTS
+            state, last_event_id = fail(state, job_id, written_at), last_event_id + MAX_UNWRITTEN_EVENTS
         part = HistoryPart(last_event_id, stride, events, metrics, replaces_rows=True, progress=progress)
         return JobRecord(job_id, plan, state, part, read_labels(dict(zip(LABELS, written, strict=True))), time_written)
 
@@ -180,7 +183,7 @@ class JobJournal:
             return [job_id for (job_id,) in self._connection.execute(query, (written,)) if has_id(job_id)]
 
     def write_labels(self, job_id: str, changes: Mapping[str, Any]) -> None:
-        """Write down what people have changed of what is written on a job, and nothing else, which may be damaged.
+        """Save a job's edited labels, and leave the rest of its row, which may be damaged.
 
         :param changes: Fields of ``JobLabels``; at least one.
         :raises JournalError: If it fails, or the file does not have the job.
@@ -211,7 +214,7 @@ class JobJournal:
 
     def list_old(self, written_before: float) -> list[str]:
         """List the ids of jobs that ended before a time in seconds since 1970, oldest first."""
-        query = f"SELECT job_id FROM jobs WHERE written_at < ? AND status NOT IN {_ACTIVE} ORDER BY number"
+        query = f"SELECT job_id FROM jobs WHERE written_at < ? AND status NOT IN {ACTIVE} ORDER BY number"
         with self._lock, explain():
             return [job_id for (job_id,) in self._connection.execute(query, (written_before,))]
 
@@ -267,9 +270,9 @@ class JobJournal:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 if self._has_to_interrupt:
-                    _mend_statuses(self._connection)
-                    _skip_event_ids(self._connection)
-                    _interrupt(self._connection)
+                    mend_statuses(self._connection)
+                    skip_event_ids(self._connection)
+                    interrupt(self._connection)
                 yield self._connection
                 self._connection.execute("COMMIT")
                 self._has_to_interrupt = False
@@ -344,58 +347,3 @@ def _name_damage(part: str) -> Iterator[None]:
         yield
     except UNREADABLE as error:
         raise JournalError(f"damaged {part}") from error
-
-
-def _mend_statuses(connection: sqlite3.Connection) -> None:
-    """Take the status of a job from the rest of its record where that of its line is damaged."""
-    query = f"SELECT number, state FROM jobs WHERE status NOT IN ({', '.join('?' * len(JobStatus))})"
-    for number, state_json in connection.execute(query, tuple(JobStatus)).fetchall():
-        with suppress(ValueError):
-            status = JobState.model_validate_json(state_json).status
-            logger.warning("%s: the status in row %d was damaged, and is %s again", FILE_NAME, number, status)
-            connection.execute("UPDATE jobs SET status = ? WHERE number = ?", (status, number))
-
-
-def _skip_event_ids(connection: sqlite3.Connection) -> None:
-    query = f"SELECT number, history FROM jobs WHERE status IN {_ACTIVE}"
-    for number, history in connection.execute(query).fetchall():
-        with suppress(*UNREADABLE):  # it is damaged, and whoever asks for more of it is told
-            last_event_id, *others = json.loads(history)
-            skipped = json.dumps([last_event_id + _MAX_UNWRITTEN_EVENTS, *others])
-            connection.execute("UPDATE jobs SET history = ? WHERE number = ?", (skipped, number))
-
-
-def _interrupt(
-    connection: sqlite3.Connection, job_ids: Sequence[str] | None = None, keeps_running: bool = False
-) -> int:
-    query = f"SELECT number, job_id, state, written_at FROM jobs WHERE status IN {_ACTIVE}"
-    rows = connection.execute(query).fetchall()
-    if job_ids is not None:
-        rows = [row for row in rows if row[1] in job_ids]
-    if keeps_running:
-        rows = [row for row in rows if not _has_started(row[2])]
-    for number, job_id, state_json, written_at in rows:
-        connection.execute("UPDATE jobs SET status = ? WHERE number = ?", (JobStatus.FAILED, number))
-        with suppress(*UNREADABLE):  # it stays in the list, and whoever asks for more of it is told
-            state = _fail(JobState.model_validate_json(state_json), job_id, written_at)
-            connection.execute("UPDATE jobs SET state = ? WHERE number = ?", (state.model_dump_json(), number))
-    return len(rows)
-
-
-def _fail(state: JobState, job_id: str, written_at: float) -> JobState:
-    """Return the state of a job that has failed with its server."""
-    ended = {
-        "status": JobStatus.FAILED,
-        "error_message": state.describe_interruption(job_id, was_killed=True),
-        "end_time": datetime.fromtimestamp(written_at, UTC),
-        "ended_by": None,
-        "ended_how": "interrupted",
-    }
-    return state.model_copy(update=ended)
-
-
-def _has_started(state_json: str) -> bool:
-    try:
-        return JobState.model_validate_json(state_json).status is JobStatus.RUNNING
-    except ValueError:
-        return False
