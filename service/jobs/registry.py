@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from grpo_core.options.rewards import Reward
 from service.errors import ConflictError, DrainingError, QueueFullError, ServiceError, printable
 from service.jobs.job import Job, JobServices
-from service.jobs.job_models import is_own_model
+from service.jobs.lineage import is_own_model
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import JournalError
 from service.jobs.records.record import PastJob

@@ -17,7 +17,7 @@ from service.context import JOB_ID
 from service.errors import ConflictError, NotFoundError, ServiceError, StorageError, describe_error
 from service.jobs.description import SHORT_ID_CHARS
 from service.jobs.job import Job
-from service.jobs.job_models import holds_content, is_own_model
+from service.jobs.lineage import holds_content, is_own_model
 from service.jobs.records.record import INTERRUPTED
 from service.jobs.records.recorder import JobRecorder
 from service.models.store import ModelStore

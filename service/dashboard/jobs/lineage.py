@@ -6,7 +6,7 @@ from service.dashboard.widgets.html_elements import Text, make_box, make_link, m
 from service.dashboard.widgets.number_format import format_age, format_count
 from service.http.browser_rules import DASHBOARD_PATH
 from service.jobs.job import Job
-from service.jobs.job_models import find_init_model, find_its_model, list_trained_on
+from service.jobs.lineage import find_init_model, find_its_model, list_trained_on
 from service.jobs.table import JobTable
 from service.models.store import ModelStore
 

@@ -1,1 +1,1 @@
-"""What is remembered of jobs: in memory, and on the disk."""
+"""Jobs as they are remembered: in memory, and on the disk."""

@@ -2,7 +2,7 @@
 
 from service.errors import ConflictError, NotFoundError
 from service.jobs.job import Job
-from service.jobs.job_models import find_its_model, read_checkpoint_model
+from service.jobs.lineage import find_its_model, read_checkpoint_model
 from service.jobs.registry import JobRegistry
 from service.models.playing.play import FilmOrder
 from service.models.playing.player import Film, ModelPlayer
