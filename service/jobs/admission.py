@@ -1,4 +1,4 @@
-"""The admission of jobs: from a request, whoever sends it, to a job in the queue."""
+"""The admission of jobs: from a request to a job in the queue."""
 
 from functools import partial
 from typing import Any
@@ -45,7 +45,7 @@ class JobAdmission:
         """Plan a training job and queue it. It may take seconds, so call it in a thread of ``planning_limiter``.
 
         :param client: The address that it is counted for; None for the operator's own, which are not.
-        :param sweep_id: The sweep that it belongs to; None if to none.
+        :param sweep_id: Its sweep; None if it belongs to none.
         :param init_sha256: The file that ``init_model`` named for the sweep; None takes what it names now.
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ConflictError: If an active job will save under the same name.
@@ -61,14 +61,14 @@ class JobAdmission:
         return self._client_jobs.start(client, start)
 
     def check_queue(self) -> None:
-        """Refuse another job at once if those that run, wait and are being planned are enough.
+        """Refuse another job at once if enough jobs run, wait and are being planned.
 
         :raises QueueFullError: If they are.
         """
         self._registry.check_queue(self._count_plans())
 
     def check_planning(self) -> None:
-        """Refuse a sweep at once if so much is being planned that it would wait; its jobs wait for places themselves.
+        """Refuse a sweep at once if its planning would have to wait; its jobs wait for places themselves.
 
         :raises QueueFullError: If that is so.
         """
@@ -118,7 +118,7 @@ class JobAdmission:
         return plan._replace(config_origins=origins, sweep_id=sweep_id, init_sha256=sha256)
 
     def _read_init_model(self, name: str | None, sha256: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
-        """Return what a model says of itself that training is to begin from, and the SHA-256 of its file."""
+        """Return the description of the model that training is to begin from, and the SHA-256 of its file."""
         if name is None:
             return None, None
         reference: str | None = name
@@ -145,5 +145,5 @@ class JobAdmission:
         )
 
     def rejoin_jobs(self) -> None:
-        """Follow the jobs again that went on without their server."""
+        """Follow the jobs that went on without their server."""
         self._registry.rejoin(self._planner.find_rewards)

@@ -1,4 +1,4 @@
-"""The jobs of each client, and how long one may take, where strangers can reach the server."""
+"""Limits on each client's jobs and on their length, for servers that strangers can reach."""
 
 import threading
 from collections import Counter, defaultdict
@@ -12,7 +12,7 @@ from service.schemas.training import TrainConfig, TrainRequest
 
 @dataclass(frozen=True)
 class JobLimits:
-    """What one client may take.
+    """Limits of one client.
 
     :param n_active: Jobs that may run or wait at a time, > 0.
     :param max_timesteps: Simulator steps of one job, > 0.
@@ -66,7 +66,7 @@ class ClientJobs:
 
     def __init__(self, limits: JobLimits, is_active: Callable[[str], bool]) -> None:
         self.limits, self._is_active = limits, is_active
-        # Guards what is below.
+        # Guards everything below.
         self._lock = threading.Lock()
         self._starting: Counter[str] = Counter()
         self._active: dict[str, set[str]] = defaultdict(set)

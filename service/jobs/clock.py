@@ -4,7 +4,7 @@ import time
 
 
 class JobClock:
-    """Measures a job's running time, interruptions left out. Its job guards it.
+    """Measures a job's running time without interruptions. The job's lock guards it.
 
     :param seconds_before: How long it ran before.
     """
@@ -39,7 +39,7 @@ class JobClock:
         self._last_active_seconds = time.monotonic()
 
     def end(self, age_seconds: float = 0.0) -> None:
-        """Measure no longer.
+        """Stop measuring.
 
         :param age_seconds: How long ago the job ended.
         """

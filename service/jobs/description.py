@@ -1,4 +1,4 @@
-"""What clients are told of a job."""
+"""The status of a job, as clients see it."""
 
 import math
 from typing import Any
@@ -53,7 +53,7 @@ def describe_job(
 
 
 def describe_progress(config: TrainConfig, state: JobState) -> dict[str, Any]:
-    """Return what of a status changes with every step."""
+    """Return the part of a status that changes with every step."""
     return {
         "progress": state.compute_progress(config.total_timesteps),
         "current_timesteps": state.current_timesteps,
@@ -64,7 +64,7 @@ def describe_progress(config: TrainConfig, state: JobState) -> dict[str, Any]:
 
 
 def gather_evidence(plan: TrainingPlan, state: JobState, history: JobHistory) -> Evidence:
-    """Return what the verdict on a job is based on."""
+    """Return the evidence for the verdict on a job."""
     no_signal = NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
     return Evidence(
         status=state.status,
@@ -89,7 +89,7 @@ def name_tensorboard_run(job_id: str, config: TrainConfig) -> str | None:
 
 
 def _compute_eta(config: TrainConfig, state: JobState) -> float | None:
-    # The time went into the steps that were taken twice as well.
+    # Steps that were taken twice took time as well.
     n_taken = state.current_timesteps + state.repeated_timesteps
     if state.status is not JobStatus.RUNNING or n_taken == 0:
         return None

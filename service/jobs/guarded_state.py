@@ -20,7 +20,7 @@ class GuardedState:
         self.lock = threading.Lock()
         self.state, self.history = state, history
         self.clock = JobClock(state.elapsed_seconds)
-        #: Which reports of its worker are taken, where that may outlive the server.
+        #: The reports that were taken from its worker, where that may outlive the server.
         self.receipts = Receipts(state.n_restarts, state.n_reports)
         #: Once it is set, nothing changes but the status, which follows as soon as the end is written down.
         self.end: JobEnd | None = None

@@ -36,10 +36,10 @@ _ENDS = {
 
 
 class JobServices(NamedTuple):
-    """What a job uses of its server.
+    """The parts of the server that a job uses.
 
     :param totals: Counters to add it to.
-    :param write_end: Called with the job as it ends, before anybody can see that it has ended.
+    :param write_end: Called with the job as it ends, before its end can be seen.
     :param checkpoints: Where its checkpoints are kept; None keeps none.
     """
 
@@ -52,8 +52,8 @@ class Job:
     """One training job. Safe to read and to stop from any thread.
 
     :param plan: The job's settings.
-    :param services: What its server has for it; None counts it nowhere and keeps nothing.
-    :param record: Its record, to build it again (see ``restore`` and ``revive``); None for a new one.
+    :param services: The server's; None counts the job nowhere and keeps nothing.
+    :param record: Its record, to rebuild it (see ``restore`` and ``revive``); None for a new one.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Job:
         self._plan_record = PlanRecord.describe(plan)
         self.config = plan.config
         self._recipe = compute_recipe(self._plan_record.config)
-        #: What people have written on it; the registry replaces it.
+        #: People's labels; the registry replaces them.
         self.labels = JobLabels() if record is None else record.labels
         self.finished = threading.Event()
-        #: The model file of a training that is over, which could not be saved then.
+        #: The model file of a finished training that could not be saved.
         self.unsaved_model: bytes | None = None
         self._services = services or JobServices(JobTotals())
         if record is None:
@@ -84,7 +84,7 @@ class Job:
 
     @classmethod
     def restore(cls, record: JobRecord) -> "Job":
-        """Build a job that has ended again from its record.
+        """Rebuild a job that has ended from its record.
 
         Its plan lacks the rewards, see ``PlanRecord.make_plan``.
         """
@@ -97,7 +97,7 @@ class Job:
 
     @classmethod
     def revive(cls, record: JobRecord, services: JobServices) -> "Job":
-        """Build a job again from its record that goes on without its server.
+        """Rebuild a job that goes on without its server from its record.
 
         Its plan lacks the rewards, as in ``restore``.
         """
@@ -117,12 +117,12 @@ class Job:
 
     @property
     def progress(self) -> JobProgress:
-        """What the worker reports to; another worker has another one."""
+        """The receiver of the worker's reports; each worker has its own."""
         return self._progress
 
     @property
     def receipts(self) -> Receipts:
-        """Which reports of its worker are taken, where that may outlive the server; another worker has others."""
+        """The reports that were taken from its worker, where that may outlive the server."""
         return self._guarded.receipts
 
     @property
@@ -137,7 +137,7 @@ class Job:
 
     @property
     def warnings(self) -> list[str]:
-        """What the client should know."""
+        """Warnings for the client."""
         with self._guarded.lock:
             return list(self.state.warnings)
 
@@ -181,7 +181,7 @@ class Job:
             return self.state.describe_resume(self.job_id)
 
     def make_record(self, after: int, stride: int) -> JobRecord:
-        """Write down the job as it is, and what of its history is new.
+        """Write down the job as it is, with the new part of its history.
 
         :param after: ``last_event_id`` of the history in the record before; 0 without one.
         :param stride: Its ``stride``.
@@ -246,7 +246,7 @@ class Job:
 
         A second stop skips the evaluation of the policy so far.
 
-        :param stopped_by: Whether somebody stops it, or the server ends; only the first stop counts.
+        :param stopped_by: Whether a client stops it, or the server ends; only the first stop counts.
         :raises ConflictError: If it has already finished training.
         """
         with self._guarded.lock:
@@ -281,7 +281,7 @@ class Job:
             return True
 
     def forbid_restarts(self, reason: str) -> None:
-        """Have the job end if its worker dies: what it was trained with is not there."""
+        """Have the job end if its worker dies, as its reward functions are not there."""
         self._may_restart = False
         warning = f"if its worker dies, the job cannot go on: {reason}"
         if warning not in self.warnings:  # an earlier server may have said so
@@ -381,9 +381,8 @@ class Job:
 
         :param reward: The reward functions that its configuration names.
         :param services: As for a new job.
-        :param checkpoint: What is in its file now: that may be newer than what was written of the job before its server
-            was killed, or be gone.
-        :param unsaved_model: What it has learned if it only has to be saved: then it goes on from its end.
+        :param checkpoint: The one in its file now, perhaps newer than the record of a killed server; None if gone.
+        :param unsaved_model: Its finished model, if only saving is left: then it goes on from its end.
         :raises ConflictError: If it has not ended, or has completed.
         """
         guarded, state = self._guarded, self.state

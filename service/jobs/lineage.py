@@ -1,4 +1,4 @@
-"""The models of a job: the one that it began from, its checkpoint's, what it has saved, and what came of that."""
+"""The models of a job: the one it began from, its checkpoint's, the one it saved, and the jobs that began from that."""
 
 import hashlib
 from contextlib import suppress
@@ -43,9 +43,9 @@ def read_checkpoint_model(checkpoints: CheckpointFolder, job: Job) -> tuple[byte
 
 
 def is_own_model(store: ModelStore, job: Job) -> bool:
-    """Return whether the model of a job's name is the one that it has saved itself, when it was stopped.
+    """Return whether the model of a job's name is one that the job has saved itself.
 
-    Or just before its server died, so that the job does not know.
+    It saved it when it was stopped, or just before its server died, which the job does not know of.
     """
     name, versions = job.config.model_name, store.folder.versions
     sha256 = _hash(store, name)

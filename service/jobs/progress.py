@@ -36,7 +36,7 @@ class JobProgress:
         self._job_id, self._config = job_id, config
         self._guarded, self._totals, self._checkpoints = guarded, totals, checkpoints
         self._lock, self._state, self._history = guarded.lock, guarded.state, guarded.history
-        self._receipts = guarded.receipts  # those of this attempt
+        self._receipts = guarded.receipts  # this attempt's
         self._next_progress = 0.0
         self._stop: Callable[[], None] | None = None
 

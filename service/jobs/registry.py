@@ -70,7 +70,7 @@ class JobRegistry(JobTable):
         self._draining = False
 
     def _revive(self, past: PastJob) -> Job | PastJob:
-        """Return a job that had not ended as one that goes on."""
+        """Rebuild an active job as one that goes on."""
         if past.status.is_final:
             return past
         with suppress(JournalError, LookupError, TypeError, ValueError):
@@ -84,7 +84,7 @@ class JobRegistry(JobTable):
         return PastJob(past.summary.model_copy(update={"status": JobStatus.FAILED}))
 
     def rejoin(self, find_rewards: Callable[[TrainConfig], Reward | None]) -> None:
-        """Follow the jobs again that went on without their server.
+        """Follow the jobs that went on without their server.
 
         :param find_rewards: Returns the reward functions that a configuration names, or refuses.
         """
@@ -113,7 +113,7 @@ class JobRegistry(JobTable):
                 with self._lock:
                     self._check_queue()
                     self._active.append(job)
-            # Before anybody can see the job: what a client has seen survives whatever happens.
+            # Before the job can be seen: a job that a client has seen survives whatever happens.
             self._write_down(job)
             with self._lock:
                 self._jobs[job.job_id] = job
@@ -131,9 +131,9 @@ class JobRegistry(JobTable):
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
-        # Before anything is held: it is read to its end, and new jobs need not wait for that.
+        # Before any lock is held: it is read to its end, and new jobs need not wait for that.
         checkpoint = self.checkpoints.describe(job.job_id, job.config)
-        with self._admission, self._labelling:  # or a deletion could remove what is written down again
+        with self._admission, self._labelling:  # or a deletion could remove the new record
             with self._reserve(job.config.model_name, but_for=job):
                 warning = None if is_own_model(self._store, job) else self._check_replacement(job)
                 with self._lock:
@@ -171,7 +171,7 @@ class JobRegistry(JobTable):
     def check_can_submit(self, model_name: str | None = None) -> None:
         """Check that another job could be queued, before it is planned.
 
-        :param model_name: The name that it would save under, if that is known.
+        :param model_name: The name that it would save under, if known.
         :raises ConflictError: If an active job or an upload will save under the same name.
         :raises NotReadyError: If there is no folder to save its policy in.
         :raises StorageLowError: If the disk is too full to save its policy.
@@ -221,12 +221,12 @@ class JobRegistry(JobTable):
     def delete_model(self, model_name: str, is_surplus: Callable[[], bool] = lambda: True) -> bool:
         """Delete a model, unless an active job will replace it.
 
-        :param is_surplus: Asked once nobody else can put another one in its place; False, or an error, leaves it.
+        :param is_surplus: Asked once no other model can take its place; False, or an error, leaves it.
         :return: Whether it is gone.
         :raises ConflictError: If an active job will save under its name.
         :raises NotFoundError: If there is no such model.
         """
-        # The versions' lock, so that nobody points an alias at it meanwhile.
+        # The versions' lock, so that no alias is pointed at it meanwhile.
         with self._deleting, self._reserve(model_name), self._store.folder.versions.lock(model_name):
             if not is_surplus():
                 return False
@@ -235,7 +235,7 @@ class JobRegistry(JobTable):
 
     @contextmanager
     def reserve_name(self, model_name: str) -> Iterator[None]:
-        """Reserve a name while an upload is saved under it: no job may take it and nobody may delete its model.
+        """Reserve a name while an upload is saved under it: no job may take it, and its model cannot be deleted.
 
         :raises ConflictError: If an active job or another upload will save under it, another model's name differs
             only by case, or a folder is in its place.
@@ -246,7 +246,7 @@ class JobRegistry(JobTable):
 
     @contextmanager
     def _reserve(self, model_name: str, but_for: Job | None = None) -> Iterator[None]:
-        """Keep a name from others while the disk, which may be slow, is looked at or written to.
+        """Reserve a name during a look at the disk or a write to it, which may be slow.
 
         :param but_for: A job that may have it.
         :raises ConflictError: If it is another's.

@@ -36,7 +36,7 @@ _WATCH_SECONDS = 0.25
 _POLL_SECONDS = 0.05
 # A stopped training ends at its next step or minibatch; without either for this long, it hangs.
 _STOP_PATIENCE_SECONDS = 5.0
-# What finished models may take in memory that no disk would take; the oldest give way.
+# Memory for finished models that the disk does not take; the oldest give way.
 _MAX_UNSAVED_BYTES = 2**26
 
 
@@ -96,10 +96,10 @@ class JobRunner:
             self._threads.submit(copy_context().run, self._run, job)
 
     def rejoin(self, jobs: Sequence[Job], note_found: Callable[[Job], bool]) -> None:
-        """Follow jobs again that went on without their server, all at once even if they are more than may run.
+        """Follow jobs that went on without their server, all at once even if they are more than may run.
 
-        :param note_found: Called once it is known what the job does, or that it is gone; returns whether this server
-            goes on with it, and does not end.
+        :param note_found: Called once the job's task is found, or known to be gone; returns whether this server goes on
+            with it, and does not end.
         """
         n_more = max(0, len(jobs) - self.max_running)
         for job in jobs[:n_more]:
@@ -108,7 +108,7 @@ class JobRunner:
             self._threads.submit(self._rejoin, job, note_found)
 
     def end_left(self) -> None:
-        """End what goes on elsewhere and nobody follows, as all jobs that went on are followed again."""
+        """End tasks elsewhere that no server follows, once all jobs that went on are followed again."""
         if self._keeper is not None:
             self._keeper.end_left()
 
@@ -149,7 +149,7 @@ class JobRunner:
             return None
         except TaskFailedError as error:
             error_message = f"{INTERRUPTED}: {error}"
-        except BaseException as error:  # the job boundary: a job that nobody follows would run for ever
+        except BaseException as error:  # the job boundary: a job that no server follows would run for ever
             logger.warning("job %s cannot be found again", job.job_id, exc_info=True)
             error_message = f"{INTERRUPTED}: {describe_error(error)}"
         if not note_found(job):
@@ -193,7 +193,7 @@ class JobRunner:
         try:
             sha256 = self._store.publish(name, content, job.job_id)
         except StorageError as error:
-            # What a stopped job has learned so far is no end that a resume could go on from.
+            # A resume could not go on from the end of a stopped job.
             if outcome is not JobStatus.COMPLETED or not self._keep(job, content):
                 raise
             raise _UnsavedError(
@@ -204,7 +204,7 @@ class JobRunner:
         job.record_saved_model(name, sha256)
 
     def get_unsaved(self, job_id: str) -> bytes | None:
-        """Return the model file of a failed job that only has to be saved; None if it is not known any more."""
+        """Return the model file of a failed job that only has to be saved; None if it is gone."""
         with self._keeping:
             content, _ = self._unsaved.get(job_id, (None, None))
         return content
@@ -290,7 +290,7 @@ class JobRunner:
                 if job.finished.is_set():
                     run.kill()
                     return None
-        except BaseException:  # or its worker would be left, and go on for nobody
+        except BaseException:  # or its worker would go on alone
             run.kill()
             raise
         return run.get_content()

@@ -39,7 +39,7 @@ _REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 # A small policy takes 20 to 50 microseconds, a batch up to a second.
 _INFERENCE_BUCKETS = (0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0)
 _BATCH_BUCKETS = (1, 8, 64, 256, 1024, 4096, 16_384, 65_536)
-# So few that counting them all takes less time than one more request.
+# So few that counting them takes less time than one more request.
 _MAX_NOTED = 32
 
 Answer = TypeVar("Answer")

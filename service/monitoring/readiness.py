@@ -11,11 +11,11 @@ _RECENT_SECONDS = 1.0
 
 
 class Readiness:
-    """Checks when it is asked, so that the server is ready again soon after the obstacle is gone.
+    """Checks when it is asked, so that the server is ready again soon after an obstacle is gone.
 
     :param store: The models.
     :param closing: Set when the server begins to shut down.
-    :param mirror: Copies the models from elsewhere; None if nothing has to.
+    :param mirror: Copies the models from elsewhere; None if they are here.
     """
 
     def __init__(self, store: ModelStore, closing: threading.Event, mirror: Mirror | None = None) -> None:
@@ -39,7 +39,7 @@ class Readiness:
         return obstacles
 
     def _find_storage_problem(self) -> str | None:
-        """Look at the storage, or tell what the last look found if that is recent; callers share a look."""
+        """Look at the storage, or return a recent look; callers share one."""
         with self._looking:
             if time.monotonic() >= self._next_look:
                 self._storage_problem = self._store.folder.find_problem()

@@ -41,7 +41,7 @@ class Message(StrEnum):
     FAILURE = "failure"
     #: The task refused the request: the status code and the detail for the client.
     REFUSAL = "refusal"
-    #: The process that ran the task has died: what is known of it.
+    #: The process that ran the task has died: how, as far as known.
     LOST = "lost"
 
 

@@ -79,7 +79,7 @@ _BROKEN = (
     "the worker process reported something that is not allowed ({}); look for numbers in the environment's rewards or "
     "info, or in the metrics, that are not finite or far too large."
 )
-# What reading and taking such bytes may raise.
+# Reading and taking such bytes may raise these.
 _GARBAGE_ERRORS = (ValueError, TypeError, OverflowError, RecursionError, MemoryError)
 # Any four letters make a longer length: text that is written to the connection is not waited for.
 _MAX_MESSAGE_BYTES, _MAX_CONTENT_BYTES = 2**24, MAX_JOB_BYTES

@@ -18,11 +18,11 @@ class Receipts:
     def __init__(self, attempt: int = 0, n_taken: int = 0) -> None:
         self.attempt = attempt
         self._n_taken = self._n_written = n_taken
-        #: How old the report is that is being taken, in seconds; 0 while none is.
+        #: Age of the report that is being taken, in seconds; 0 between reports.
         self.age_seconds = 0.0
-        #: How long the task had ended when that became known, in seconds: no server may have been there to see it.
+        #: How long ago the task had ended when the server learned of it, in seconds.
         self.end_age_seconds = 0.0
-        # Held while a report is taken, and while what was taken is read to be written down.
+        # Held while a report is taken, and while a record is made of the reports.
         self._lock = threading.Lock()
 
     @property

@@ -58,7 +58,7 @@ class ShortTasks:
         self._max_waiting = max_waiting
         # Guards everything below.
         self._changed = threading.Condition()
-        # Threads that wait for an answer, and those of them whose task runs.
+        # Threads that wait for an answer, and the ones among them whose task runs.
         self._callers: set[int] = set()
         self._running: set[int] = set()
 

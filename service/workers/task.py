@@ -128,7 +128,7 @@ class LastingRun(Run, Protocol):
     n_earlier_stops: int
 
     def release(self) -> None:
-        """Let go of what the task has returned, once that is safe; until then another server can ask for it."""
+        """Let go of the task's result, once that is safe; until then another server can ask for it."""
 
     def leave(self) -> None:
         """Leave the task, which goes on, to the next server."""
@@ -150,4 +150,4 @@ class Keeper(Protocol):
         """
 
     def end_left(self) -> None:
-        """End what earlier servers have left behind and no server follows, in the background."""
+        """End, in the background, the tasks that earlier servers have left and no server follows."""

@@ -107,6 +107,6 @@ def _let_requests_go_first() -> None:
     """Lower the priority of the calling thread; on Linux, each thread has its own niceness."""
     if sys.platform == "linux":
         thread_id = threading.get_native_id()
-        # Nobody but root may raise it again, and a server may have been started with a lower one.
+        # Only root may raise it again, and a server may have been started with a lower one.
         niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread_id))
         os.setpriority(os.PRIO_PROCESS, thread_id, niceness)

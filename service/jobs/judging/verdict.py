@@ -30,7 +30,7 @@ _LARGE_CHANGE = 0.25
 # Few episodes may show less spread than there is: three that earn the same say little of a fourth. The second makes the
 # 97.5 % quantile of 4 episodes 1.8 times that of many; Student's is 1.6 times.
 _HIDDEN_SPREAD, _STUDENT = 0.2, 2.4
-# The fewest updates that say anything of their size. Below the first KL, they hardly change the policy; above the
+# The fewest updates whose size says anything. Below the first KL, they hardly change the policy; above the
 # second, by more than the clipped loss is made for.
 _MIN_UPDATES, _SMALL_KL, _LARGE_KL = 4, 1e-5, 0.1
 # Nats. A policy of discrete actions with less entropy has almost stopped exploring.

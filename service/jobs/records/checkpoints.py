@@ -23,7 +23,7 @@ from service.training.order import FINISHED
 _FOLDER = ".checkpoints"
 _SUFFIX = ".zip"
 _OURS = re.compile(rf"[0-9a-f-]{{36}}{re.escape(_SUFFIX)}|{re.escape(TEMPORARY_PREFIX)}.*")
-# What reading a damaged file raises.
+# Reading a damaged file raises these.
 _DAMAGE = (OSError, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
            RuntimeError, EOFError)  # fmt: skip  # NotImplementedError and RecursionError are RuntimeErrors
 
@@ -32,7 +32,7 @@ class CheckpointFolder:
     """Keeps the latest checkpoint of each job. Safe to use from any thread.
 
     :param models_dir: The folder of the models.
-    :param max_bytes: What all checkpoints may take; those of ended jobs, the oldest first, make room for others.
+    :param max_bytes: Largest size of all checkpoints; those of ended jobs, the oldest first, make room for others.
     """
 
     def __init__(self, models_dir: Path, max_bytes: int = sys.maxsize) -> None:
@@ -54,13 +54,13 @@ class CheckpointFolder:
         write_atomic(self._path(job_id), content)
 
     def read(self, job_id: str) -> bytes | None:
-        """Return a job's checkpoint; None if there is none that was written here."""
+        """Return a job's checkpoint; None if this class has written none."""
         with suppress(OSError), self._open(job_id) as file:
             return file.read()
         return None
 
     def describe(self, job_id: str, config: TrainConfig) -> JobCheckpoint | None:
-        """Describe a job's checkpoint; None if there is none that it can go on from.
+        """Describe a job's checkpoint; None without one that the job can go on from.
 
         :param config: What the job trains.
         """
@@ -81,7 +81,7 @@ class CheckpointFolder:
         return self._read_member(job_id, f"{ATTACHED}{FINISHED}")
 
     def read_model(self, job_id: str) -> bytes | None:
-        """Return the model file in a job's checkpoint; None if there is none that can be read."""
+        """Return the model file in a job's checkpoint; None without a readable one."""
         return self._read_member(job_id, MODEL_MEMBER)
 
     def delete(self, job_id: str) -> None:
@@ -90,7 +90,7 @@ class CheckpointFolder:
             self._path(job_id).unlink()
 
     def remove_orphans(self, job_ids: Collection[str]) -> None:
-        """Delete what belongs to none of these jobs."""
+        """Delete the checkpoints of all jobs but these."""
         for name, _ in self._list_files():
             if name.removesuffix(_SUFFIX) not in job_ids:
                 with suppress(OSError):
@@ -119,7 +119,7 @@ class CheckpointFolder:
             excess -= status.st_size
 
     def _list_files(self) -> list[tuple[str, os.stat_result]]:
-        """List what this class has written; a link in the folder's place is not followed."""
+        """List the files that this class has written; a link in the folder's place is not followed."""
         found: list[tuple[str, os.stat_result]] = []
         with suppress(OSError):
             if not stat.S_ISDIR(os.lstat(self._dir).st_mode):

@@ -44,7 +44,7 @@ CREATE TABLE metrics (
     numbers BLOB NOT NULL, PRIMARY KEY (number, first_id)
 ) WITHOUT ROWID;
 """
-# What version 2 has added to the jobs: what the list shows, and what people have written on them.
+# Version 2 has added the list's columns and people's labels to the jobs.
 _ADDED_COLUMNS = {
     "seed": "INTEGER NOT NULL DEFAULT 0",
     "elapsed_seconds": "REAL NOT NULL DEFAULT 0",
@@ -57,7 +57,7 @@ _ADDED_COLUMNS = {
     "hidden": "INTEGER NOT NULL DEFAULT 0",
 }
 _SWEEPS_TABLE = "CREATE TABLE sweeps (number INTEGER PRIMARY KEY, sweep_id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)"
-# To check a larger file in full would hold up the start; its damage shows when it is read.
+# A full check of a larger file would hold up the start; damage shows when it is read.
 _CHECKED_BYTES = 32 * 2**20
 # Another program may hold the file for a moment.
 _BUSY_SECONDS = 1.0
@@ -75,7 +75,7 @@ class JournalError(Exception):
 
 
 class DamagedError(JournalError):
-    """It is no database, or a damaged one."""
+    """The file is no database, or a damaged one."""
 
 
 def connect(path: Path | None) -> sqlite3.Connection:
@@ -127,7 +127,7 @@ def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
         raise JournalError(f"it has schema version {version}, this server knows {SCHEMA_VERSION}; upgrade the server")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    if version != SCHEMA_VERSION:  # a disk that is full lets a file be read that nobody writes to
+    if version != SCHEMA_VERSION:  # on a full disk, the file can still be read
         _bring_up_to_date(connection, is_new)
     if n_bytes <= _CHECKED_BYTES:
         (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -154,7 +154,7 @@ def _list_expected_columns() -> set[tuple[str, str]]:
 
 
 def _bring_up_to_date(connection: sqlite3.Connection, is_new: bool) -> None:
-    """Create the tables, or bring those of an older version up to this one."""
+    """Create the tables, or bring an older version's up to this one."""
     connection.execute("BEGIN IMMEDIATE")
     if is_new:
         _create_tables(connection)
@@ -198,7 +198,7 @@ def explain() -> Iterator[None]:
         raise JournalError(error.strerror or "unknown reason") from error
     except UnicodeDecodeError as error:  # SQLite's message, too, which quotes a damaged name
         raise DamagedError("text in it is damaged") from error
-    except UNREADABLE as error:  # what was read, or is to be written
+    except UNREADABLE as error:  # from the values read or written
         raise JournalError(f"a record is damaged: {type(error).__name__}") from error
 
 
@@ -209,7 +209,7 @@ def says_disk_is_full(error: JournalError) -> bool:
 
 
 def move_aside(path: Path) -> str:
-    """Rename a damaged file and what SQLite keeps beside it; return its new name."""
+    """Rename a damaged file and SQLite's files beside it; return its new name."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     aside = path.with_name(f"{path.name}.damaged-{stamp}")
     for ending in ("-wal", "-shm", ""):

@@ -20,7 +20,7 @@ from service.schemas.jobs import EvaluationRow
 # A curve on a screen shows no more points than this.
 MAX_METRIC_ROWS = 2000
 _EVALUATION = "job.evaluation"
-# Events tied to steps, which are dropped when these are taken again, and events that end a job.
+# Events tied to steps, which are dropped when the steps are taken again, and events that end a job.
 _OF_STEPS = (_EVALUATION, "job.final_evaluation")
 _ENDS = ("job.completed", "job.failed", "job.stopped")
 
@@ -44,7 +44,7 @@ class HistoryEvent(NamedTuple):
     :param event_id: Grows with every event of a job, from 1 on.
     :param name: Such as ``job.metrics``.
     :param payload: JSON values.
-    :param created_at: When it happened; None where that is not known, as of metrics and of what older servers wrote.
+    :param created_at: When it happened; None where that is unknown, as for metrics and older servers' events.
     """
 
     event_id: int
@@ -101,7 +101,7 @@ class HistoryPart(NamedTuple):
     """The part of a history that is new since the last look.
 
     :param last_event_id: Id of the latest event.
-    :param stride: Of so many rows one is kept.
+    :param stride: One of so many rows is kept.
     :param events: Events other than metrics and progress, oldest first.
     :param rows: Rows of metrics, oldest first.
     :param replaces_rows: Whether they take the place of all earlier rows, which have been thinned out.
@@ -137,7 +137,7 @@ class JobHistory:
         self._progress: HistoryEvent | None = None
         self._kept_events: list[HistoryEvent] = []
         self._evaluations: list[EvaluationRow] = []
-        # The latest event when others were last taken out: parts up to there are no longer right.
+        # The latest event when the history was last rewound: parts up to there are no longer right.
         self._rewound_at = 0
 
     @property
@@ -154,7 +154,7 @@ class JobHistory:
             self._kept_events.append(HistoryEvent(self._next_id(), name, payload, created_at or datetime.now(UTC)))
 
     def append_evaluation(self, row: EvaluationRow) -> None:
-        """Keep an evaluation and its event for good, in place of one of the same steps: that was before a restart."""
+        """Keep an evaluation and its event for good, in place of one at the same step from before a restart."""
         with self._lock:
             if any(earlier.timesteps == row.timesteps for earlier in self._evaluations):
                 self._evaluations = [each for each in self._evaluations if each.timesteps != row.timesteps]
@@ -257,7 +257,7 @@ class JobHistory:
         return list(merge(map(_PackedRow.to_event, rows), kept, progress, key=key))
 
     def get_part(self, after: int, stride: int, is_last: bool) -> HistoryPart:
-        """Return what is new, to be written to a disk.
+        """Return the new part of the history, to be written to a disk.
 
         :param after: ``last_event_id`` of the part before.
         :param stride: ``stride`` of the part before.

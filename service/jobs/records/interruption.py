@@ -21,7 +21,7 @@ MAX_UNWRITTEN_EVENTS = 1_000_000
 
 
 def mend_statuses(connection: sqlite3.Connection) -> None:
-    """Take the status of a job from the rest of its record where that of its line is damaged."""
+    """Take the status of a job from the rest of its record where its line's is damaged."""
     query = f"SELECT number, state FROM jobs WHERE status NOT IN ({', '.join('?' * len(JobStatus))})"
     for number, state_json in connection.execute(query, tuple(JobStatus)).fetchall():
         with suppress(ValueError):
@@ -31,7 +31,7 @@ def mend_statuses(connection: sqlite3.Connection) -> None:
 
 
 def skip_event_ids(connection: sqlite3.Connection) -> None:
-    """Leave out, in active jobs, the ids of events that clients have seen and the file has not."""
+    """Skip, in active jobs, the ids of events that clients have seen and the file lacks."""
     query = f"SELECT number, history FROM jobs WHERE status IN {ACTIVE}"
     for number, history in connection.execute(query).fetchall():
         with suppress(*UNREADABLE):  # it is damaged, and whoever asks for more of it is told

@@ -1,4 +1,4 @@
-"""The jobs' file: what the server knows of its jobs and sweeps, in one SQLite database beside the models."""
+"""The jobs' file: all jobs and sweeps, in one SQLite database beside the models."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ logger = logging.getLogger("grpo.service")
 class JobJournal:
     """Reads and writes the jobs' file. Safe to use from any thread.
 
-    SQLite keeps other processes out while it is open, for another server would take running jobs for interrupted ones.
+    SQLite keeps other processes out while it is open: another server would take running jobs for interrupted ones.
 
     :param path: The file, created if absent; None keeps everything in memory until the journal is closed.
     :raises JournalError: If it cannot be used.
@@ -63,20 +63,20 @@ class JobJournal:
         self._lock = threading.Lock()
         #: Whether it may lack jobs of earlier servers, for it has just been begun, or ids in it are damaged.
         self.lacks_jobs = path is None or not path.exists() or path.stat().st_size == 0
-        # Whether the jobs in the file that have not ended are still to be noted as failed with their server.
+        # Whether the file's active jobs are still to be noted as failed with their server.
         self._has_to_interrupt = False
         self._connection = connect(path)
         self._inode = None if path is None else path.stat().st_ino
         self._close = weakref.finalize(self, self._connection.close)
 
     def skip_event_ids(self) -> None:
-        """Leave out, in jobs that had not ended, the ids of events that clients have seen and the file has not."""
+        """Skip, in active jobs, the ids of events that clients have seen and the file lacks."""
         with self._transact() as connection:
             mend_statuses(connection)
             skip_event_ids(connection)
 
     def interrupt_active(self, job_ids: Sequence[str] | None = None, keeps_running: bool = False) -> int:
-        """Note that the jobs which had not ended have failed with the server that ran them; return how many.
+        """Note that active jobs have failed with the server that ran them; return how many.
 
         :param job_ids: Those that may have failed; None means all.
         :param keeps_running: Whether running jobs may continue elsewhere, so that only queued ones have failed.
@@ -85,7 +85,7 @@ class JobJournal:
             return interrupt(connection, job_ids, keeps_running)
 
     def interrupt_later(self) -> int:
-        """Show the jobs that had not ended as failed, and note it with the next write; return how many.
+        """Show active jobs as failed, and note it with the next write; return how many.
 
         :raises JournalError: If they cannot be read.
         """
@@ -105,7 +105,7 @@ class JobJournal:
             return list(map(PastJob, lines))
 
     def log_damage(self) -> None:
-        """Say in the log what is damaged in the rows of jobs, beside their events and metrics.
+        """Log what is damaged in the rows of jobs, beside their events and metrics.
 
         :raises JournalError: If none can be read.
         """
@@ -128,7 +128,7 @@ class JobJournal:
             yield dict(zip(names, row, strict=True))
 
     def load(self, job_id: str) -> JobRecord | None:
-        """Read a job; None if there is none.
+        """Read a job; None if it is unknown.
 
         :raises JournalError: If it cannot be read.
         """
@@ -207,7 +207,7 @@ class JobJournal:
                 connection.execute("SAVEPOINT record")
                 try:
                     write_record(connection, record)
-                except (ValueError, TypeError, OverflowError):  # what an environment reported; others are written
+                except (ValueError, TypeError, OverflowError):  # from an environment's report; the others are written
                     logger.warning("job %s cannot be written down", record.job_id, exc_info=True)
                     connection.execute("ROLLBACK TO record")
                 connection.execute("RELEASE record")
@@ -282,13 +282,13 @@ class JobJournal:
                 raise
 
     def _check_file_is_there(self) -> None:
-        """Notice a file that somebody has removed, into which everything could still be written in vain."""
+        """Notice that the file was removed: writes would still succeed, and be lost."""
         if self._path is not None and self._path.stat().st_ino != self._inode:
             raise JournalError("it has been replaced; restart the server")
 
 
 def open_journal(models_dir: Path, keeps_running: bool = False) -> tuple[JobJournal, str | None]:
-    """Open the jobs' file of a models folder, and end what a server was doing that has written it.
+    """Open the jobs' file of a models folder, and end the jobs that its last server left running.
 
     A file that is damaged is moved aside.
 

@@ -1,4 +1,4 @@
-"""What is written down of a job, so that it survives the server."""
+"""The record of a job, by which it survives the server."""
 
 import hashlib
 import json
@@ -27,17 +27,17 @@ from service.training.planning.plan import TrainingPlan
 _NOT_OF_RECIPE = frozenset(
     {"seed", "model_name", "replace", "tensorboard_log", "device", "checkpoint_every", "max_restarts"}
 )
-#: How the ``error_message`` of a job begins whose server was killed; clients know it.
+#: Begins the ``error_message`` of a job whose server was killed; clients know it.
 INTERRUPTED = "interrupted by restart"
-# What it said of a policy that waited to be saved, while only the text said so.
+# Its words on a policy that waited to be saved, while only the text said so.
 _UNSAVED = "The finished policy is in memory"
 
-#: What a resume needs to know of an end: the server was killed, or the finished policy could not be saved.
+#: An end that a resume needs to know of: the server was killed, or the finished policy could not be saved.
 EndedHow = Literal["interrupted", "unsaved"]
 
 
 class PlanRecord(BaseModel):
-    """What a job was asked to do. Of its rewards only the names are kept, which the configuration holds."""
+    """The request for a job. Only the names of its rewards are kept, in the configuration."""
 
     config: dict[str, Any]
     config_origins: ConfigOrigins
@@ -116,9 +116,9 @@ class JobState(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_how_it_ended(cls, fields: Any) -> Any:
-        """Take from the text of a record how its job ended, if it was written before there was a field for that.
+        """Take from a record's text how its job ended, if the record is older than the field for that.
 
-        :param fields: What the record holds; not checked yet, and a damaged one may hold anything.
+        :param fields: The record's, unchecked: a damaged one may hold anything.
         """
         message = fields.get("error_message") if isinstance(fields, dict) else None
         if not isinstance(message, str) or not message or "ended_how" in fields:
@@ -144,7 +144,7 @@ class JobState(BaseModel):
     def reopen(self, status: JobStatus) -> None:
         """Take the end back, for a job that is resumed.
 
-        :param status: That it has from now on.
+        :param status: Its status from now on.
         """
         self.status, self.n_stops, self.stopped_by = status, 0, "stop"
         self.ended_by = self.ended_how = self.error_message = self.end_time = None
@@ -192,7 +192,7 @@ class JobState(BaseModel):
 class JobRecord(NamedTuple):
     """A job as it is written down.
 
-    :param history: All of its history, or what is new since the last record.
+    :param history: All of its history, or the part since the last record.
     :param written_at: When it was written; None before.
     """
 
@@ -236,7 +236,7 @@ class PastJob:
 
     @cached_property
     def search_text(self) -> str:
-        """What a search looks through, folded."""
+        """The text that a search looks through, folded."""
         line = self.summary
         parts = (line.display_name or "", line.model_name, line.env_name, line.job_id, line.status, *line.tags)
         return "\n".join((*parts, line.note)).casefold()
@@ -268,9 +268,9 @@ def summarize_job(
 def choose_evaluation(
     final: FinalEvaluation | None, latest: EvaluationRow | None
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """Return the mean reward that stands for a job, and its 95 % interval; None where there is none.
+    """Return the mean reward that stands for a job, and its 95 % interval, each None if missing.
 
-    What a policy earned before its first step says nothing of the job.
+    An evaluation before the first step says nothing about the job.
     """
     chosen = final or (latest if latest is not None and latest.timesteps > 0 else None)
     return (None, None) if chosen is None else (chosen.mean_reward, chosen.mean_reward_ci95)

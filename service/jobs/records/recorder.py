@@ -16,34 +16,34 @@ from service.workers.receipts import Receipts
 
 logger = logging.getLogger("grpo.service")
 
-# How often the progress of running jobs is written: what a crash may cost of it.
+# How often the progress of running jobs is written: a crash may cost this much of it.
 _WRITE_SECONDS = 1.0
 # A disk takes milliseconds. If it hangs, jobs go on without it.
 _PATIENCE_SECONDS = 5.0
-# The event and the stride of what was written of a history before anything was.
+# The last event and the stride before anything of a history was written.
 _NOTHING_WRITTEN = (0, 1)
 _DAY_SECONDS = 86_400.0
 
 
 class Recorded(Protocol):
-    """What the recorder needs of a job to write it down."""
+    """A job as the recorder needs it, to write it down."""
 
     job_id: str
     history: JobHistory
 
     @property
     def receipts(self) -> Receipts:
-        """Which reports of its worker are taken."""
+        """The reports that were taken from its worker."""
 
     def make_record(self, after: int, stride: int) -> JobRecord:
-        """Write down the job as it is, and what of its history is new since a record."""
+        """Write down the job as it is, with the part of its history since a record."""
 
 
 class _Order(NamedTuple):
     """Something to write at once.
 
-    :param subject: The last record of a job, or a job that runs, whose record is made when it is written: one that was
-        made before might be older than what is on the disk by then.
+    :param subject: The last record of a job, or a running job, whose record is made only when it is written: an earlier
+        one might by then be older than the disk's.
     :param done: Set when it is on the disk, or could not be brought there.
     """
 
@@ -54,25 +54,25 @@ class _Order(NamedTuple):
 class JobRecorder:
     """Writes jobs to the jobs' file from one thread, many in a transaction. Safe to use from any thread.
 
-    A disk that refuses or hangs fails no job: the log says so once, and what could not be written is written when the
-    disk is back.
+    A disk that refuses or hangs fails no job: the log says so once, and the rest is written when the disk is
+    back.
 
     :param journal: The jobs' file; the recorder closes it.
     :param obstacle: Why the journal is in memory only; None if it is not.
     """
 
     def __init__(self, journal: JobJournal, obstacle: str | None = None) -> None:
-        #: The jobs' file, for what has to be read or written at once.
+        #: The jobs' file, to read or write at once.
         self.journal = journal
         self._obstacle = obstacle
         self._trouble: str | None = None
-        # Guards everything below, and announces news to the thread.
+        # Guards everything below, and wakes the thread.
         self._news = threading.Condition()
         self._orders: deque[_Order] = deque()
         self._to_forget: list[str] = []
         self._is_urgent = False
         self._is_closing = False
-        # Running jobs, with the last event and the stride of what was written of their history.
+        # Running jobs, with the last event and the stride of their history on the disk.
         self._running: dict[Recorded, tuple[int, int]] = {}
         # Ended jobs whose record is not on the disk.
         self._unwritten: set[str] = set()
@@ -112,7 +112,7 @@ class JobRecorder:
             return []
 
     def begin(self, job: Recorded) -> None:
-        """Write a new job down, and from then on what it reports; return when it is on the disk."""
+        """Write a new job down, and its reports from then on; return when it is on the disk."""
         with self._news:
             self._running[job] = _NOTHING_WRITTEN
         self._write_now(job)
@@ -122,7 +122,7 @@ class JobRecorder:
         self._write_now(job)
 
     def follow(self, job: Recorded, stride: int) -> None:
-        """Write down what a job reports that is in the file already.
+        """Write down the reports of a job that is in the file already.
 
         :param stride: The ``stride`` of its history there.
         """
@@ -131,7 +131,7 @@ class JobRecorder:
             self._wake()
 
     def note_start(self) -> None:
-        """Write soon what has changed."""
+        """Write changes soon."""
         with self._news:
             self._is_urgent = True
             self._news.notify()
@@ -149,7 +149,7 @@ class JobRecorder:
         return job_id not in self._unwritten
 
     def list_old(self, max_days: float) -> list[str]:
-        """List the ids of ended jobs in the file that are older than that, oldest first."""
+        """List the ids of older ended jobs in the file, oldest first."""
         if math.isinf(max_days):
             return []
         try:
@@ -158,14 +158,14 @@ class JobRecorder:
             return []
 
     def forget(self, job_ids: Sequence[str]) -> None:
-        """Remove jobs from the file some time soon, and what was still to be written of them."""
+        """Remove jobs from the file soon, and drop what was still to be written of them."""
         with self._news:
             self._to_forget += job_ids
             self._unwritten -= set(job_ids)
             self._wake()
 
     def close(self) -> None:
-        """Write what is left, and close the file."""
+        """Write the rest, and close the file."""
         with self._news:
             self._is_closing = True
             self._news.notify()
@@ -222,7 +222,7 @@ class JobRecorder:
         return self._is_closing or self._is_urgent or any(not order.done.is_set() for order in self._orders)
 
     def _write(self, orders: list[_Order], running: dict[Recorded, tuple[int, int]], forgotten: list[str]) -> None:
-        """Write what is new of all jobs in one transaction."""
+        """Write the changes of all jobs in one transaction."""
         ordered = {order.subject for order in orders if not isinstance(order.subject, JobRecord)}
         changed = {job: seen for job, seen in running.items() if job in ordered or job.history.last_event_id != seen[0]}
         records = {job: record for job, seen in changed.items() if (record := _make_record(job, seen)) is not None}
@@ -246,7 +246,7 @@ class JobRecorder:
         self._note_success()
 
     def _note_written(self, job: Recorded, record: JobRecord) -> None:
-        """Note what is on the disk of a job that runs, as far as this thread knows."""
+        """Note how much of a running job is on the disk, as far as this thread knows."""
         if record.state.status.is_final:
             del self._running[job]
             return
@@ -256,7 +256,7 @@ class JobRecorder:
             receipts.note_written(record.state.n_reports)
 
     def _give_up(self, orders: list[_Order], forgotten: list[str], reason: str) -> None:
-        """Keep what was to be written for later: nobody waits for a disk to be mended."""
+        """Keep unwritten records for later: no caller waits until a disk is mended."""
         self._note_trouble(reason)
         with self._news:
             self._to_forget += forgotten
@@ -278,13 +278,13 @@ def _make_record(job: Recorded, seen: tuple[int, int]) -> JobRecord | None:
     """Make the record of a job; None if it cannot be made, which must not keep the others from being written."""
     try:
         return job.make_record(*seen)
-    except Exception:  # a bug, or what foreign code has reported to the job
+    except Exception:  # a bug, or a report of foreign code
         logger.exception("job %s cannot be written down", job.job_id)
         return None
 
 
 def _sort(orders: Sequence[_Order], records: Mapping[Recorded, JobRecord]) -> list[JobRecord]:
-    """List what to write: what was ordered first, in that order, since new jobs are listed as they were written.
+    """List what to write: orders first, in their order, since new jobs are listed as they were written.
 
     :param records: Those of running jobs. One that has ended in the meantime takes its place with its last record.
     """

@@ -24,20 +24,20 @@ _FIXED = {"job_id", "env_name", "model_name", "total_timesteps", "created_at", "
 # Beside an event's payload, where older servers expect it alone.
 _EVENT_TIME = "event_time"
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# What reading a damaged record raises.
+# Reading a damaged record raises these.
 UNREADABLE = (
     ValueError,
     TypeError,
     LookupError,
     AttributeError,
     ArithmeticError,
-    OSError,  # of a time that no calendar has
+    OSError,  # for a time that no calendar has
     RecursionError,
     zlib.error,
 )
-# Of a line in the list, what a job's configuration says.
+# The part of a line in the list that a job's configuration says.
 _CONFIGURED = ("env_name", "model_name", "total_timesteps", "seed")
-# What a line shows where neither it nor the rest of the record can be read, and the field has no default.
+# A line shows these where neither it nor the rest of the record can be read, and the field has no default.
 _SUBSTITUTES = {
     "status": JobStatus.FAILED,
     "progress": 0.0,
@@ -56,7 +56,7 @@ def has_id(job_id: Any) -> bool:
 
 
 def read_line(columns: Mapping[str, Any], plan_json: str, state_json: str) -> tuple[JobSummary, list[str]]:
-    """Read a job's line in the list; what is damaged in it is taken from the rest of the record.
+    """Read a job's line in the list; the rest of the record stands in for damaged columns.
 
     :param columns: Those of the line; the job's id is whole.
     :return: The line, and the names of its damaged columns.
@@ -65,7 +65,7 @@ def read_line(columns: Mapping[str, Any], plan_json: str, state_json: str) -> tu
 
 
 def read_labels(columns: Mapping[str, Any]) -> JobLabels:
-    """Read what people have written on a job, without what is damaged."""
+    """Read a job's labels, without damaged ones."""
     return _read_columns(JobLabels, columns, dict)[0]
 
 
@@ -86,7 +86,7 @@ def _read_columns(
 
 
 def _read_json(text: Any) -> Any:
-    """Read a column that holds JSON; what is none is left as it is, and fits no field."""
+    """Read a column that holds JSON; other text stays as it is, and fits no field."""
     try:
         return json.loads(text)
     except (ValueError, TypeError):
@@ -99,7 +99,7 @@ def _recover_line(job_id: str, plan_json: str, state_json: str) -> dict[str, Any
 
 
 def recover_fields(plan_json: str, state_json: str) -> dict[str, Any]:
-    """Return of a job's line in the list what its plan and its state say, where these can be read."""
+    """Return the parts of a job's line in the list that its plan and its state say, where they can be read."""
     known: dict[str, Any] = {}
     with suppress(*UNREADABLE):
         config = PlanRecord.model_validate_json(plan_json).config
@@ -121,7 +121,7 @@ def read_history(history_json: str) -> tuple[int, int, HistoryEvent | None]:
 
 
 def list_damaged_parts(columns: Mapping[str, Any]) -> list[str]:
-    """Name what of a job's record is damaged beside its line in the list, its events and its metrics.
+    """Name the damaged parts of a job's record beside its line in the list, its events and its metrics.
 
     :param columns: Those of its row.
     """
@@ -148,7 +148,7 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
 
 
 def to_columns(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the columns that hold what people have written on a job, or its line in the list.
+    """Return the columns of a job's labels, or of its line in the list.
 
     :param fields: Names with values, as a model lists its own.
     """
@@ -157,7 +157,7 @@ def to_columns(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_record(connection: sqlite3.Connection, record: JobRecord) -> None:
-    """Write a new job, or what has changed of a known one, within a transaction."""
+    """Write a new job, or the changes of a known one, within a transaction."""
     state, history = record.state, record.history
     progress = None if history.progress is None else [history.progress.event_id, *history.progress[1:]]
     columns = {

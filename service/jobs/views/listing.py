@@ -21,7 +21,7 @@ _KEYS: Mapping[str, Callable[[JobSummary], Any]] = {
 
 
 class JobQuery(NamedTuple):
-    """What is asked of the jobs.
+    """Which jobs a list is to show.
 
     :param statuses: Only jobs with one of these; None takes all.
     :param env_name: Only jobs in this environment.

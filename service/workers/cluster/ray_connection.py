@@ -21,9 +21,9 @@ logger = logging.getLogger("grpo.service")
 # With it, Ray takes 127.0.0.1 for the address of this machine, and listens there alone.
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
-# What the server's own code is made of; it is sent to nodes of other machines.
+# The server's own code, which is sent to nodes of other machines.
 _OWN_MODULES = ("grpo", "grpo_core", "service")
-# On one machine, the memory that objects on their way between processes may take.
+# On one machine, the memory for objects on their way between processes.
 _LOCAL_STORE_BYTES = 256 * 2**20
 _PROBE_SECONDS = 5.0
 _WATCH_SECONDS = 0.1

@@ -91,7 +91,7 @@ class RayExecutor:
         return run
 
     def end_left(self) -> None:
-        """End the slots, in the background, that earlier servers have left behind and no server follows."""
+        """End, in the background, the slots that earlier servers have left and no server follows."""
         threading.Thread(target=self._search.end_left, name="grpo-ray-slots", daemon=True).start()
 
     def drain(self) -> None:

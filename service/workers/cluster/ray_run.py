@@ -47,7 +47,7 @@ class RayRun:
         self._slot: SlotHandle | None = None
 
     def check(self) -> None:
-        """Look whether anybody still waits for the task's start.
+        """Look whether the task's start is still waited for.
 
         :raises TaskDrainedError: If the server ends, or the task is stopped.
         """
@@ -139,7 +139,7 @@ class RayRun:
         return self._outcome
 
     def release(self) -> None:
-        """Let go of what the task has returned; until then another server can ask for it."""
+        """Let go of the task's result; until then another server can ask for it."""
         self._leave(is_free=self._outcome is not None)
 
     def leave(self) -> None:
@@ -198,7 +198,7 @@ class RayRun:
         self._n_taken = number
 
     def _place(self, outcome: Outcome | None, slot: SlotHandle) -> Outcome | None:
-        """Say of an error where it happened, if that may be why."""
+        """Add to an error where it happened, if that may be why."""
         if isinstance(outcome, WorkerLostError):
             return WorkerLostError(f"on the node {slot.node}, {outcome}")
         if isinstance(outcome, ServiceError | TaskFailedError) and "No module named" in str(outcome):

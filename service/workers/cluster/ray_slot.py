@@ -29,7 +29,7 @@ _KILL_SECONDS = 5.0
 OWNER_SECONDS = 15.0
 # How long a slot without a task waits for a server.
 _IDLE_SECONDS = 60.0
-# What one answer holds at most, and what is kept for a server that does not come.
+# Limits of one answer, and of messages kept for a server that does not come.
 _MAX_ANSWERED = 500
 _MAX_KEPT = 100_000
 

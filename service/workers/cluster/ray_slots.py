@@ -157,7 +157,7 @@ class SlotPool:
                 return fitting[-1][0]
             others = [] if needs.num_cpus == 0 else [slot for slot, _ in self._idle if slot.needs.num_cpus > 0]
             self._idle = [one for one in self._idle if one[0] not in others]
-        for slot in others:  # they may have what is missing
+        for slot in others:  # they may take up the room that is missing
             self.discard(slot)
         return None
 
