@@ -49,7 +49,7 @@ from service.training.evaluation import final_evaluation, value_check
 from service.training.order import TrainingOrder
 from service.training.planning.plan import TrainingPlan
 from service.training.planning.planner import Planner
-from service.workers import processes, threads
+from service.workers import forking, threads
 from service.workers.executor import Executor
 from service.workers.short_tasks import ShortTasks
 from service.workers.task import Keeper, Task
@@ -81,8 +81,8 @@ FloatArray = npt.NDArray[np.float32]
 let_requests_go_first = threads._let_requests_go_first
 vars(threads)["_let_requests_go_first"] = lambda: None
 # So do workers.
-OWN_PRELOAD = processes._PRELOAD
-vars(processes)["_PRELOAD"] = "tests.even_workers"
+OWN_PRELOAD = forking._PRELOAD
+vars(forking)["_PRELOAD"] = "tests.even_workers"
 
 
 def open_model_store(models_dir: Path) -> ModelStore:

@@ -201,7 +201,7 @@ def test_only_the_settings_read_the_process_environment() -> None:
     for room in ORDER:
         for file in list_files(room):
             # Three pass on what the forkserver and Ray are told in no other way. One looks for a display.
-            passing = ("processes.py", "preload.py", "ray_connection.py")
+            passing = ("forking.py", "preload.py", "ray_connection.py")
             if file.name not in ("settings.py", "run_api.py", *passing, "play.py"):
                 source = file.read_text()
                 assert "os.environ" not in source, file.name

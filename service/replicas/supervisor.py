@@ -9,7 +9,7 @@ from types import FrameType
 
 from grpo_core.process import end_with_parent
 from service.restart_pause import RestartPause
-from service.workers.processes import list_end_signals
+from service.workers.end_signals import list_end_signals
 
 logger = logging.getLogger("grpo.service")
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from multiprocessing.forkserver import get_inherited_fds
 from typing import NamedTuple
 
-from service.workers.processes import END_SIGNALS, START_VARIABLE
+from service.workers.end_signals import END_SIGNALS
+from service.workers.forking import START_VARIABLE
 
 # HTTP answers take precedence over training. With two jobs on two cores, the slowest answer of a hundred takes 4 ms at
 # niceness 5, 1.5 ms at 10 and 0.7 ms at 15; 0.5 ms on an idle server. Even a server that is never idle leaves training

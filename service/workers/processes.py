@@ -1,24 +1,21 @@
 """Tasks in worker processes, forked by Python's forkserver from one process that has imported everything.
 
 Importing torch takes seconds and a few hundred MB. The forkserver does it once (``service.workers.preload``), so that
-a worker starts in about 10 ms and shares the memory. ``service.workers.worker`` is the code that runs in a worker.
+a worker starts in about 10 ms and shares the memory. ``service.workers.forking`` starts the forkserver, and
+``service.workers.worker`` is the code that runs in a worker.
 """
 
-import importlib
-import json
 import logging
 import os
 import pickle
-import pkgutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from multiprocessing import Pipe, forkserver, parent_process, resource_tracker
+from multiprocessing import Pipe, forkserver
 from multiprocessing.connection import Connection, wait
-from multiprocessing.util import get_temp_dir
 from typing import Any
 from weakref import WeakSet
 
@@ -26,10 +23,11 @@ import cloudpickle
 import gymnasium as gym
 
 from grpo_core.checkpoints import MAX_JOB_BYTES
-from grpo_core.process import describe_exit, list_import_paths
+from grpo_core.process import describe_exit
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import InvalidRequestError, describe_error, printable
 from service.logs import LogStyle
+from service.workers.forking import describe_start, fork, start_forkserver
 from service.workers.messages import (
     BROKEN_STATUS,
     CLOSED_STATUS,
@@ -51,14 +49,6 @@ from service.workers.task import (
 
 logger = logging.getLogger("grpo.service")
 
-# Environment variable that tells the forkserver what ``preload`` needs to know.
-START_VARIABLE = "GRPO_FORKSERVER_START"
-# What ends the server, and must not end the workers before they have saved: a key pressed in a terminal, or two, a
-# terminal that is closed, and whatever ends a service. SIGBREAK is Windows'.
-_END_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
-END_SIGNALS = tuple(signal.Signals[name] for name in _END_NAMES if hasattr(signal, name))
-_PRELOAD = "service.workers.preload"
-_WORK = "service.workers.worker:work"
 # A second stop skips what follows the first one.
 _MAX_STOPS = 2
 _WATCH_SECONDS = 0.1
@@ -85,21 +75,6 @@ _GARBAGE_ERRORS = (ValueError, TypeError, OverflowError, RecursionError, MemoryE
 _MAX_MESSAGE_BYTES, _MAX_CONTENT_BYTES = 2**24, MAX_JOB_BYTES
 # Takes a message of a worker: its kind, its value, and the bytes that followed.
 Receiver = Callable[[str, Any, bytes], None]
-# Guards the start of the forkserver, which all services of a process share.
-_START_LOCK = threading.Lock()
-
-
-def list_end_signals() -> list[signal.Signals]:
-    """List the signals that end this process, without those it was started to ignore.
-
-    `nohup` has SIGHUP ignored. A shell that starts something in the background has SIGINT ignored too, but uvicorn
-    takes it all the same.
-    """
-    return [
-        number
-        for number in END_SIGNALS
-        if number.name not in ("SIGHUP", "SIGQUIT") or signal.getsignal(number) is not signal.SIG_IGN
-    ]
 
 
 class ProcessExecutor:
@@ -124,8 +99,7 @@ class ProcessExecutor:
 
     def warm_up(self) -> None:
         """Start the forkserver, which imports in the background."""
-        with _prepare_forkserver():
-            forkserver.ensure_running()
+        start_forkserver()
 
     def start(self, task: Task, progress: Progress) -> "ProcessRun":
         """Start a task in a new process."""
@@ -202,11 +176,11 @@ class ProcessRun:
         self._connection, theirs = Pipe()
         self.is_open = True
         with theirs:
-            self._fds = _fork(theirs)
+            self._fds = fork(theirs)
         self._status_fd, server_fd = self._fds
         # This end of the pipe stays open while the server lives and the run lasts; the worker watches it.
         with open(server_fd, "wb", closefd=False) as pipe:
-            pipe.write(_describe_start())
+            pipe.write(describe_start())
         while not wait([self._status_fd], _WATCH_SECONDS):
             if draining.is_set():
                 self._close()
@@ -316,76 +290,6 @@ class ProcessRun:
             for fd in self._fds:
                 os.close(fd)
             self._fds = ()
-
-
-class _Start:
-    """Takes the place of ``multiprocessing.Process``: the forkserver unpickles and calls it in a new process."""
-
-    def _bootstrap(self, parent_sentinel: int) -> None:
-        importlib.import_module(_PRELOAD)  # does nothing if the forkserver has imported it
-        fds = forkserver.get_inherited_fds()
-        assert fds is not None, "the forkserver passes them on"
-        pkgutil.resolve_name(_WORK)(Connection(fds[0]), parent_sentinel)
-
-
-def _describe_start() -> bytes:
-    """Pickle what a new process reads first: its preparation data and the object to call.
-
-    ``multiprocessing.Process`` would make it import the server's start script again, and a script without ``if
-    __name__ == "__main__"`` would start another server. Cloudpickle sends what a task needs of that script.
-    """
-    start = {"name": "grpo-worker", "sys_path": list_import_paths(), "dir": os.getcwd()}
-    return pickle.dumps(start) + pickle.dumps(_Start())
-
-
-def _fork(connection: "Connection[object, object]") -> tuple[int, int]:
-    """Have the forkserver fork a process.
-
-    :return: File descriptors of two pipes: one that yields the process id and later the exit status, and one that the
-        process reads.
-    :raises OSError: If the forkserver is gone or cannot be started.
-    """
-    with _prepare_forkserver():
-        return forkserver.connect_to_new_process([connection.fileno()])
-
-
-@contextmanager
-def _prepare_forkserver() -> Iterator[None]:
-    """Set the variables that the forkserver needs to find its modules, in case it is started now.
-
-    It imports them before it learns the server's ``sys.path``, and is silent if it finds none.
-    """
-    variables = {"PYTHONPATH": os.pathsep.join(list_import_paths()), "PYTHONSAFEPATH": "1"}
-    with _START_LOCK:
-        before = {name: os.environ.get(name) for name in variables}
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        start = json.dumps({"server_pid": os.getpid(), "folder": find_own_folder(), "variables": before})
-        try:
-            # Not in os.environ, which other threads may be reading.
-            for name, value in {**variables, START_VARIABLE: start}.items():
-                os.putenv(name, value)
-            forkserver.set_forkserver_preload([_PRELOAD])
-            resource_tracker.ensure_running()  # which would let the signals through
-            # The forkserver inherits this, so that a signal to all processes of the server does not end it before it
-            # has handlers.
-            signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            for name, old in {**before, START_VARIABLE: None}.items():
-                if old is None:
-                    os.unsetenv(name)
-                else:
-                    os.putenv(name, old)
-
-
-def find_own_folder() -> str | None:
-    """Return the temporary folder that the forkserver removes after this process; None if it may be another's.
-
-    A process that ``multiprocessing`` has started shares the folder of its parent, which removes it itself.
-    """
-    folder: str = get_temp_dir()
-    return folder if parent_process() is None else None
 
 
 def pack(task: Task) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from service.workers.processes import END_SIGNALS, list_end_signals
+from service.workers.end_signals import END_SIGNALS, list_end_signals
 
 # How long connections that wait for their client's next request stay open, so that it is not lost on its way.
 _LINGER_SECONDS = 0.5

@@ -28,7 +28,7 @@ from service.jobs.registry import JobRegistry
 from service.logs import LogStyle
 from service.models.store import ModelStore
 from service.schemas.jobs import EvaluationRow, JobStatus
-from service.workers import processes
+from service.workers import forking, processes
 from service.workers.executor import Executor, make_executor
 from service.workers.processes import ProcessExecutor
 from service.workers.threads import ThreadExecutor
@@ -446,7 +446,7 @@ class TestAProcess:
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
     ) -> None:
-        monkeypatch.setattr(processes, "_PRELOAD", OWN_PRELOAD)
+        monkeypatch.setattr(forking, "_PRELOAD", OWN_PRELOAD)
         end_forkserver()
         registry = open_registry()
         is_hanging = tmp_path / "hanging"
@@ -488,14 +488,14 @@ class TestAProcess:
     def test_a_forkserver_that_is_not_yet_known_to_be_gone_costs_no_restart(
         self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fork, refusals = processes._fork, [ConnectionRefusedError()]
+        fork, refusals = forking.fork, [ConnectionRefusedError()]
 
         def refuse_once(connection: Any) -> tuple[int, int]:
             if refusals:
                 raise refusals.pop()
             return fork(connection)
 
-        monkeypatch.setattr(processes, "_fork", refuse_once)
+        monkeypatch.setattr(processes, "fork", refuse_once)
         status = run(open_registry(), max_restarts=0).describe()
         assert (status.status, status.n_restarts) == (JobStatus.COMPLETED, 0)
 

@@ -6,15 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import psutil
 import pytest
 
-from service.workers.processes import find_own_folder
 from tests.support import PATIENCE_SECONDS, PATIENT_VARIABLES, is_alive, wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -162,13 +158,6 @@ def test_a_server_killed_while_a_worker_holds_the_interpreter_leaves_no_process(
     assert "libtorch_python" in Path(f"/proc/{forkserver.pid}/maps").read_text()
     kill_and_check(server)
     assert list(tmp_path.glob("pymp-*")) == []
-
-
-def test_a_process_does_not_take_its_parents_folder_for_its_own() -> None:
-    assert find_own_folder() == get_temp_dir()
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        assert pool.submit(get_temp_dir).result() == get_temp_dir(), "it is shared"
-        assert pool.submit(find_own_folder).result() is None
 
 
 def test_a_worker_does_for_itself_what_the_forkserver_could_not(start_script: StartScript) -> None:
