@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from grpo_core.options.choices import GroupMode
+from grpo_core.options import choices
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from service.schemas.inference import InferenceRequest
 from service.schemas.jobs import JobStatus
@@ -46,7 +46,7 @@ REAL_RANGES: dict[str, tuple[float, float]] = {
 POSITIVE_RANGES: dict[str, float] = {"learning_rate": 1, "clip_range": 10, "clip_range_high": 10, "target_kl": 100}
 CHOICES = {
     "group_mode": ["auto", "branch", "episode", "action"],
-    "baseline": ["group", "leave_one_out", "residual", "value", "timestep", "batch", "none"],
+    "baseline": ["group", "leave_one_out", "residual", "adaptive", "value", "timestep", "batch", "none"],
     "supervision": ["process", "outcome"],
     "anchor_selection": ["continue", "archive"],
     "advantage_scaling": ["group", "batch", "none"],
@@ -150,17 +150,33 @@ def test_sizes_of_steps_are_above_zero(name: str, largest: float) -> None:
         assert list_refused_fields({name: refused}) == {name}
 
 
-@pytest.mark.parametrize(("name", "choices"), CHOICES.items())
-def test_choices_are_those_of_the_algorithm(name: str, choices: list[str]) -> None:
-    for value in choices:
+@pytest.mark.parametrize(("name", "values"), CHOICES.items())
+def test_choices_are_those_of_the_algorithm(name: str, values: list[str]) -> None:
+    for value in values:
         assert getattr(TrainRequest.model_validate({name: value}), name) == value
-    refusals: list[Any] = ["", choices[0].upper(), "tpu", 0, True, [choices[0]]]
+    refusals: list[Any] = ["", values[0].upper(), "tpu", 0, True, [values[0]]]
     for refused in refusals:
         assert list_refused_fields({name: refused}) == {name}
 
 
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    {
+        "baseline": choices.Baseline,
+        "supervision": choices.Supervision,
+        "anchor_selection": choices.AnchorSelection,
+        "advantage_scaling": choices.AdvantageScaling,
+        "loss_type": choices.LossType,
+        "importance_level": choices.ImportanceLevel,
+        "loss_normalization": choices.LossNormalization,
+    }.items(),
+)
+def test_no_choice_of_the_algorithm_is_missing(name: str, allowed: Any) -> None:
+    assert set(CHOICES[name]) == set(get_args(allowed))
+
+
 def test_no_group_mode_of_the_algorithm_is_missing() -> None:
-    assert set(CHOICES["group_mode"]) == {"auto", *get_args(GroupMode)}
+    assert set(CHOICES["group_mode"]) == {"auto", *get_args(choices.GroupMode)}
 
 
 @pytest.mark.parametrize("name", FLAGS)
