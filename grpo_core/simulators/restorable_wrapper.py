@@ -60,6 +60,8 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
     :param env: Any environment with its wrappers. Training checks whether it can be restored.
     """
 
+    _is_built = False
+
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         self._simulators: dict[bool, Simulator] = {}
@@ -68,6 +70,19 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         self._outside_changes = OutsideChanges(())
         # Which of the single environments played last.
         self._player: SingleEnv | None = None
+        self._is_built = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Hand what is set on the environment, as SB3's ``set_attr`` does, on to the layer that has such an attribute.
+
+        Training plays what is inside this wrapper, and would never see it here. What no layer has yet is for the
+        environment itself.
+        """
+        is_own = not self._is_built or name in vars(self) or hasattr(type(self), name)
+        if is_own:
+            super().__setattr__(name, value)
+        elif not self.env.set_wrapper_attr(name, value, force=False):
+            setattr(self.unwrapped, name, value)
 
     def capture_state(self) -> SimulatorState:
         """Copy the state of the environment and all its wrappers."""

@@ -594,15 +594,34 @@ def test_what_is_changed_in_the_model_of_an_engine_holds() -> None:
     assert set(callback.levels[80:]) == {callback.levels[0] + 1.0}
 
 
-def test_what_is_set_on_environments_in_workers_holds() -> None:
+class Assigning(Curriculum):
+    """Sets the level by name."""
+
+    def _on_rollout_start(self) -> None:
+        (level, *_) = self.training_env.get_attr("level")
+        self.training_env.set_attr("level", level + 1)
+
+
+@pytest.mark.parametrize("kind", [Curriculum, Assigning])
+def test_what_is_set_on_environments_in_workers_holds(kind: type[Curriculum]) -> None:
     env = make_envs(Task, 2, in_workers=True)
     try:
-        callback = Curriculum(None)
+        callback = kind(None)
         build(GRPO, env).learn(384, callback)
     finally:
         env.close()
     assert sorted(callback.levels) == callback.levels
     assert set(callback.levels) == {1, 2, 3}
+
+
+def test_what_is_set_on_the_wrapper_of_a_worker_is_set_on_the_layer_that_has_it() -> None:
+    task = Task()
+    limit = TimeLimit(task, 9)
+    wrapper = RestorableWrapper(limit)
+    for name, value in {"level": 3, "_max_episode_steps": 5, "new": 1}.items():
+        setattr(wrapper, name, value)
+    assert (task.level, limit._max_episode_steps, vars(task)["new"]) == (3, 5, 1)
+    assert not {"level", "_max_episode_steps", "new"} & vars(wrapper).keys()
 
 
 class Tenfold(gym.RewardWrapper[Any, Any]):
