@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.algorithm.saved import SavedAlgorithm
@@ -19,7 +20,7 @@ from grpo_core.groups.rollout import GroupRollout
 from grpo_core.options.checks import check_group_mode, get_horizon
 from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
-from grpo_core.saving.model_state import wrap_like
+from grpo_core.saving.model_state import wrap_again, wrap_like
 from grpo_core.shards.choose_pool import choose_pool
 from grpo_core.shards.pool import RolloutPool
 from grpo_core.shards.shard_messages import MakeCollector
@@ -170,19 +171,33 @@ class GroupedAlgorithm(SavedAlgorithm):
 
         A callback that does so in the middle of a rollout replaces it for the next one, unless rollouts are cut
         (``n_rollout_shards``): then it is set between two calls of ``learn``. The first environment of a model that
-        was loaded without any is normalised as by ``load``.
+        was loaded without any is normalised as by ``load``, and a later one as the one before; ``VecNormalize(env,
+        norm_obs=False, norm_reward=False)`` is left as it is.
 
         :raises ValueError: If the environment does not fit the model; then all stays as it was.
         """
         vec_env = self._wrap_env(env, self.verbose)
         if self._grouped_env is None and self._loaded is not None:
             vec_env = wrap_like(self._loaded, vec_env)
+        before = self._vec_normalize_env if unwrap_vec_normalize(vec_env) is None else None
+        if before is not None:
+            vec_env = wrap_again(before, vec_env)
         groups = self._choose_groups(vec_env)  # it raises before anything is replaced
+        if self._grouped_env is None:
+            check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
+            self.n_envs = vec_env.num_envs  # the file's number is of no environment
         super().set_env(vec_env, force_reset)
         if self._is_collecting:
             self._next_groups = groups
         else:
             self._use_groups(groups)
+        if before is not None:  # only now is it true
+            warnings.warn(
+                "the new environment has no VecNormalize, but the model has learnt in one: it is put into one with the "
+                "same settings and statistics. To go on without, set VecNormalize(env, norm_obs=False, "
+                "norm_reward=False).",
+                stacklevel=2,
+            )
 
     def _prepare_groups(self) -> None:
         """Make the groups anew if a user has set attributes that they depend on.

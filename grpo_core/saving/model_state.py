@@ -1,5 +1,6 @@
 """Turn a ``GRPO`` into the content of a model file, and back."""
 
+import copy
 import io
 import math
 import warnings
@@ -307,6 +308,19 @@ def wrap_like(content: ModelContent, env: VecEnv) -> VecEnv:
     names = ("norm_obs", "norm_reward", "norm_obs_keys")
     wrapped = VecNormalize(env, **{name: settings[name] for name in names})
     restore_normalization(wrapped, content)
+    return wrapped
+
+
+def wrap_again(vec_normalize: VecNormalize, env: VecEnv) -> VecNormalize:
+    """Wrap an environment that has no ``VecNormalize`` in one like another.
+
+    :param vec_normalize: The one whose settings and statistics are copied.
+    """
+    names = ("training", "norm_obs", "norm_reward", "norm_obs_keys", "clip_obs", "clip_reward", "gamma", "epsilon")
+    wrapped = VecNormalize(env, **{name: getattr(vec_normalize, name) for name in names})
+    wrapped.ret_rms = copy.deepcopy(vec_normalize.ret_rms)
+    if vec_normalize.norm_obs:
+        wrapped.obs_rms = copy.deepcopy(vec_normalize.obs_rms)
     return wrapped
 
 

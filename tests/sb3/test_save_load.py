@@ -210,6 +210,17 @@ def test_set_env_takes_the_same_number_of_environments_only() -> None:
         model.set_env(make_vec_env(MatchEnv, 3))
 
 
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_the_first_environment_of_a_loaded_model_may_be_of_any_number(n_envs: int) -> None:
+    loaded = reload(build(make_vec_env(MatchEnv, 2)))
+    with pytest.raises(ValueError, match="spaces do not match"):
+        loaded.set_env("CartPole-v1")
+    assert loaded.n_envs == 2
+    loaded.set_env(make_vec_env(MatchEnv, n_envs))
+    assert loaded.n_envs == n_envs
+    loaded.learn(24, reset_num_timesteps=False)
+
+
 def test_set_env_before_the_first_training_and_between_two() -> None:
     model = reload(build())
     assert model.get_env() is None

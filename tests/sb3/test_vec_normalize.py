@@ -14,6 +14,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from grpo import GRPO
+from grpo_core.saving import model_file
 from tests.sb3.environments import MatchEnv
 from tests.sb3.small_models import MODES, build, copy_weights, is_same
 from tests.suites import DEVICE
@@ -179,6 +180,35 @@ def test_set_env_takes_another_normalisation_over() -> None:
     assert float(first.ret_rms.count) == count
     assert float(second.ret_rms.count) > 10
     assert model.get_vec_normalize_env() is second
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_set_env_keeps_the_normalisation_of_an_environment_that_has_none(is_loaded: bool) -> None:
+    model = build(make_normalized(gamma=0.5, clip_obs=5.0))
+    model.learn(16)
+    if is_loaded:
+        model = GRPO.load(io.BytesIO(model.to_bytes()), env=make_vec_env(make_env), device=DEVICE)
+    first = model.get_vec_normalize_env()
+    assert first is not None
+    observation = np.array([[500.0, -450.0]], np.float32)
+    with pytest.warns(UserWarning, match="has no VecNormalize, but the model has learnt in one: .* same settings"):
+        model.set_env(make_vec_env(make_env))
+    second = model.get_vec_normalize_env()
+    assert second is not None
+    assert second is not first
+    assert (second.gamma, second.clip_obs, second.ret_rms.var) == (0.5, 5.0, first.ret_rms.var)
+    np.testing.assert_array_equal(second.normalize_obs(observation), first.normalize_obs(observation))
+    count = float(first.ret_rms.count)
+    model.learn(16, reset_num_timesteps=False)
+    assert (float(first.ret_rms.count), float(second.ret_rms.count) > count) == (count, True)
+    assert model_file.from_bytes(model.to_bytes()).meta["normalization"]["clip_obs"] == 5.0
+
+
+def test_set_env_goes_on_without_normalisation_where_it_is_told_to() -> None:
+    model = build(make_normalized())
+    own = make_normalized(norm_obs=False, norm_reward=False)
+    model.set_env(own)
+    assert model.get_vec_normalize_env() is own
 
 
 def test_two_of_them_are_refused() -> None:
