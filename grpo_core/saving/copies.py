@@ -6,6 +6,8 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
+from grpo_core.restoring.copying.copier import CopyError, describe_kind
+from grpo_core.restoring.copying.layers import LayerReference
 from grpo_core.simulators.rewrapping import unwrap_env, wrap_env
 
 # Simulators and their storage are made anew. A logger holds open files, and a copy should not write into them.
@@ -35,12 +37,18 @@ def restore_model(model: Any, state: Mapping[str, Any]) -> None:
     """Put pickled attributes back, and make anew what was left out; the next rollout goes on from the anchor states.
 
     :param state: What ``reduce_model`` returned.
+    :raises CopyError: If it is a copy inside a captured state of the very environment that the model trains in.
     """
     attributes = dict(state)
     wrappers, findings, starts = (attributes.pop(name, None) for name in ("_wrappers", "_findings", "_starts"))
     vars(model).update(attributes, rollout_pool=None, _custom_logger=False)
     if model.env is None:
         return
+    if any(isinstance(env, LayerReference) for env in (model.env, *getattr(model.env, "envs", ()))):
+        raise CopyError(
+            f"({describe_kind(model)}) is a model that trains in this very environment, so that a copy would have "
+            "none; give the environment model.make_actor() or GRPO.load(path) instead, and a newer one now and then"
+        )
     model.env = wrap_env(model.env, wrappers)
     model._vec_normalize_env = unwrap_vec_normalize(model.env)
     # With what was found out: measured anew, restoring may seem to cost more or less than it did.

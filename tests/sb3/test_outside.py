@@ -889,6 +889,19 @@ def test_what_an_error_says_helps_where_it_cannot_be_copied(is_other_model: bool
         model.learn(128)
 
 
+def test_the_model_that_trains_is_no_opponent_in_its_own_environment_but_its_actor_is() -> None:
+    model = build(GRPO, make_vec_env(Task, 2)).learn(64)
+    for env in model.env.envs:
+        env.unwrapped.opponent = model.make_actor()
+    model.learn(64, reset_num_timesteps=False)
+    model.env.envs[0].unwrapped.opponent = model
+    with pytest.warns(
+        UserWarning, match=r"opponent \(grpo.GRPO\) is a model that trains in this very .* model.make_actor"
+    ):
+        model.learn(64, reset_num_timesteps=False)
+    assert model._mode == "episode"
+
+
 def test_a_branch_does_not_go_on_from_where_it_was_not_left() -> None:
     class Visiting(BaseCallback):
         def _on_step(self) -> bool:
