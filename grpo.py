@@ -435,6 +435,7 @@ class GRPO(GroupedAlgorithm):
             # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.
             self._apply_reward_functions(rollout)
             observations, next_observations = normalizer.apply(rollout, statistics)
+            rollout.check_seen(observations, next_observations)
             discounted_returns = normalizer.compute_discounted_returns(rollout, collector.start_returns)
             normalizer.update(rollout, discounted_returns)  # first, or empty statistics would scale the first rollout
             normalizer.scale_rewards(rollout)

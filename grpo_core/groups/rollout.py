@@ -43,6 +43,8 @@ _INSTEAD_OF = MappingProxyType(
 )
 # Steps per branch of whole episodes that there is room for at first.
 _FIRST_EPISODE_STEPS = 64
+# The largest number in float32.
+_LARGEST = float(np.finfo(np.float32).max)
 # Where in a rollout a step is: time, group and branch.
 Place = tuple[int, int, int]
 # An environment's index, and the place of its step.
@@ -312,6 +314,22 @@ class GroupRollout:
             for array in observations.values() if isinstance(observations, dict) else [observations]:
                 self._check_steps(array, "an observation", f"the environment's {method}()")
 
+    def check_seen(self, observations: Observations, next_observations: Observations) -> None:
+        """Check that the policy, which calculates in float32, can take what it sees at live steps.
+
+        :param observations: As it sees them, finite, shape ``(n_live_steps, *observation_shape)``.
+        :param next_observations: Where the steps led, likewise.
+        :raises ValueError: If one is too large; the message says where.
+        """
+        for seen, method in ((next_observations, "step"), (observations, "reset")):
+            for array in seen.values() if isinstance(seen, dict) else [seen]:
+                if array.dtype == np.float64 and len(too_large := np.argwhere(np.abs(array) > _LARGEST)):
+                    raise ValueError(
+                        "an observation is beyond float32, in which the policy calculates: "
+                        f"{self._show(array, too_large)}; check the environment's {method}(), or scale its "
+                        "observations down: gymnasium.wrappers.TransformObservation, or VecNormalize, which clips them."
+                    )
+
     def _check_steps(self, numbers: Array, name: str, source: str) -> None:
         """Refuse numbers of the live steps, ``(n_live_steps, ...)``, unless all are finite.
 
@@ -320,12 +338,14 @@ class GroupRollout:
         """
         if np.isfinite(numbers).all():
             return
-        row, *inner = np.argwhere(~np.isfinite(numbers))[0].tolist()
+        shown = self._show(numbers, np.argwhere(~np.isfinite(numbers)))
+        raise ValueError(f"{name} is NaN or infinite: {shown}; check {source}.")
+
+    def _show(self, numbers: Array, places: Indices) -> str:
+        """Say what stands at the first of some places among the numbers of the live steps, and which step that is."""
+        row, *inner = places[0].tolist()
         t, group, branch = np.argwhere(self.step_mask)[row].tolist()
-        raise ValueError(
-            f"{name} is NaN or infinite: {numbers[row, *inner]} at step {t} of branch {branch} in group {group}, "
-            f"counted from 0; check {source}."
-        )
+        return f"{numbers[row, *inner]} at step {t} of branch {branch} in group {group}, counted from 0"
 
     @property
     def steps(self) -> BranchSteps:

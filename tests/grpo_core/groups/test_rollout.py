@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
 from grpo_core.groups.advantage import Floats
@@ -18,6 +19,7 @@ from grpo_core.options.rewards import RewardFunction
 from grpo_core.simulators.single_env import Observed, Outcome
 from grpo_core.spaces import pack
 from tests.grpo_core.groups.filled import CAR, CHOICE, PLACE, fill
+from tests.suites import DEVICE
 from tests.walk import FencedWalk, StepLog, Walk, cartpole_model, collect, walk_model
 
 
@@ -339,6 +341,29 @@ def test_an_observation_that_is_no_number_is_refused_with_the_remedy(kind: type[
     with pytest.raises(ValueError, match=problem):
         model.learn(16)
     assert all(torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+
+
+class Huge(Walk):
+    """One of its steps shows more than float32 holds."""
+
+    observation_space: Any = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+    def _observe(self) -> Any:
+        return np.array([-1e39 if self.n_steps == 3 else 0.0, 0.0, 0.0])
+
+
+def test_an_observation_beyond_float32_is_refused_with_the_remedy() -> None:
+    model = walk_model(StepLog(), walk={"kind": Huge}, n_steps=16, horizon=8)
+    with (
+        pytest.raises(ValueError, match=r"beyond float32, .*: -1e\+39 at step 2 of branch 0 .* check .* step\(\), or"),
+        pytest.warns(RuntimeWarning, match="overflow"),
+    ):
+        model.learn(16)
+
+
+def test_an_observation_beyond_float32_is_learnt_from_where_it_is_normalised() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: Huge(StepLog())]))
+    GRPO("MlpPolicy", env, n_steps=16, horizon=8, device=DEVICE).learn(16)
 
 
 def test_one_number_of_a_dict_observation_that_is_none_is_refused() -> None:
