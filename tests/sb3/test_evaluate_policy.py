@@ -5,12 +5,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
+from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_with_masks
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, IndifferentEnv, MatchEnv
+from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, IndifferentEnv, MaskedMatchEnv, MatchEnv
 from tests.sb3.small_models import MODES, build, build_over, copy_weights, is_same
 
 
@@ -57,6 +59,16 @@ def test_evaluating_in_between_changes_nothing_that_is_learnt(mode: str) -> None
     for model in (first, second):
         model.learn(24, reset_num_timesteps=False)
     assert is_same(copy_weights(first), copy_weights(second))
+
+
+def test_masks_are_heeded_by_what_sb3_contrib_evaluates_with() -> None:
+    model, env = build(MaskedMatchEnv()), Monitor(MaskedMatchEnv())  # they raise where a masked action is taken
+    with pytest.raises(ValueError, match="is ruled out"):
+        evaluate_policy(model, env, n_eval_episodes=9, deterministic=False)
+    evaluate_with_masks(model, env, n_eval_episodes=9, deterministic=False)  # type: ignore[arg-type]
+    callback = MaskableEvalCallback(env, eval_freq=8, deterministic=False, verbose=0)
+    model.learn(24, callback)
+    assert np.isfinite(callback.last_mean_reward)
 
 
 def test_a_reward_threshold_is_checked() -> None:
