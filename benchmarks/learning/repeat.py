@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.learning.repeat --envs CartPole-v1 Acrobot-v1`` repeats three runs of each environment's presets
 and three of its ablation. Where all points of the learning curve are equal, to the last bit, the rows belong to this
-code; on another processor numbers are rounded otherwise, and nothing follows from a difference.
+code. A difference may also come from another processor, or another kernel of NumPy's OpenBLAS, which rounds otherwise:
+``OPENBLAS_CORETYPE=Haswell`` in front of the command makes it take that of older ones.
 """
 
 import argparse
