@@ -29,6 +29,11 @@ def list_observation_names(env_name: str | None) -> tuple[str, ...]:
     return _OBSERVATIONS.get(_get_stem(env_name), ())
 
 
+def list_cosines(env_name: str | None) -> list[int]:
+    """List the places of the cosines of angles in an environment's observation; the sine comes right after each."""
+    return [place for place, name in enumerate(list_observation_names(env_name)) if name.startswith("cosine")]
+
+
 def list_action_names(env_name: str | None) -> tuple[str, ...]:
     """List the names of an environment's discrete actions; none if they are unknown."""
     return _ACTIONS.get(_get_stem(env_name), ())

@@ -10,8 +10,8 @@ from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.models.action_bars import Bar, list_bars
-from service.dashboard.models.environment_labels import list_action_names, list_observation_names
-from service.dashboard.models.slider_ranges import Range, join_numbers, list_ranges
+from service.dashboard.models.environment_labels import list_action_names, list_cosines, list_observation_names
+from service.dashboard.models.slider_ranges import Range, complete_angle, join_numbers, list_ranges
 from service.dashboard.widgets.html_elements import (
     Text,
     fill_track,
@@ -31,6 +31,8 @@ from service.spaces import count_numbers
 
 _MAX_SLIDERS = 64
 _N_STOPS = 200
+# A share of the range in which values were tested: so little beyond it, they are as good as within.
+_MARGIN = 0.01
 _EMIT_TEXT = "(event) => emit(event.target.value)"
 
 
@@ -45,17 +47,19 @@ class _NumberSlider:
 
     :param name: Name of the number.
     :param span: Its range.
+    :param start: Its first number.
     :param on_change: Called when another number is chosen.
     """
 
-    def __init__(self, name: str, span: Range, on_change: Callable[[], Awaitable[None]]) -> None:
-        self.range = span
-        self.number = span.middle
+    def __init__(self, name: str, span: Range, start: float, on_change: Callable[[], Awaitable[None]]) -> None:
+        self.range, self.start, self.number = span, start, start
+        # The sine to a cosine, and the reverse: both must be of one angle, or no state has them.
+        self.partner: _NumberSlider | None = None
         self._on_change = on_change
         with make_box("slider"):
             Text(name, "ellipsis").props["title"] = name
             step = 1 if span.is_whole else (span.high - span.low) / _N_STOPS
-            self._slider = _Slider(min=span.low, max=span.high, step=step, value=span.middle)
+            self._slider = _Slider(min=span.low, max=span.high, step=step, value=start)
             set_attributes(self._slider.on_value_change(self._slide), aria_label=name)
             self._field = make_box(
                 "number", "input", inputmode="decimal", autocomplete="off", aria_label=f"Type {name}"
@@ -64,22 +68,28 @@ class _NumberSlider:
             self._message = Text("", "message").props("role=status")
         self._write()
 
-    def move(self, number: float) -> None:
-        """Move the slider to a number of its range."""
-        self._slider.value = number
+    def set(self, number: float, message: str = "") -> None:
+        """Choose a number of the range, without asking for an answer."""
+        self.number = self._slider.value = number
+        self._write(message)
+
+    def move_partner(self) -> None:
+        """Choose the partner's number, on the side of 0 where it was."""
+        if self.partner is not None:
+            self.partner.set(complete_angle(self.number, self.partner.number))
 
     async def _slide(self) -> None:
         if self._slider.value is None or self._slider.value == self.number:
             return
         self.number = self.range.round(self._slider.value)
         self._write()
+        self.move_partner()
         await self._on_change()
 
     async def _type(self, text: str) -> None:
         number, message = self.range.read(text)
-        if number is not None:
-            self.number = self._slider.value = number
-        self._write(message)
+        self.set(self.number if number is None else number, message)
+        self.move_partner()
         # The field may hold another text than the server last sent.
         ui.run_javascript(f"getHtmlElement({self._field.id}).value = {json.dumps(write_exactly(self.number))}")
         await self._on_change()
@@ -114,7 +124,7 @@ class ObservationSliders:
         self, model: ServedModel, env_name: str | None, value_meaning: str, value_check: ValueFigures | None
     ) -> None:
         self._model, self._value_meaning, self._value_check = model, value_meaning, value_check
-        self._action_names = list_action_names(env_name)
+        self._action_names, self._cosines = list_action_names(env_name), list_cosines(env_name)
         space = model.actor.observation_space
         subspaces: dict[Any, spaces.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {None: space}
         n_numbers = sum(map(count_numbers, subspaces.values()))
@@ -130,8 +140,8 @@ class ObservationSliders:
             self._parts += [self._make_part(key, part, names) for key, part in subspaces.items()]
         rng = np.random.default_rng()
         with make_box("row-flex wrap"):
-            make_button("Centre", lambda: self._set(lambda span: span.middle), "tiny", "filter_center_focus")
-            make_button("Random", lambda: self._set(lambda span: span.draw(rng)), "tiny", "shuffle")
+            make_button("Centre", lambda: self._set(lambda one: one.start), "tiny", "filter_center_focus")
+            make_button("Random", lambda: self._set(lambda one: one.range.draw(rng)), "tiny", "shuffle")
         self._answer = make_box("stack")
         self._shown: _AnswerBars | None = None
 
@@ -156,15 +166,22 @@ class ObservationSliders:
         if key is not None:
             Text(key, "muted small", "h3")
         sliders = []
-        for place, span in enumerate(list_ranges(space)):
+        ranges = list(list_ranges(space))
+        cosines = self._cosines if key is None and len(ranges) == len(names) else []
+        for place, span in enumerate(ranges):
             name = names[place] if place < len(names) and key is None else f"number {place}"
-            sliders.append(_NumberSlider(name, span, self.answer))
+            sliders.append(_NumberSlider(name, span, span.high if place in cosines else span.middle, self.answer))
+        for place in cosines:
+            cosine, sine = sliders[place : place + 2]
+            cosine.partner, sine.partner = sine, cosine
         return _Subspace(key, space, sliders)
 
-    def _set(self, choose: Callable[[Range], float]) -> None:
+    async def _set(self, choose: Callable[[_NumberSlider], float]) -> None:
         for part in self._parts:
             for one in part.sliders:
-                one.move(choose(one.range))
+                one.set(one.range.round(choose(one)))
+                one.move_partner()
+        await self.answer()
 
     def _show(self, bars: list[Bar], value: float | None) -> None:
         if self._shown is None:
@@ -218,6 +235,7 @@ def describe_value(value: float | None, meaning: str, check: ValueFigures | None
         return "", ""
     if check is None or check.lowest is None or check.highest is None:
         return "", "value: not shown, because its tested range is unknown"
-    if not check.lowest <= value <= check.highest:
+    margin = _MARGIN * (check.highest - check.lowest)
+    if not check.lowest - margin <= value <= check.highest + margin:
         return "", "value: outside the tested range"
     return format_number(value), meaning

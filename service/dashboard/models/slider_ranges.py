@@ -84,6 +84,14 @@ def join_numbers(space: spaces.Space[Any], numbers: Sequence[float]) -> Any:
     return np.array(numbers, np.float64 if is_real else np.int64).reshape(space.shape or ()).tolist()
 
 
+def complete_angle(number: float, before: float) -> float:
+    """Return the sine to a cosine, or the reverse, to three digits.
+
+    :param before: What it was: it stays on that side of 0.
+    """
+    return math.copysign(round(math.sqrt(max(0.0, 1 - number * number)), 3), before) + 0.0  # no -0
+
+
 def _limit(low: float, high: float) -> tuple[float, float]:
     """Replace bounds that no observation comes near by ones near 0 or the other bound."""
     if low < -_MAX_BOUND and high > _MAX_BOUND:

@@ -11,13 +11,13 @@ CHECK = ValueFigures(
 OLDER = CHECK.model_copy(update={"lowest": None, "highest": None})
 
 
-@pytest.mark.parametrize("value", [2.0, 100.0, 550.0])
+@pytest.mark.parametrize("value", [2.0, 100.0, 550.0, 555.4, -3.4])
 def test_a_value_among_those_that_were_tested_is_a_figure(value: float) -> None:
     figure, meaning = describe_value(value, "what is earned", CHECK)
     assert (float(figure), meaning) == (value, "what is earned")
 
 
-@pytest.mark.parametrize(("value", "check"), [(595.0, CHECK), (1.9, CHECK)])
+@pytest.mark.parametrize(("value", "check"), [(555.6, CHECK), (-3.6, CHECK)])
 def test_a_value_beyond_what_was_tested_is_none(value: float, check: ValueFigures) -> None:
     assert describe_value(value, "what is earned", check) == ("", "value: outside the tested range")
 

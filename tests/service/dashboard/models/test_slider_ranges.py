@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from service.dashboard.models.slider_ranges import Range, join_numbers, list_ranges
+from service.dashboard.models.slider_ranges import Range, complete_angle, join_numbers, list_ranges
 from service.spaces import count_numbers
 
 BOUNDED = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 4], np.float32))
@@ -77,6 +77,12 @@ def test_a_slider_stops_at_numbers_that_can_be_read_out_exactly() -> None:
     # Rounded up, the end would lie outside.
     assert Range(-0.41887903, 0.41887903, False).round(0.41887903) == 0.41887903
     assert Range(0, 5000, True).round(1234) == 1234
+
+
+def test_a_sine_fits_its_cosine_and_stays_on_its_side() -> None:
+    assert (complete_angle(0.6, 0.1), complete_angle(-0.6, -0.1)) == (0.8, -0.8)
+    assert str(complete_angle(1.0, -0.5)) == "0.0"
+    assert complete_angle(1.00001, 0.5) == 0.0  # a 32-bit bound may lie above 1
 
 
 def test_the_middle_and_random_numbers_lie_in_the_range() -> None:
