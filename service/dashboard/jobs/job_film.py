@@ -33,8 +33,9 @@ class JobFilm:
                 self._image = make_box("", "img", alt=f"An episode of {job.config.model_name}", width=600, height=400)
                 self._image.on("error", lambda: self._say("The film cannot be shown: it is gone."), [])
                 self._problem = Text("", "over")
-                with make_box("over") as self._waiting:
+                with make_box("over") as self._waiting, make_box("row-flex"):
                     ui.spinner(size="40px").props('aria-label="Rendering an episode"')
+                    self._is_filmed = Text("")
             self._caption = Text("", "muted small", "p")
         self._image.set_visibility(False)
         self._waiting.set_visibility(False)
@@ -51,7 +52,11 @@ class JobFilm:
         if newest == self._filmed or self._is_filming.locked():
             return
         async with self._is_filming:
-            self._waiting.set_visibility(self._filmed is None)
+            if self._filmed is None:
+                policy = "The saved policy" if kept is None or status.sha256 else _name_policy(kept.timesteps)
+                self._is_filmed.set_text(f"{policy} is being filmed.")
+                self._problem.set_visibility(False)
+                self._waiting.set_visibility(True)
             try:
                 taken = await run_in_threadpool(self._service.films.film, job.job_id, _ORDER)
             except ServiceError as error:
@@ -66,9 +71,9 @@ class JobFilm:
                 set_attributes(self._image, src=f"/training/{job.job_id}/video?{query}")
                 self._image.set_visibility(True)
                 self._problem.set_visibility(False)
-                steps = "The saved policy" if timesteps is None else f"After {format_count(timesteps)} steps"
+                policy = "The saved policy" if timesteps is None else _name_policy(timesteps)
                 self._caption.set_text(
-                    f"{steps}: reward {format_number(film.reward)} in {format_count(film.n_steps)} steps, seed {_SEED}"
+                    f"{policy}: reward {format_number(film.reward)} in {format_count(film.n_steps)} steps, seed {_SEED}"
                 )
             self._waiting.set_visibility(False)
 
@@ -76,6 +81,10 @@ class JobFilm:
         self._image.set_visibility(False)
         self._problem.set_text(text)
         self._problem.set_visibility(True)
+
+
+def _name_policy(timesteps: int) -> str:
+    return f"The policy after {format_count(timesteps)} steps"
 
 
 def _describe_beginning(job: Job) -> str:

@@ -170,6 +170,32 @@ def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page, registry: 
     page.photograph("model")
 
 
+def test_while_the_first_film_is_made_the_stage_says_only_that(
+    page: Page, app: FastAPI, registry: JobRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    films, may_go_on = app.state.service.films, threading.Event()
+    film = films.film
+
+    def wait_and_film(*arguments: Any) -> Any:
+        assert may_go_on.wait(PATIENCE_SECONDS)
+        return film(*arguments)
+
+    monkeypatch.setattr(films, "film", wait_and_film)
+    app.state.service.admission.start_job(TrainRequest(model_name="filmed", total_timesteps=10_000_000), None)
+    job = registry.get("latest")
+    try:
+        page.open(f"jobs/{job.job_id}")
+        page.find(".stage .over", "The first film comes with the first checkpoint")
+        job.stop()
+        page.find(".stage .over", "The saved policy is being filmed.")
+        shown = "return [...document.querySelectorAll('.stage .over')].filter((box) => box.offsetParent).length"
+        wait_until(lambda: page.run(shown) == 1)
+        page.photograph("being-filmed")
+    finally:
+        may_go_on.set()
+    page.wait(FILM)
+
+
 def test_sliders_show_at_once_what_the_policy_makes_of_an_observation(page: Page) -> None:
     page.open("models/ready")
     read = "return [...document.querySelectorAll(arguments[0])].map((text) => text.textContent)"
@@ -199,6 +225,28 @@ def test_sliders_show_at_once_what_the_policy_makes_of_an_observation(page: Page
     wait_until(lambda: field.get_attribute("value") == "0.41887903")
     place = page.run("return document.querySelectorAll('[role=slider]')[2].getAttribute('aria-valuenow')")
     assert float(place) == pytest.approx(0.41887903)
+
+
+def test_a_cosine_and_its_sine_are_always_of_one_angle(page: Page, app: FastAPI) -> None:
+    file = app.state.service.settings.models_dir / "swinging.zip"
+    file.write_bytes(make_model("Pendulum-v1").to_bytes(**READY | {"env_name": "Pendulum-v1"}))
+    try:
+        page.open("models/swinging")
+        page.find(".slider", "cosine of angle")
+        read = "return [...document.querySelectorAll('.slider input.number')].map((field) => Number(field.value))"
+        assert page.run(read) == [1, 0, 0]
+        page.run("document.querySelectorAll('.q-slider [tabindex]')[0].focus()")
+        page.press(*[Keys.ARROW_LEFT] * 40)
+        wait_until(lambda: page.run(read) == [0.6, 0.8, 0])  # 40 steps of 0.01
+        page.photograph("sliders-angle")
+        page.click("button", "Centre")
+        wait_until(lambda: page.run(read) == [1, 0, 0])
+        page.click("button", "Random")
+        wait_until(lambda: page.run(read) != [1, 0, 0])
+        cosine, sine, _ = page.run(read)
+        assert cosine**2 + sine**2 == pytest.approx(1, abs=0.01)
+    finally:
+        file.unlink()
 
 
 def test_the_page_of_a_model_that_is_not_saved_yet_leads_to_its_training(page: Page, app: FastAPI) -> None:
