@@ -1,6 +1,7 @@
 """The records of a job: its configuration, its evaluations and its events."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from service.dashboard.widgets.html_elements import Text, make_box
@@ -17,15 +18,19 @@ def show_configuration(job: Job) -> None:
     """Show a job's settings: first those that its request chose, then all of them."""
     origins, config = job.plan.config_origins, job.config.model_dump()
     own = [name for name in config if origins.get(name) == "request"]
-    preset = job.config.preset
-    based_on = "the defaults" if preset == "none" else f"the preset {preset}"
-    were = "was" if len(own) == 1 else "were"
-    Text(f"{len(own)} of {len(config)} settings {were} chosen; the others come from {based_on}.", "muted small", "p")
+    Text(count_origins(config, origins, job.config.preset), "muted small", "p")
     _make_settings(own, config, origins)
     with make_box("settings", "details"):
         with make_box("", "summary"):
             Text(f"All {len(config)} settings")
         _make_settings(list(config), config, origins)
+
+
+def count_origins(names: Collection[str], origins: Mapping[str, str], preset: str) -> str:
+    """Say how many of these settings the request chose, and where the others come from."""
+    counts = Counter(origins.get(name, "default") for name in names)
+    of_preset = f", {counts['preset']} from the preset {preset}" if counts["preset"] else ""
+    return f"Of {len(names)} settings: {counts['request']} chosen{of_preset}, {counts['default']} left at the default."
 
 
 def _make_settings(names: Sequence[str], config: dict[str, Any], origins: Any) -> None:
