@@ -18,7 +18,7 @@ from service.dashboard.widgets.html_elements import (
 from service.dashboard.widgets.number_format import format_count, format_duration
 from service.http.browser_rules import DASHBOARD_PATH
 from service.jobs.job import Job
-from service.schemas.jobs import JobLabels, JobStatus, TrainingStatus
+from service.schemas.jobs import JobLabels, JobStatus, TrainingStatus, VerdictState
 
 _CHIP_TONES = {
     JobStatus.RUNNING: "live",
@@ -33,6 +33,11 @@ _VERDICT_TONES = {
     "worse": "bad",
     "failed": "bad",
 }
+
+
+def choose_tone(state: VerdictState, status: JobStatus) -> str:
+    """Return the tone of a verdict; while a job goes on, what fell may rise again."""
+    return "warn" if state == "worse" and not status.is_final else _VERDICT_TONES.get(state, "")
 
 
 class JobHead:
@@ -114,7 +119,7 @@ class JobHead:
         self._chip.classes(replace=f"chip {_CHIP_TONES.get(status.status, '')}")
         self._environment.set_text(_describe_task(status))
         self._verdict.set_text(status.error_message or status.verdict.text)
-        self._verdict.classes(replace=f"verdict {_VERDICT_TONES.get(status.verdict.state, '')}")
+        self._verdict.classes(replace=f"verdict {choose_tone(status.verdict.state, status.status)}")
         if status.warnings != self._shown_warnings:
             self._shown_warnings = status.warnings
             self._warnings.clear()

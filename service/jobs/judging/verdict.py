@@ -37,6 +37,10 @@ _MIN_UPDATES, _SMALL_KL, _LARGE_KL = 4, 1e-5, 0.1
 _SMALL_ENTROPY = 0.02
 # With more groups without a signal than this, most of a rollout teaches nothing.
 _MANY_SILENT_GROUPS = 0.9
+# With fewer, the reward tells branches apart almost everywhere: what does not rise any more may be the best there is.
+_FEW_SILENT_GROUPS = 0.1
+# Of the planned steps: where the learning rate falls, a reward that has fallen for less long may well rise again.
+_DIP_SHARE = 0.25
 # Of the steps that an environment's preset takes: with fewer, nothing else is worth a try yet.
 _SHORT_SHARE = 0.5
 
@@ -273,26 +277,48 @@ def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
     if not course.is_evaluated or evidence.latest is None:
         changes = {"learning": "is rising", "steady": "rose and is now steady", "worse": "has fallen"}
         change = changes.get(state, "has not clearly changed yet")
-        figures = f"it was about {_format(before)} and is about {_format(course.end.reward)} now"
-        text = f"The mean reward while training {change}: {figures}"
+        moved = f"was about {_format(before)} and is about {_format(course.end.reward)} now"
+        text = f"The mean reward while training {change}: it {moved}"
+        dip = f"the mean reward while training {moved}"
     else:
         is_over = evidence.status.is_final
         changes = {
             "learning": "got better" if is_over else "is getting better",
-            "steady": "got better and then stayed as it was" if is_over else "got better and now stays as it is",
+            "steady": "got better and then stayed as it was" if is_over else "got better and stays as it is",
             "worse": "got worse" if is_over else "is getting worse",
         }
         change = changes.get(state, "did not clearly change" if is_over else "has not clearly changed yet")
         subject = f"The policy {change}"
         if state == "flat" and _differs(course):
             subject = "Its episodes differ too much to tell whether the policy changed"
+        since = {"worse": "down from", "flat": "after"}.get(state, "up from")
         when = "at its best" if state == "worse" else "at the start"
-        who = "it" if evidence.final_evaluation is None else "the saved one"
-        now = f"{who} earns {_format(evidence.latest.mean_reward)} per episode"
-        text = f"{subject}: {now}, after about {_format(before, 3)} {when}"
+        # What is kept may be better than what it has become.
+        has_fallen = state == "worse" and evidence.final_evaluation is None
+        figures = evidence.evaluations[-1] if has_fallen else evidence.latest
+        earns = f"earns {_format(figures.mean_reward)} per episode, {since} about {_format(before, 3)} {when}"
+        text = f"{subject}: {'it now' if evidence.final_evaluation is None else 'the saved one'} {earns}"
+        dip = f"the policy now {earns}"
+    if state == "worse" and _may_be_dip(evidence):
+        text = f"Rewards have fallen since about step {_find_peak(evidence):,}: {dip}"
     if evidence.reward_threshold is None or state == "worse":
         return f"{text}."
     return f"{text}; the environment counts as solved from {_format(evidence.reward_threshold)} on."
+
+
+def _may_be_dip(evidence: Evidence) -> bool:
+    """Return whether a reward that has fallen may rise again, with the smaller steps that are to come."""
+    if evidence.status.is_final or evidence.config.lr_schedule != "linear" or _has_stopped_exploring(evidence):
+        return False
+    return evidence.n_timesteps - _find_peak(evidence) <= _DIP_SHARE * evidence.config.total_timesteps
+
+
+def _find_peak(evidence: Evidence) -> int:
+    """Return at about which step the reward was the highest, where there is a course."""
+    if len(evidence.evaluations) >= 2:
+        return max(evidence.evaluations, key=_get_reward).timesteps
+    rewards = evidence.rollout_rewards
+    return evidence.n_timesteps * int(np.argmax(rewards)) // len(rewards)
 
 
 def _advise(state: VerdictState, evidence: Evidence) -> str:
@@ -303,13 +329,19 @@ def _advise(state: VerdictState, evidence: Evidence) -> str:
         remedy = "A lower learning_rate" if evidence.config.lr_schedule == "linear" else 'lr_schedule "linear"'
         remedy = "A lower learning_rate or an ent_coef such as 0.01" if _has_stopped_exploring(evidence) else remedy
         keep = "the best evaluated policy is saved" if evidence.config.keep_best else "keep_best saves the best policy"
+        if _may_be_dip(evidence):
+            return f"Such dips are usual while a policy learns; {keep}."
         return f"{remedy} may prevent that; {keep}."
-    remedy = _find_remedy(evidence)
-    return f"If that is not good enough: {remedy}" if state == "steady" else _capitalize(remedy)
+    specific = _find_remedy(evidence)
+    if state == "steady" and specific is None and _rewards_differ(evidence):
+        longer = f"only training {_say_longer(evidence)} would tell" if evidence.status.is_final else "let it continue"
+        return f"That may be close to the best there is; {longer}."
+    advice = specific or _find_general_remedy(evidence)
+    return f"If that is not good enough: {advice}" if state == "steady" else _capitalize(advice)
 
 
-def _find_remedy(evidence: Evidence) -> str:
-    """Return advice for what the updates suggest is holding the policy back, unless it has hardly begun."""
+def _find_remedy(evidence: Evidence) -> str | None:
+    """Return advice for what the updates suggest is holding the policy back, unless it has hardly begun; or None."""
     # Over the whole job: where the learning rate falls, the last updates are small, and have to be.
     kl = float(np.median(evidence.kls)) if evidence.kls else None
     if kl is not None and kl > _LARGE_KL:
@@ -327,11 +359,23 @@ def _find_remedy(evidence: Evidence) -> str:
         )
     if kl is not None and abs(kl) < _SMALL_KL and len(evidence.kls) >= _MIN_UPDATES:
         return "its updates hardly change the policy, so try a higher learning_rate."
+    return None
+
+
+def _find_general_remedy(evidence: Evidence) -> str:
+    """Return advice where nothing says what is holding the policy back."""
     if not evidence.status.is_final:
         return "let it continue; if that does not help, try a longer horizon with a larger n_steps."
     if evidence.ended_by not in (None, "total_timesteps"):
         return f"it may need longer, {_say_longer(evidence)}."
+    if _rewards_differ(evidence):
+        return "try more total_timesteps, or a longer horizon with a larger n_steps."
     return "try more total_timesteps, a longer horizon with a larger n_steps, or a reward that differs between steps."
+
+
+def _rewards_differ(evidence: Evidence) -> bool:
+    """Return whether the branches of almost every group earned different rewards lately."""
+    return evidence.metrics.get("rollout/zero_std_group_fraction", 1.0) < _FEW_SILENT_GROUPS
 
 
 def _has_stopped_exploring(evidence: Evidence) -> bool:

@@ -87,13 +87,16 @@ class TestCurves:
         peak = np.concatenate([np.full(100, 20.0), np.full(100, 120.0), np.full(100, 60.0)]) + NOISE
         verdict = judge_curve(peak)
         assert verdict.state == "worse"
-        assert "it was about 120" in verdict.text
+        assert "was about 120" in verdict.text
         assert "keep_best" in verdict.text
 
     def test_where_the_best_policy_is_saved_it_says_that(self, config: TrainConfig) -> None:
         keeping = config.model_copy(update={"keep_best": True})
         verdict = judge(Evidence(JobStatus.RUNNING, keeping, 1000, rollout_rewards=list(120 - 100 * RISE)))
         assert "is saved" in verdict.text
+        rewards = [20.0, 300.0, 100.0]
+        fallen = judge(Evidence(JobStatus.RUNNING, keeping, 1000, evaluations=[evaluate(each) for each in rewards]))
+        assert "now earns 100 per episode, down from about 300 at its best" in fallen.text
 
     def test_a_rise_that_drowns_in_noise_is_not_claimed(self, judge_curve: Any) -> None:
         assert judge_curve(RISE + 3 * NOISE).state == "flat"
@@ -137,7 +140,7 @@ class TestEvaluations:
         pendulum = [-1112.0, -147.4, -151.3, -145.7, -149.0, -146.1, -148.2, -150.4, -146.6, -147.2]
         verdict = judge_curve([], evaluations=[evaluate(reward, 90.0) for reward in pendulum])
         assert verdict.state == "steady"
-        assert "got better and now stays as it is: it earns -147.2 per episode" in verdict.text
+        assert "got better and stays as it is: it now earns -147.2 per episode, up from about" in verdict.text
 
     def test_a_few_are_compared_with_their_own_spread(self, judge_curve: Any) -> None:
         def get_state(*rewards: float, std_reward: float = 10.0, n_episodes: int = 10) -> str:
@@ -190,7 +193,7 @@ class TestEvaluations:
         assert judge_curve([], final_evaluation=evaluate(460.0), **end).state == "learning"
         fallen = judge_curve([], final_evaluation=evaluate(60.0), **end)
         assert fallen.state == "worse"
-        assert "the saved one earns 60 per episode, after about 230 at its best" in fallen.text
+        assert "the saved one earns 60 per episode, down from about 230 at its best" in fallen.text
 
     def test_it_plays_other_episodes_so_that_a_little_more_is_no_progress(self, judge_curve: Any) -> None:
         # The same policy earns exactly the same in the same episodes.
@@ -328,6 +331,47 @@ def test_more_time_is_advised_in_the_way_that_gives_it(
     assert said in judge_curve(curve, status, ended_by=ended_by).text
 
 
+def test_a_plateau_is_not_advised_a_reward_that_it_has(judge_curve: Any) -> None:
+    def advise(silent: float, *rewards: float) -> str:
+        evaluations, metrics = [evaluate(reward) for reward in rewards], {"rollout/zero_std_group_fraction": silent}
+        text: str = judge_curve([], JobStatus.COMPLETED, evaluations=evaluations, metrics=metrics).text
+        return text
+
+    pendulum = [-1112.0, *[-139.1] * 10]
+    assert advise(0.0, *pendulum).endswith(
+        "That may be close to the best there is; only training with more total_timesteps would tell."
+    )
+    assert "a reward that differs" in advise(0.5, *pendulum)
+    flat = [-1112.0] * 11
+    assert advise(0.0, *flat).endswith("Try more total_timesteps, or a longer horizon with a larger n_steps.")
+    assert "a reward that differs" in advise(0.5, *flat)
+
+
+@pytest.mark.parametrize("is_evaluated", [True, False])
+def test_a_fall_in_the_middle_of_training_is_no_alarm_unless_it_lasts(config: TrainConfig, is_evaluated: bool) -> None:
+    rises = [20.0 * i for i in range(1, 13)]
+    falls = [*rises, 150.0, 140.0, 130.0, 120.0, 110.0, 100.0]
+    evaluations = [evaluate(reward, timesteps=300 * i) for i, reward in enumerate(falls)]
+    curve = {"evaluations": evaluations} if is_evaluated else {"rollout_rewards": falls}
+
+    def judge_it(status: JobStatus, total_timesteps: int, lr_schedule: str = "linear", metrics: Any = None) -> Verdict:
+        changed = config.model_copy(update={"total_timesteps": total_timesteps, "lr_schedule": lr_schedule})
+        return judge(Evidence(status, changed, 5_400, **curve, metrics=metrics or {}))
+
+    early = judge_it(JobStatus.RUNNING, 20_000)
+    assert early.state == "worse"
+    assert early.text.startswith("Rewards have fallen since about step 3,300: ")
+    assert early.text.endswith("Such dips are usual while a policy learns; keep_best saves the best policy.")
+    for alarming in (
+        judge_it(JobStatus.RUNNING, 6_000),
+        judge_it(JobStatus.RUNNING, 20_000, "constant"),
+        judge_it(JobStatus.COMPLETED, 20_000),
+        judge_it(JobStatus.RUNNING, 20_000, metrics={"train/entropy_loss": -0.001}),
+    ):
+        assert alarming.state == "worse"
+        assert "may prevent that" in alarming.text
+
+
 @pytest.mark.parametrize(
     ("lr_schedule", "said"), [("constant", 'lr_schedule "linear"'), ("linear", "lower learning_rate")]
 )
@@ -336,5 +380,5 @@ def test_where_it_fell_a_learning_rate_that_falls_already_is_not_advised(
 ) -> None:
     changed = config.model_copy(update={"lr_schedule": lr_schedule})
     assert said in judge(
-        Evidence(JobStatus.RUNNING, changed, 1000, rollout_rewards=list(120 - 100 * RISE))
+        Evidence(JobStatus.COMPLETED, changed, 1000, rollout_rewards=list(120 - 100 * RISE))
     ).text.replace("A l", "l")
