@@ -41,7 +41,7 @@ def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
             Text("Started from ", "muted")
             _link_beginning(job.config.init_model, family.beginning, store)
         if status.n_restarts:
-            Text(f"Resumed {status.n_restarts} {'time' if status.n_restarts == 1 else 'times'}", tag="li")
+            Text("Resumed once" if status.n_restarts == 1 else f"Resumed {status.n_restarts} times", tag="li")
         if (kept := status.checkpoint) is not None:
             exact = {
                 True: "exactly as if it had not stopped",

@@ -2,7 +2,7 @@
 globalThis.grpoCurves = (() => {
   const N_COLOURS = 10; // beyond, lines are dashed
   const MIN_SEEDS = 5; // of an interval over seeds, as in tables
-  const MAX_BANDS = 4, MAX_RAW = 6, N_GRID = 160, LEAST_SMOOTHED = 12;
+  const MAX_BANDS = 4, MAX_RAW = 6, N_GRID = 160, LEAST_SMOOTHED = 12, LABEL_WIDTH = 90;
   // Half widths of 95 % intervals in standard errors, by degrees of freedom (Student's t).
   const T95 = [12.71, 4.3, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.2, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.1, 2.09, 2.09,
     2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04];
@@ -217,14 +217,18 @@ globalThis.grpoCurves = (() => {
       const step = 10 ** Math.floor(Math.log10((high - low + 2 * margin) / 4)); // outwards: nothing measured is cut off
       Object.assign(limits, { min: step * Math.floor((low - margin) / step), max: step * Math.ceil((high + margin) / step) });
     }
+    // With fewer, wider steps no label has to give way to its neighbours, which would leave uneven ones. The axis ends just
+    // behind the last point, without a label for that.
+    const end = view.x === "time" ? {} : { max: ({ max }) => (Number.isFinite(max) ? 1.001 * max : null) };
+    const splitNumber = Math.min(5, Math.max(2, Math.floor(panel.chart.getDom().clientWidth / LABEL_WIDTH)));
     const isShare = panel.metric === "rollout/zero_std_group_fraction" && !view.log && !isEmpty;
     panel.chart.setOption({
       animation: false, useUTC: true, textStyle: { fontFamily: "Roboto, sans-serif" },
       grid: { left: 8, right: 16, top: 14, bottom: 4, containLabel: true },
       tooltip: { trigger: "axis", formatter: (items) => describe(items, view), backgroundColor: css("--surface"),
         borderColor: css("--line"), textStyle: { color: css("--ink"), fontSize: 13 }, confine: true },
-      xAxis: { type: view.x === "time" ? "time" : "value", min: view.x === "time" ? "dataMin" : 0, ...axis, splitLine: { show: false },
-        axisLabel: { ...muted, hideOverlap: true, ...(view.x === "time" ? {} : { formatter: (value) => (view.x === "steps" ? short.format(value) : duration(value)) }) } },
+      xAxis: { type: view.x === "time" ? "time" : "value", min: view.x === "time" ? "dataMin" : 0, splitNumber, ...end, ...axis, splitLine: { show: false },
+        axisLabel: { ...muted, hideOverlap: true, ...(view.x === "time" ? {} : { showMaxLabel: false, formatter: (value) => (view.x === "steps" ? short.format(value) : duration(value)) }) } },
       yAxis: { type: view.log ? "log" : "value", scale: true, splitNumber: 4, ...limits, ...(isShare ? { min: 0, max: 1, interval: 0.25 } : {}), ...axis,
         axisLabel: { ...muted, formatter: (value) => (Math.abs(value) >= 1e4 ? short.format(value) : Number(value.toPrecision(6))) } },
       series,

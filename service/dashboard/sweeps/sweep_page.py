@@ -121,17 +121,16 @@ def _show_content(sweep: SweepDescription, models: Container[str]) -> None:
 
 
 def _show_best(best: BestSetting, rows: Sequence[SettingRow], models: Container[str]) -> None:
-    row = rows[0]
-    with make_box("card best-setting", "section", aria_label="Best setting"):
+    row, is_alone = rows[0], len(rows) == 1
+    with make_box("card best-setting", "section", aria_label="Result" if is_alone else "Best setting"):
         with make_box("row-flex baseline"):
             Text(format_number(best.mean_reward), "figure")
             Text(f"mean evaluated reward, {format_items(row.n_seeds, 'seed')}", "muted small")
             if spread := describe_spread(row):
                 Text(spread, "muted small")
         Text(", ".join(f"{name} {spell_value(value)}" for name, value in best.values.items()), "number")
-        # One setting alone is behind none.
-        tone = "good" if best.is_clear else "warn" if len(rows) > 1 else ""
-        Text(best.text, f"verdict {tone}", "p")
+        if not is_alone:  # the text would only say the same figures again
+            Text(best.text, f"verdict {'good' if best.is_clear else 'warn'}", "p")
         if best.model_name is not None and best.model_name in models:
             address = f"{DASHBOARD_PATH}/models/{best.model_name}"
             make_link("Play its best policy", address, "button tiny primary", "play_arrow")

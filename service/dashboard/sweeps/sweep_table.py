@@ -34,7 +34,8 @@ def write_sweep_table(sweep: SweepDescription, models: Container[str]) -> str:
 
 
 def _write_row(row: SettingRow, names: Sequence[str], sweep: SweepDescription, models: Container[str]) -> str:
-    is_best = sweep.best is not None and sweep.best.setting == row.number
+    # One setting alone is the best of nothing.
+    is_best = sweep.best is not None and sweep.best.setting == row.number and len(sweep.settings) > 1
     spread = describe_spread(row)
     cells = [
         *(escape(spell_value(value)) for value in row.values.values()),

@@ -96,6 +96,18 @@ def test_the_settings_are_drawn_and_stand_in_a_table_by_what_they_earned(page: P
     assert errors == []
 
 
+def test_a_setting_alone_is_the_best_of_nothing_and_its_figure_stands_twice(page: Page, app: FastAPI) -> None:
+    sweep_id = start(app, name="alone", base=BASE, space={"gamma": [0.9]}, seeds=[0])
+    wait_until(lambda: not describe(app, sweep_id).status.is_active)
+    best = describe(app, sweep_id).best
+    assert best is not None
+    page.open(f"sweeps/{sweep_id}")
+    page.find(".best-setting .figure", f"{best.mean_reward:.4g}"[:2])
+    page.find(".settings-table", "0.9")
+    assert page.run("return document.querySelectorAll('.settings-table .best, .best-setting .verdict').length") == 0
+    page.photograph("sweep-alone")
+
+
 def test_all_jobs_are_stopped_after_a_question_and_go_on(page: Page, app: FastAPI) -> None:
     sweep_id = start(app, base={**BASE, "total_timesteps": 10_000_000}, space={"gamma": [0.9, 0.99, 1.0]})
     page.open(f"sweeps/{sweep_id}")
