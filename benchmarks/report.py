@@ -3,6 +3,7 @@
 Runs with other settings than today's are left out: after a change of settings, make the missing runs first.
 """
 
+import argparse
 import re
 from pathlib import Path
 
@@ -141,6 +142,7 @@ def make_summary() -> str:
 
 def main() -> None:
     """Write the pages and the curves."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     comparisons = [make_comparison(task) for task in TASKS]
     ablations = [text for task in ABLATION_TASKS if (text := make_ablation(task))]
     if ablations:

@@ -5,6 +5,7 @@ in ``grpo_core/options/hyperparameters.py`` and, in API.md, from the fields of `
 stands between ``<!-- fields -->`` and ``<!-- end -->``, and comes from the other tables of API.md.
 """
 
+import argparse
 import math
 import re
 from collections.abc import Callable
@@ -99,6 +100,7 @@ def fill(page: str, table: str, mark: str = "hyperparameters") -> str:
 
 def main() -> None:
     """Write the pages."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     for name, make_table in PAGES.items():
         path = ROOT / name
         path.write_text(fill(path.read_text(), make_table()))

@@ -1,5 +1,6 @@
 """Draw the groups of one rollout in docs/images/branching.png: ``python -m docs.branching_picture``."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def _choose_color(advantages: Any) -> str:
 
 def main() -> None:
     """Write the picture."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rollout = play_rollout()
     figure, axes = plt.subplots(figsize=(9, 4.8), layout="constrained")
     for group in range(rollout.step_mask.shape[1]):

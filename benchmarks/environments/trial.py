@@ -4,11 +4,11 @@
 limit loses only the rest.
 """
 
+import argparse
 import importlib
 import json
 import re
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -194,7 +194,9 @@ def _print(outcome: dict[str, Any]) -> None:
 
 def main() -> None:
     """Try the environment, stage by stage; one that cannot be made is tried no further."""
-    spec = Spec(**json.loads(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("spec", metavar="SPEC")
+    spec = Spec(**json.loads(parser.parse_args().spec))
     warnings.simplefilter("ignore")
     for stage, do in STAGES.items():
         try:

@@ -6,6 +6,7 @@ The policy that looks one step ahead with these values then plays whole episodes
 within reach. A discount says how much less a policy earns that is the best for somebody who discounts.
 """
 
+import argparse
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -132,6 +133,7 @@ def play(problem: Problem, dynamics: Dynamics, values: list[Array], starts: Arra
 
 def main() -> None:
     """Solve each task, and print what its best policy earns."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print("| task | best for a discount of | mean reward | standard error | episodes |\n|---|---|---|---|---|")
     for problem in PROBLEMS:
         env = gym.make(problem.env_name)

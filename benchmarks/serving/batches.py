@@ -4,6 +4,7 @@
 64x64 policy.
 """
 
+import argparse
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,6 +40,7 @@ def measure(answer: Callable[[], bytes]) -> float:
 
 def main() -> None:
     """Print the table: a row per form of body and answer."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     observations = np.random.default_rng(0).uniform(-1.0, 1.0, (_N_OBSERVATIONS, 4)).astype(np.float32)
     body = json.dumps({"model_name": "m", "observations": observations.astype(float).round(4).tolist()}).encode()
     file = io.BytesIO()

@@ -4,6 +4,7 @@
 under way, the server answers 503 to whatever comes.
 """
 
+import argparse
 import http.client
 import json
 import math
@@ -86,6 +87,7 @@ def measure(port: int) -> dict[str, Any]:
 
 def main() -> None:
     """Start a server, measure, and print JSON."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@
 like those of SB3's ``make_vec_env``; restoring and capturing single environments is not counted.
 """
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -56,6 +57,7 @@ def _make_calls(env_id: str, batch_size: int) -> tuple[Callable[[], None], Calla
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print("| environment | states | at once, µs | one by one, µs | ratio |\n|---|---|---|---|---|")
     for env_id in _ENV_IDS:
         for batch_size in _BATCH_SIZES:

@@ -3,6 +3,7 @@
 ``python -m tests.chaos.resumed`` prints a line per training, and ends with status 1 if one ends with another file.
 """
 
+import argparse
 import sys
 import warnings
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ def main() -> int:
 
     :return: The exit status.
     """
+    argparse.ArgumentParser(description=__doc__).parse_args()
     warnings.simplefilter("ignore")
     outcomes = []
     for training in list_trainings():

@@ -3,9 +3,9 @@
 As Jupyter does, it has the last expression of a cell show itself.
 """
 
+import argparse
 import ast
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,4 +34,6 @@ def _show(shown: Any) -> None:
 
 
 if __name__ == "__main__":
-    run_notebook(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", metavar="FILE", type=Path)
+    run_notebook(parser.parse_args().file)

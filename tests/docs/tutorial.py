@@ -4,9 +4,9 @@ The working folder stands for the reader's checkout. Python blocks share their n
 CONTRIBUTING.md says what else a block can be. A block that fails ends the run with its error.
 """
 
+import argparse
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -98,4 +98,7 @@ def _run_block(block: Block, page: Path, names: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_page(Path(sys.argv[1]), sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("page", metavar="PAGE", type=Path)
+    parser.add_argument("port", metavar="PORT")
+    run_page(**vars(parser.parse_args()))

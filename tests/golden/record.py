@@ -4,6 +4,7 @@ Run it where a change is meant to be seen, and say in the commit what changed an
 compares.
 """
 
+import argparse
 import inspect
 import json
 from collections.abc import Iterator
@@ -139,6 +140,7 @@ def write(name: str, content: Any) -> None:
 
 def main() -> None:
     """Record everything."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     MODELS.mkdir(exist_ok=True)
     weights, answers = {}, {}

@@ -1,5 +1,6 @@
 """Generate the client that blocks from the one that awaits: ``python -m tests.grpo_client.generate``."""
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -38,4 +39,5 @@ def generate_client() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     TARGET.write_text(generate_client())

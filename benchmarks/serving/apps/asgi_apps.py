@@ -4,6 +4,7 @@
 JSON.
 """
 
+import argparse
 import os
 import sys
 
@@ -97,8 +98,10 @@ async def serve(apps: dict[str, ASGIApp]) -> None:
 
 def main() -> None:
     """Build the applications, and serve them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    folder = parser.parse_args().folder
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
     model = GRPO("MlpPolicy", gym.make("CartPole-v1"), n_steps=64, group_size=2, horizon=32, seed=0)
     model.save(folder / f"{MODEL_NAME}.zip")
     apps: dict[str, ASGIApp] = {

@@ -1,5 +1,6 @@
 """The policy in LitServe, for ``compare_servers``: ``python -m benchmarks.serving.apps.litserve_app FOLDER PORT``."""
 
+import argparse
 import os
 import sys
 
@@ -37,5 +38,9 @@ class Policy(litserve.LitAPI):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("port", metavar="PORT", type=int)
+    options = parser.parse_args()
     server = litserve.LitServer(Policy(api_path="/inference"), accelerator="cpu")
-    server.run(host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", generate_client_file=False)
+    server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)

@@ -1,7 +1,7 @@
 """The policy in Ray Serve, for ``compare_servers``: ``python -m benchmarks.serving.apps.ray_app FOLDER PORT``."""
 
+import argparse
 import os
-import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -34,10 +34,14 @@ class Policy:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("port", metavar="PORT", type=int)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-        serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
-        serve.run(Policy.bind(sys.argv[1]), route_prefix="/inference")  # type: ignore[attr-defined]
+        serve.start(http_options={"host": "127.0.0.1", "port": options.port})
+        serve.run(Policy.bind(options.folder), route_prefix="/inference")  # type: ignore[attr-defined]
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
         serve.shutdown()
         ray.shutdown()

@@ -6,6 +6,7 @@ differ a little. Read the verdicts that are printed, and change ``test_recorded_
 otherwise.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping
@@ -269,4 +270,6 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", metavar="NAME", nargs="*")
+    main(parser.parse_args().names)
