@@ -42,7 +42,7 @@ class ValueCheck:
 
     :param n_states: Number of states.
     :param correlation: Pearson's, in [-1, 1]; None where the returns or the values do not differ.
-    :param error: Mean size of the error, in shares of the mean size of the return; None where all returns are 0.
+    :param error: Mean size of the error, in shares of the mean size of the return; None where that is 0, or nearly.
     :param spread: Standard deviation of the returns, in the same shares.
     :param lowest: The least of these values and returns, in units of the rewards: beyond it nothing was tested.
     :param highest: The greatest of them.
@@ -90,11 +90,17 @@ def _compare(values: Floats, returns: Floats) -> ValueCheck:
     return ValueCheck(
         n_states=len(returns),
         correlation=float(np.corrcoef(values, returns)[0, 1]) if differ else None,
-        error=float(np.abs(values - returns).mean()) / size if size > 0 else None,
-        spread=float(returns.std()) / size if size > 0 else None,
+        error=_divide(float(np.abs(values - returns).mean()), size),
+        spread=_divide(float(returns.std()), size),
         lowest=float(min(values.min(), returns.min())),
         highest=float(max(values.max(), returns.max())),
     )
+
+
+def _divide(number: float, size: float) -> float | None:
+    """Divide by a size; None if that is 0, or so small that the quotient overflows."""
+    quotient = number / size if size > 0 else math.inf
+    return quotient if math.isfinite(quotient) else None
 
 
 def _count_cut_steps(gamma: float) -> float:

@@ -197,9 +197,19 @@ def _make_content(model: GRPO, saved: ModelContent | None, provenance: Mapping[s
     if "lineage" in provenance:
         n_own = model.num_timesteps if saved is None else saved.meta["num_timesteps"]
         provenance = {**provenance, "num_timesteps": n_own + provenance["lineage"]["num_timesteps"]}
+    provenance = _without_non_finite(provenance)  # which no file takes: a figure must not cost the policy
     if saved is None:
         return model.to_bytes(**provenance)
     return model_file.to_bytes({**saved.meta, **provenance}, saved.weights, saved.optimizer, saved.normalization)
+
+
+def _without_non_finite(value: Any) -> Any:
+    """Return JSON with null for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: _without_non_finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_non_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def build_model(config: TrainConfig, env: VecEnv, reward: Reward | None, **arguments: Any) -> GRPO:

@@ -144,6 +144,12 @@ def test_a_check_measures_correlation_and_error() -> None:
     assert measured.error == pytest.approx(0.1)
 
 
+def test_what_overflows_in_shares_of_tiny_returns_is_not_known() -> None:
+    measured = check(ECHO, [trajectory([2.0, 2.0], [1e-320, 1e-320])], 1.0)
+    assert measured.error is None
+    assert not measured.is_meaningful
+
+
 def test_states_whose_return_was_cut_do_not_count() -> None:
     # 0.5 ** 5 is the first power below 5 %: of seven rewards, those before the last five count.
     values, rewards = [9.0] * 7, [1.0] * 7

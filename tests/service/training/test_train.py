@@ -1,5 +1,6 @@
 """Train policies as configurations say."""
 
+import math
 import os
 import random
 import tempfile
@@ -201,6 +202,12 @@ class TestTraining:
         task = TrainingOrder(config, reward, stall_seconds=0.5).make_task()
         with pytest.raises(RolloutWorkersError, match=r"no step of the environment for 0.5 s"):
             task.run(Recorder())
+
+    def test_a_figure_that_is_not_finite_does_not_cost_the_policy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        figures = {"gamma": 0.5, "error": math.inf, "parts": [math.nan, 1]}
+        monkeypatch.setattr("service.training.train.refit_values", lambda *arguments: figures)
+        content, _ = train(resolve(total_timesteps=32, n_eval_episodes=1))
+        assert content.meta["value_check"] == {"gamma": 0.5, "error": None, "parts": [None, 1]}
 
     def test_dense_rewards_do_without_the_value_network(self) -> None:
         dense, _ = train(resolve(total_timesteps=32), REWARD_FUNCTIONS["simple_cartpole"])
