@@ -166,13 +166,17 @@ def printable(text: str, max_chars: int = 100) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """Describe an error of foreign code to a client, without the server's paths."""
+    """Describe an error of foreign code to a client, with its notes and without the server's paths."""
     try:
         # An OSError's text ends with the path; strerror holds the reason alone.
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        notes = " ".join(getattr(error, "__notes__", []))
     except BaseException:  # __str__ is foreign code too
-        text = "(it cannot describe itself)"
-    return printable(f"{type(error).__name__}: {hide_paths(text)}", _MAX_ERROR_CHARS)
+        text, notes = "(it cannot describe itself)", ""
+    described = printable(f"{type(error).__name__}: {hide_paths(text)}", _MAX_ERROR_CHARS)
+    if not notes:
+        return described
+    return f"{described.rstrip('.')}. {printable(hide_paths(notes), _MAX_ERROR_CHARS).rstrip('.')}"
 
 
 def hide_paths(text: str) -> str:

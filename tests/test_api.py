@@ -442,8 +442,8 @@ class TestStartingTraining:
             n_eval_episodes=0,  # values are fitted to the reward in further steps
         )
         assert status["status"] == "completed"
-        # Once per rollout; what comes after that are the episodes that the values are checked on.
-        assert status["current_timesteps"] in accumulate(calls)
+        # Once as it is planned, then once per rollout; after that come the episodes that the values are checked on.
+        assert status["current_timesteps"] in accumulate(calls[1:])
         assert status["metrics"]["rollout/reward_mean"] > 0.8
         assert ask(client, status["model_name"])["action_probs"][1] > 0.8
 
@@ -1141,7 +1141,8 @@ class TestNamesAndSlots:
         other = train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT)
         broken = register_env(lambda: LineEnv(on_step=fail) if at == "step" else LineEnv(on_reset=fail), "Broken-v0")
         status = train_to_end(client, env_name=broken, model_name="broken", **SHORT)
-        assert (status["status"], status["error_message"]) == ("failed", message)
+        assert status["status"] == "failed"
+        assert status["error_message"].partition(". ")[0] == message  # a note may say which call it was
         assert (status["model_name"], status["sha256"]) == (None, None)
         assert status["end_time"] is not None
         assert list_models(client) == {}

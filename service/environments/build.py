@@ -110,8 +110,7 @@ def try_methods(env_name: str, env: gym.Env[Any, Any]) -> None:
     except InvalidEnvironmentError as error:
         raise InvalidRequestError(f"env_name '{env_name}' cannot be trained: {error}") from error
     except (Exception, SystemExit) as error:  # foreign code may raise anything
-        notes = " ".join(getattr(error, "__notes__", []))
         raise InvalidRequestError(
-            f"env_name '{env_name}' failed when it was tried out ({describe_error(error)}). {printable(notes)} Fix it, "
-            "and start the server anew if it has imported the module."
+            f"env_name '{env_name}' failed when it was tried out ({describe_error(error)}). Fix it, and start the "
+            "server anew if it has imported the module."
         ) from error

@@ -21,7 +21,7 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policies import choose_policy
-from grpo_core.options.rewards import Reward
+from grpo_core.options.rewards import ENVIRONMENT_REWARD, Reward, name_reward_function
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_weights, put_weights
@@ -229,10 +229,17 @@ def build_model(config: TrainConfig, env: VecEnv, reward: Reward | None, **argum
     settings: dict[str, Any] = {name: getattr(config, name) for name in _ARGUMENTS} | {
         "learning_rate": LinearSchedule(rate, 0.0, 1.0) if config.lr_schedule == "linear" else rate,
         "policy_kwargs": policy_kwargs | arguments.pop("policy_kwargs", {}),
-        "reward_function": reward,
+        "reward_function": _name_rewards(config, reward),
         "reward_weights": list(config.reward_functions.values()) if config.reward_functions else None,
     }
     return GRPO(choose_policy(env.observation_space), _normalize(config, env), **settings | arguments)
+
+
+def _name_rewards(config: TrainConfig, reward: Reward | None) -> Reward | None:
+    """Call the reward functions as the configuration does, in errors, metrics and the model file."""
+    if reward is None or callable(reward):
+        return name_reward_function(reward, config.reward_function_type or ENVIRONMENT_REWARD)
+    return [name_reward_function(each, name) for name, each in zip(config.reward_functions or (), reward, strict=True)]
 
 
 def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:

@@ -9,7 +9,14 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.errors import ConflictError, DrainingError, QueueFullError, ServiceError, hide_paths
+from service.errors import (
+    ConflictError,
+    DrainingError,
+    QueueFullError,
+    ServiceError,
+    describe_error,
+    hide_paths,
+)
 from service.schemas.violations import MAX_REPORTED_ERRORS
 from service.settings import Settings
 from tests.support import PROBLEM_FIELDS, serve
@@ -315,3 +322,9 @@ def test_errors_reach_a_real_connection_as_json(app: FastAPI) -> None:
 )
 def test_paths_are_hidden_and_addresses_are_not(text: str, hidden: str) -> None:
     assert hide_paths(text) == hidden
+
+
+def test_the_notes_of_a_foreign_error_are_told_without_paths() -> None:
+    error = KeyError("w")
+    error.add_note("The lookup in /srv/secret/table.txt raised it.")
+    assert describe_error(error) == "KeyError: 'w'. The lookup in <path> raised it"

@@ -12,6 +12,8 @@ from grpo_core.options.rewards import (
     CARTPOLE_ENVIRONMENTS,
     REWARD_FUNCTIONS,
     RewardFunction,
+    get_reward_name,
+    name_reward_function,
     optimized_cartpole,
     simple_cartpole,
 )
@@ -86,3 +88,14 @@ def test_the_shipped_functions_are_found_by_their_names() -> None:
         "optimized_cartpole": "optimized_cartpole",
         "simple_cartpole": "simple_cartpole",
     }
+
+
+def test_functions_are_given_names_of_their_own_except_those_shipped() -> None:
+    def mine(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+        return action
+
+    named = name_reward_function(mine, "registered")
+    assert (get_reward_name(named), get_reward_name(mine)) == ("registered", "mine")
+    assert named == name_reward_function(named, "registered")
+    assert name_reward_function(optimized_cartpole, "registered") is optimized_cartpole
+    assert name_reward_function(None, "environment") is None

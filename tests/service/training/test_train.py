@@ -190,6 +190,13 @@ class TestTraining:
                 TrainingOrder(resolve(total_timesteps=64), lambda state, action, next_state: returned), Recorder()
             )
 
+    def test_reward_functions_are_called_what_they_are_registered_as(self) -> None:
+        functions: Any = {"up": lambda *step: step[1].float(), "down": lambda *step: -step[1].float()}
+        plan, recorder = make_plan(functions, reward_functions={"up": 1, "down": 2}, total_timesteps=64), Recorder()
+        content = model_file.from_bytes(train_policy(TrainingOrder(plan.config, plan.reward), recorder))
+        assert recorder.metrics[0]["rewards/up_mean"] == -recorder.metrics[0]["rewards/down_mean"]
+        assert content.meta["reward_function"] == ["up", "down"]
+
     def test_what_hangs_in_rollout_workers_ends_the_training_after_the_limit(self) -> None:
         trainer_pid = os.getpid()
 
