@@ -39,15 +39,18 @@ class ModelPromotion:
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If the disk refuses.
         """
-        folder = self._store.folder
-        with folder.versions.lock(name):  # or a save could come between two of these looks
+        with self._store.folder.versions.lock(name):  # or a save or deletion could come between two of these looks
             self._check_exists(name)
-            numbers, notes = folder.versions.list_all(name), folder.versions.read_notes(name)
+            return self._list_existing(name)
+
+    def _list_existing(self, name: str) -> ModelVersions:
+        folder = self._store.folder
+        numbers, notes = folder.versions.list_all(name), folder.versions.read_notes(name)
         versions = []
         for number in reversed(numbers):
             try:
                 card = self._describe(f"{name}@{number}")
-            except NotFoundError:  # it has just made room
+            except NotFoundError:  # somebody has removed it by hand, or on a replica the server that writes
                 continue
             versions.append(
                 ModelVersion(
@@ -59,6 +62,8 @@ class ModelPromotion:
                     **card.model_dump(include=_SHARED_FACTS),
                 )
             )
+        if not versions:
+            raise folder.make_not_found(name)
         return ModelVersions(model_name=name, versions=versions, aliases=dict(sorted(notes.aliases.items())))
 
     def set_alias(self, name: str, alias: str, version: int | None) -> AliasResponse:

@@ -863,22 +863,37 @@ def test_readers_meet_whole_versions_while_newer_ones_come(tmp_path: Path, conte
     assert folder.versions.list_all("m") == [1, 59, 60]
 
 
-def test_nothing_is_saved_between_the_looks_of_a_list(
+def test_nothing_is_saved_or_deleted_between_the_looks_of_a_list(
     client: TestClient, app: FastAPI, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(client, contents[:2])
-    versions: VersionFolder = app.state.service.store.folder.versions
-    list_all, could_be = versions.list_all, []
+    folder: ModelFolder = app.state.service.store.folder
+    list_all, read, could_be = folder.versions.list_all, folder.read, []
 
-    def try_to_save(name: str) -> list[int]:
+    def try_to_save() -> None:
         with ThreadPoolExecutor(1) as others:
-            could_be.append(others.submit(versions.lock(name).acquire, blocking=False).result())
-        return list_all(name)
+            could_be.append(others.submit(folder.versions.lock("m").acquire, blocking=False).result())
 
-    monkeypatch.setattr(versions, "list_all", try_to_save)
+    monkeypatch.setattr(folder.versions, "list_all", lambda name: (try_to_save(), list_all(name))[1])
+    monkeypatch.setattr(folder, "read", lambda name: (try_to_save(), read(name))[1])
     answer = client.get("/models/m/versions").json()
     assert [(each["version"], each["is_newest"]) for each in answer["versions"]] == [(2, True), (1, False)]
-    assert could_be == [False]
+    assert could_be == [False] * 3
+
+
+def test_a_list_of_which_nothing_is_left_is_not_found(
+    client: TestClient, app: FastAPI, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(client, contents[:1])
+    list_all = app.state.service.store.folder.versions.list_all
+
+    def lose(name: str) -> list[int]:
+        numbers: list[int] = list_all(name)
+        app.state.service.store.folder.path.joinpath("m.zip").unlink()
+        return numbers
+
+    monkeypatch.setattr(app.state.service.store.folder.versions, "list_all", lose)
+    assert client.get("/models/m/versions").status_code == 404
 
 
 def test_aliases_that_the_disk_hides_are_not_lost(
