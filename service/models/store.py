@@ -221,8 +221,7 @@ class ModelStore:
     def delete(self, name: str) -> None:
         """Remove a model from memory and disk, with its earlier versions and aliases.
 
-        :raises NotFoundError: If there is no such model.
-        :raises ConflictError: If the disk refuses.
+        :raises ServiceError: Whatever ``ModelFolder.delete`` raises.
         """
         self.folder.delete(name)  # without the lock, since a disk may be slow
         with self._lock:

@@ -67,7 +67,7 @@ def film_model(
     return answer_film(request, service.player.film(model_name, order))
 
 
-@router.delete("/models/{model_name}", responses=errors(403, 404, 409, 412))
+@router.delete("/models/{model_name}", responses=errors(403, 404, 409, 412, 507))
 def delete_model(model_name: ModelNameInPath, service: CurrentService, request: Request) -> DeleteResponse:
     """Delete a model from memory and disk; with `If-Match`, only the file with that `ETag`."""
 

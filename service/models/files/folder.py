@@ -19,6 +19,7 @@ from service.errors import (
     InvalidRequestError,
     NotFoundError,
     NotReadyError,
+    StorageError,
     StorageLowError,
     printable,
 )
@@ -290,7 +291,8 @@ class ModelFolder:
         """Delete a file, with its earlier versions and aliases.
 
         :raises NotFoundError: If there is no such model.
-        :raises ConflictError: If the disk refuses.
+        :raises ConflictError: If it is a version.
+        :raises StorageError: If the disk refuses.
         """
         if "@" in name:
             if self.canonicalize(name) is None:
@@ -308,7 +310,7 @@ class ModelFolder:
         except FileNotFoundError as error:
             raise self.make_not_found(name) from error
         except OSError as error:
-            raise ConflictError(
+            raise StorageError(
                 f"model '{name}' cannot be deleted ({describe_refusal(error)}); fix the models folder."
             ) from error
 

@@ -642,7 +642,7 @@ class TestTheFolder:
             open_store()
 
     def test_what_the_disk_refuses_is_told_in_words(self, foreign_folder: Path, contents: list[bytes]) -> None:
-        """A file that cannot be read is one row of the listing, and one that cannot be deleted a conflict."""
+        """A file that cannot be read is one row of the listing, and one that cannot be deleted stays."""
         folder = foreign_folder
         store = open_model_store(folder)
         store.publish("good", contents[0])
@@ -654,7 +654,7 @@ class TestTheFolder:
             with pytest.raises(ConflictError, match="cannot be read \\(Permission denied\\)"):
                 ask("bad")
         folder.chmod(0o500)
-        with pytest.raises(ConflictError, match="cannot be deleted \\(Permission denied\\); fix the models folder"):
+        with pytest.raises(StorageError, match="cannot be deleted \\(Permission denied\\); fix the models folder"):
             store.delete("good")
         assert store.get("good").name == "good"
         folder.chmod(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import ConflictError
+from service.errors import StorageError
 from service.models.files.folder import ModelFolder
 from service.models.files.lock import FolderInUseError, FolderLock, lock_folder
 
@@ -118,7 +118,7 @@ def test_a_folder_that_another_server_was_quicker_to_take_is_left_alone(tmp_path
                 store.write("m", b"")
             assert store.find_problem() == "the models folder cannot be locked: another server uses it"
             (folder / "m.zip").write_bytes(b"")
-            with pytest.raises(ConflictError, match="another server uses it"):
+            with pytest.raises(StorageError, match="another server uses it"):
                 store.delete("m")
             holder.communicate()
 

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from unittest.mock import Mock
@@ -14,10 +15,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.errors import ConflictError, InvalidRequestError, NotFoundError
+from service.errors import InvalidRequestError, NotFoundError, StorageError
 from service.models.files.folder import ModelFolder
 from service.models.files.lock import lock_folder
-from service.models.files.versions import MAX_ALIASES, VersionFolder
+from service.models.files.versions import MAX_ALIASES
 from service.models.promotion import ModelPromotion
 from service.settings import Settings
 from tests.service.models.test_uploads import upload
@@ -624,7 +625,7 @@ def test_a_deletion_that_the_disk_refuses_leaves_aliases_and_versions(
     folder.versions.set_alias("m", "prod", 1)
     with monkeypatch.context() as patch:
         patch.setattr(os, refused, Mock(side_effect=PermissionError(13, "Permission denied")))
-        with pytest.raises(ConflictError, match="cannot be deleted"):
+        with pytest.raises(StorageError, match="cannot be deleted"):
             folder.delete("m")
     assert folder.read("m@prod")[1] == contents[0]
     assert folder.read("m")[1] == contents[1]
@@ -870,12 +871,13 @@ def test_nothing_is_saved_or_deleted_between_the_looks_of_a_list(
     folder: ModelFolder = app.state.service.store.folder
     list_all, read, could_be = folder.versions.list_all, folder.read, []
 
-    def try_to_save() -> None:
+    def try_to_save(look: Callable[[str], Any], name: str) -> Any:
         with ThreadPoolExecutor(1) as others:
             could_be.append(others.submit(folder.versions.lock("m").acquire, blocking=False).result())
+        return look(name)
 
-    monkeypatch.setattr(folder.versions, "list_all", lambda name: (try_to_save(), list_all(name))[1])
-    monkeypatch.setattr(folder, "read", lambda name: (try_to_save(), read(name))[1])
+    monkeypatch.setattr(folder.versions, "list_all", partial(try_to_save, list_all))
+    monkeypatch.setattr(folder, "read", partial(try_to_save, read))
     answer = client.get("/models/m/versions").json()
     assert [(each["version"], each["is_newest"]) for each in answer["versions"]] == [(2, True), (1, False)]
     assert could_be == [False] * 3
