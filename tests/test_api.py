@@ -1446,6 +1446,7 @@ class TestModels:
         assert client.get("/health").status_code == 200
         for answer in (
             client.post("/train", json={"model_name": "m", **SHORT}),
+            client.post("/sweeps", json={"base": SHORT, "space": {"gamma": [0.9, 0.99]}}),
             client.put("/models/n/file", content=b"PK", headers={"Content-Type": "application/zip"}),
         ):
             assert (answer.status_code, answer.json()["type"]) == (503, "urn:grpo:problem:not-ready")

@@ -49,6 +49,7 @@ class SweepRegistry:
         table.sweeps.update((record.sweep_id, Sweep(record)) for record in self._recorder.list_records())
         for sweep in interrupt_sweeps(table.sweeps.values(), registry):
             self._recorder.write(sweep.sweep_id)
+        self._store = store
         self._models = SweepModels(store, registry, self._recorder, table.changed, table.sweeps, max_models)
         self._conductor = Conductor(table, self._recorder, self._models, registry, admission)
         if self._models.has_surplus:
@@ -61,8 +62,11 @@ class SweepRegistry:
         :raises InvalidRequestError: If a setting fits no job, or the sweep is too large.
         :raises ConflictError: If its name is taken.
         :raises QueueFullError: If too many sweeps are active.
+        :raises NotReadyError: If there is no folder to save models in.
+        :raises StorageLowError: If the disk is too full for them.
         :raises ServiceError: Whatever planning a job raises.
         """
+        self._store.folder.check_can_save()
         with self._table.changed:
             self._table.check_can_start(request.name, client)
         planned = plan_sweep(
