@@ -25,6 +25,9 @@ from service.training.planning.plan import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
 
+# Checkpoints named in a line of the log.
+_MAX_NAMED = 3
+
 
 class JobRegistry(JobTable):
     """Takes jobs in, and runs them. Safe to use from any thread.
@@ -63,6 +66,13 @@ class JobRegistry(JobTable):
         checkpoints.is_active = self.is_active
         if self.recorder.knows_all_jobs:
             checkpoints.remove_orphans(self._jobs)
+        elif orphans := checkpoints.list_orphans(self._jobs):
+            what = "1 checkpoint is of a job" if len(orphans) == 1 else f"{len(orphans)} checkpoints are of jobs"
+            logger.warning(
+                "%s that the jobs' file does not have (%s); a start that finds this file again removes them, so put "
+                "the right one back before, if there is one",
+                *(what, ", ".join(orphans[:_MAX_NAMED])),
+            )
         # Names reserved by uploads and deletions, folded.
         self._reserved: set[str] = set()
         # Held during a deletion, so that a second one of the same model waits and finds none.

@@ -89,12 +89,15 @@ class CheckpointFolder:
         with suppress(OSError):
             self._path(job_id).unlink()
 
+    def list_orphans(self, job_ids: Collection[str]) -> list[str]:
+        """List the files of all jobs but these."""
+        return [name for name, _ in self._list_files() if name.removesuffix(_SUFFIX) not in job_ids]
+
     def remove_orphans(self, job_ids: Collection[str]) -> None:
         """Delete the checkpoints of all jobs but these."""
-        for name, _ in self._list_files():
-            if name.removesuffix(_SUFFIX) not in job_ids:
-                with suppress(OSError):
-                    os.unlink(self._dir / name)
+        for name in self.list_orphans(job_ids):
+            with suppress(OSError):
+                os.unlink(self._dir / name)
 
     def _read_member(self, job_id: str, name: str) -> bytes | None:
         with suppress(*_DAMAGE), self._open(job_id) as file, zipfile.ZipFile(file) as archive:

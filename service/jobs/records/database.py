@@ -107,9 +107,14 @@ def _read_text(content: bytes) -> str | bytes:
 
 
 def _create(path: Path) -> None:
-    """Create the file, readable by its owner only, if it is absent; refuse anything that is not a regular file."""
+    """Create the file, readable by its owner only, if it is absent; refuse anything that is not a regular file.
+
+    Nor is one taken that has been emptied: SQLite would take it for new, and delete the newest changes beside it.
+    """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise JournalError("it is not a regular file")
+    if path.exists() and path.stat().st_size == 0:
+        raise DamagedError("it is empty")
     with explain():
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 

@@ -62,7 +62,7 @@ class JobJournal:
         # Guards the connection.
         self._lock = threading.Lock()
         #: Whether it may lack jobs of earlier servers, for it has just been begun, or ids in it are damaged.
-        self.lacks_jobs = path is None or not path.exists() or path.stat().st_size == 0
+        self.lacks_jobs = path is None or not path.exists()
         # Whether the file's active jobs are still to be noted as failed with their server.
         self._has_to_interrupt = False
         self._connection = connect(path)

@@ -344,7 +344,9 @@ def test_a_checkpoint_that_cannot_be_used_lets_the_job_begin_again(
     assert any("began again" in warning for warning in ended["warnings"])
 
 
-def test_a_server_that_cannot_read_its_jobs_keeps_their_checkpoints(tmp_path: Path) -> None:
+def test_a_server_that_cannot_read_its_jobs_keeps_their_checkpoints_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / ".checkpoints"
     folder.mkdir()
     kept = folder / "8f1b1a86-0000-4000-8000-0123456789ab.zip"
@@ -353,7 +355,9 @@ def test_a_server_that_cannot_read_its_jobs_keeps_their_checkpoints(tmp_path: Pa
     with make_client(Settings(models_dir=tmp_path)):
         assert kept.exists()
     (tmp_path / ".jobs.sqlite3").rmdir()
+    caplog.clear()
     with make_client(Settings(models_dir=tmp_path)):  # a new one begins
         assert kept.exists()
+    assert f"1 checkpoint is of a job that the jobs' file does not have ({kept.name})" in caplog.text
     with make_client(Settings(models_dir=tmp_path)):
         assert not kept.exists()

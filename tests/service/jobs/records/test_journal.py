@@ -166,11 +166,14 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("content", [b"no database at all, but long enough" * 100, b"SQLite format 3\0" * 500])
-def test_a_damaged_file_is_moved_aside_and_a_new_one_begins(path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"no database at all, but long enough" * 100, b"SQLite format 3\0" * 500])
+def test_a_damaged_file_is_moved_aside_and_a_new_one_begins(
+    path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     path.write_bytes(content)
     journal, obstacle = open_journal(path.parent)
     assert obstacle is None
+    assert "is damaged" in caplog.text
     journal.write([make_job().make_record(0, 1)])
     journal.close()
     (aside,) = path.parent.glob(f"{FILE_NAME}.damaged-*")
