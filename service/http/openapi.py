@@ -21,6 +21,7 @@ from service.http.file_headers import NOT_SATISFIABLE
 from service.http.limits.bodies import WRONG_MEDIA_TYPE, too_large, too_slow
 from service.http.problems import PROBLEM_TYPE, describe_problem
 from service.http.request_guard import CROSS_SITE, NO_KEY
+from service.http.serving.connections import EXPECTATION
 
 # One of the refusals with each status, as it is worded where it is made.
 _REFUSALS = (NO_KEY, CROSS_SITE, too_slow(), too_large(2**20))
@@ -42,6 +43,7 @@ _EXAMPLES: Mapping[int, tuple[Problem, str]] = {
     ),
     415: (WRONG_MEDIA_TYPE, "the body must be JSON; send the header 'Content-Type: application/json'."),
     416: (NOT_SATISFIABLE, "the file has 64 bytes; ask for some of these."),
+    417: (EXPECTATION, "the only Expect header supported is '100-continue'; leave it out."),
     422: (InvalidFieldsError.problem, "n_step: unknown field; did you mean n_steps?"),
     429: (QueueFullError.problem, "100 jobs are running or queued already; try again later."),
     501: (

@@ -45,7 +45,9 @@ ModelNameInPath = Annotated[
 
 def errors(*status_codes: int) -> dict[int | str, dict[str, object]]:
     """Document the errors of a route, beside those that every route but the health checks may answer."""
-    return health_errors(401, 429, 503, *status_codes)
+    # How a body comes, in the headers Expect and Transfer-Encoding, is refused before a route is asked.
+    of_bodies = (417, 501) if 415 in status_codes else ()
+    return health_errors(401, 429, 503, *of_bodies, *status_codes)
 
 
 def health_errors(*status_codes: int) -> dict[int | str, dict[str, object]]:

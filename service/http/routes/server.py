@@ -78,7 +78,7 @@ async def check_readiness(request: Request, service: CurrentService) -> ReadySta
     "/metrics",
     response_class=Response,
     responses={
-        200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": examples.METRICS}}},
+        200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": examples.METRICS}}},
         **errors(),
     },
 )

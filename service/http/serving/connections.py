@@ -52,7 +52,7 @@ _SHARE_OF_DESCRIPTORS = 0.75
 _HEAD_TOO_LARGE = Problem("head-too-large", "The head of the request is too large")
 _PATH_TOO_LONG = Problem("path-too-long", "The path is too long")
 _HEAD_TIMEOUT = Problem("head-timeout", "The head of the request arrives too slowly")
-_EXPECTATION = Problem("expectation-failed", "The expectation cannot be met")
+EXPECTATION = Problem("expectation-failed", "The expectation cannot be met")
 _TRANSFER_CODING = Problem("unknown-transfer-coding", "The transfer coding is not supported")
 _NOT_HTTP = Problem("not-http", "The request is not valid HTTP")
 
@@ -218,7 +218,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(414, _PATH_TOO_LONG, f"the path has more than {_MAX_TARGET_BYTES} bytes with its query.")
             return
         if any(name == b"expect" and value.lower() != b"100-continue" for name, value in self.headers):
-            self._refuse(417, _EXPECTATION, "the only Expect header supported is '100-continue'; leave it out.")
+            self._refuse(417, EXPECTATION, "the only Expect header supported is '100-continue'; leave it out.")
             return
         if any(name == b"transfer-encoding" and value.strip().lower() != b"chunked" for name, value in self.headers):
             detail = "the only Transfer-Encoding supported is 'chunked'; send the body without another."

@@ -64,6 +64,13 @@ def test_an_example_of_an_error_is_what_is_answered(client: TestClient, schema: 
         assert {name: answer.json()[name] for name in same} == {name: example[name] for name in same}
 
 
+def test_where_a_body_is_taken_its_headers_may_be_refused(schema: dict[str, Any]) -> None:
+    operations = [operation for methods in schema["paths"].values() for operation in methods.values()]
+    with_body = [operation["responses"].keys() for operation in operations if "requestBody" in operation]
+    assert len(with_body) > 5
+    assert all({"408", "413", "415", "417", "501"} <= codes for codes in with_body)
+
+
 def test_it_is_made_once(app: FastAPI) -> None:
     assert app.openapi() is app.openapi()
 
@@ -77,5 +84,5 @@ def test_an_answer_of_the_server_is_shown_with_every_field(schema: dict[str, Any
 
 def test_metrics_are_shown_as_text(schema: dict[str, Any]) -> None:
     (content,) = schema["paths"]["/metrics"]["get"]["responses"]["200"]["content"].items()
-    assert content[0].startswith("text/plain")
+    assert content[0] == "text/plain"
     assert 'grpo_jobs{status="queued"}' in content[1]["example"]
