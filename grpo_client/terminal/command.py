@@ -17,7 +17,7 @@ REFUSED, USAGE = 1, 2
 #: How people called it, so that the commands it tells them of work as they are.
 PROGRAM = "python -m grpo_client" if Path(sys.argv[0]).parts[-2:] == ("grpo_client", "__main__.py") else "grpo-client"
 #: Of every file that is saved.
-ITS_FOLDER = "; its folder is made if it is missing"
+SAVED_HOW = "; a file of that name is replaced, and its folder made if it is missing"
 # What the server tells people to send, and what they type for it.
 _TYPED = {
     re.compile(request): typed

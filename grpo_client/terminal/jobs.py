@@ -8,9 +8,9 @@ from grpo_client.client import LATEST_JOB, Client
 from grpo_client.errors import GRPOError, JobFailed, ServerUnreachable
 from grpo_client.terminal import reports
 from grpo_client.terminal.command import (
-    ITS_FOLDER,
     PROGRAM,
     REFUSED,
+    SAVED_HOW,
     Command,
     Reply,
     add_command,
@@ -61,7 +61,7 @@ def add_job_commands(commands: Any) -> None:
     _add_for_job(commands, "resume", _resume, "let a stopped or failed job go on from its checkpoint", also)
     _add_for_job(commands, "metrics", _show_metrics, "print the metrics of a job as CSV")
     curve = add_command(commands, "curve", _save_curve, "save a learning curve as PNG")
-    curve.add_argument("path", help=f"file to save{ITS_FOLDER}")
+    curve.add_argument("path", help=f"file to save{SAVED_HOW}")
     curve.add_argument("--metric", help="a log key; default: the episode reward")
     _add_job(curve)
     wait = _add_for_job(commands, "wait", _wait, "wait silently for a job to end")

@@ -8,7 +8,7 @@ from grpo_client.answers.text import describe_facts
 from grpo_client.client import Client
 from grpo_client.files import EXPORT_FORMATS, VIDEO_FORMATS
 from grpo_client.terminal import reports
-from grpo_client.terminal.command import ITS_FOLDER, PROGRAM, Command, Reply, add_command, report_saved
+from grpo_client.terminal.command import PROGRAM, SAVED_HOW, Command, Reply, add_command, report_saved
 from grpo_client.terminal.values import read_json, read_observation
 from grpo_terminal import UsageError
 
@@ -27,7 +27,7 @@ def add_model_commands(commands: Any) -> None:
     evaluate = _add_for_model(commands, "evaluate", _evaluate, "compare a policy with random actions")
     evaluate.add_argument("-n", "--episodes", type=int, default=20, help="number of episodes (%(default)s)")
     video = _add_for_model(commands, "video", _film, "film an episode")
-    video.add_argument("path", help=f"file to save, ending in .{' or .'.join(VIDEO_FORMATS)}{ITS_FOLDER}")
+    video.add_argument("path", help=f"file to save, ending in .{' or .'.join(VIDEO_FORMATS)}{SAVED_HOW}")
     video.add_argument("--max-steps", type=int, default=500, help="longest film, in steps (%(default)s)")
     for playing in (evaluate, video):
         playing.add_argument("--seed", type=int, default=0, help="seed of the first episode (%(default)s)")
@@ -36,7 +36,7 @@ def add_model_commands(commands: Any) -> None:
             "--stochastic", action="store_true", help="sample actions instead of taking the most likely"
         )
     download = _add_for_model(commands, "download", _download, "save a model file")
-    download.add_argument("path", nargs="?", help=f"file to save, or folder for MODEL.zip; default: here{ITS_FOLDER}")
+    download.add_argument("path", nargs="?", help=f"file to save, or folder for MODEL.zip; default: here{SAVED_HOW}")
     _add_for_model(commands, "versions", _list_versions, "list the versions of a model")
     alias = _add_for_model(commands, "alias", _set_alias, "point an alias at a version of a model")
     alias.add_argument("alias", help="such as prod: MODEL@prod then means that version")
@@ -45,7 +45,7 @@ def add_model_commands(commands: Any) -> None:
     for choosing, default in ((alias, "the newest"), (rollback, "the one before the newest")):
         choosing.add_argument("--version", type=int, help=f"its number; default: {default}")
     export = _add_for_model(commands, "export", _export, "save a policy as ONNX or TorchScript")
-    export.add_argument("path", help=f"file to save, ending in {' or '.join(EXPORT_FORMATS)}{ITS_FOLDER}")
+    export.add_argument("path", help=f"file to save, ending in {' or '.join(EXPORT_FORMATS)}{SAVED_HOW}")
     export.add_argument("--masks", action="store_true", help="have it take action masks beside every observation")
     upload = _add_for_model(commands, "upload", _upload, "put a model file on the server")
     upload.add_argument("path", nargs="?", type=Path, help="the file; default: MODEL.zip")

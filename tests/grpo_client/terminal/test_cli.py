@@ -224,7 +224,9 @@ def test_models_are_listed_described_and_deleted(ask: Any, model: str) -> None:
 
 def test_a_model_file_is_downloaded_exported_and_uploaded(ask: Any, model: str, tmp_path: Path) -> None:
     file = tmp_path / "again.zip"
+    file.write_bytes(b"before")
     assert ask("download", model, str(file)) == (0, f"saved {file}\n", "")
+    assert file.read_bytes().startswith(b"PK")
     assert ask("download", model, f"{tmp_path}/new/") == (0, f"saved {tmp_path}/new/m.zip\n", "")
     policy = tmp_path / "again.pt"
     assert ask("export", model, str(policy), "--masks") == (0, f"saved {policy}\n", "")
@@ -236,6 +238,13 @@ def test_a_model_file_is_downloaded_exported_and_uploaded(ask: Any, model: str, 
     assert ask("upload", str(file), "--overwrite")[0] == 0
     assert json.loads(ask("upload", str(file), "--name", "third", "--json")[1])["name"] == "third"
     assert json.loads(ask("upload", "fourth", str(file), "--json")[1])["name"] == "fourth"
+
+
+@pytest.mark.parametrize("command", ["curve", "download", "export", "video"])
+def test_help_says_that_a_file_is_replaced(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "a file of that name is replaced" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_upload_and_a_download_of_a_name_alone_meet_in_the_same_file(
