@@ -170,9 +170,9 @@ def describe_error(error: BaseException) -> str:
     try:
         # An OSError's text ends with the path; strerror holds the reason alone.
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        notes = " ".join(getattr(error, "__notes__", []))
     except BaseException:  # __str__ is foreign code too
-        text, notes = "(it cannot describe itself)", ""
+        text = "(it cannot describe itself)"
+    notes = " ".join(note for note in getattr(error, "__notes__", []) if isinstance(note, str))
     described = printable(f"{type(error).__name__}: {hide_paths(text)}", _MAX_ERROR_CHARS)
     if not notes:
         return described

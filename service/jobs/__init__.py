@@ -8,7 +8,6 @@ To read in this order:
   saved, and ``totals`` counts over all jobs.
 - ``table``: all jobs, to find, list, label and forget. ``registry``: names, places in the queue, resumes, shutdown.
 - ``admission``: from a request to a queued job. ``client_jobs``: how much one client may ask for.
-- ``replacement``: uploads and rollbacks, which must not clash with jobs that save under the same name.
 - ``records``: jobs in memory and on the disk. A ``record`` and a ``history`` are written into the ``journal`` by the
   ``recorder``, and ``checkpoints`` keeps the files that jobs go on from.
 - ``description``: the status that clients see. ``judging`` says whether a job learns, and ``views`` makes lists,

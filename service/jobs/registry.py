@@ -66,7 +66,7 @@ class JobRegistry(JobTable):
         checkpoints.is_active = self.is_active
         if self.recorder.knows_all_jobs:
             checkpoints.remove_orphans(self._jobs)
-        elif orphans := checkpoints.list_orphans(self._jobs):
+        elif self.recorder.is_kept and (orphans := checkpoints.list_orphans(self._jobs)):
             what = "1 checkpoint is of a job" if len(orphans) == 1 else f"{len(orphans)} checkpoints are of jobs"
             logger.warning(
                 "%s that the jobs' file does not have (%s); a start that finds this file again removes them, so put "

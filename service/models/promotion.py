@@ -39,11 +39,12 @@ class ModelPromotion:
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If the disk refuses.
         """
+        self._list_existing(name)  # reads the files that are new to it, before anything has to wait for the lock
         with self._store.folder.versions.lock(name):  # or a save or deletion could come between two of these looks
-            self._check_exists(name)
             return self._list_existing(name)
 
     def _list_existing(self, name: str) -> ModelVersions:
+        self._check_exists(name)
         folder = self._store.folder
         numbers, notes = folder.versions.list_all(name), folder.versions.read_notes(name)
         versions = []

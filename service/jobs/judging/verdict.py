@@ -334,7 +334,7 @@ def _advise(state: VerdictState, evidence: Evidence) -> str:
         return f"{remedy} may prevent that; {keep}."
     specific = _find_remedy(evidence)
     if state == "steady" and specific is None and _rewards_differ(evidence):
-        longer = f"only training {_say_longer(evidence)} would tell" if evidence.status.is_final else "let it continue"
+        longer = f"it may still get better {_say_longer(evidence)}" if evidence.status.is_final else "let it continue"
         return f"That may be close to the best there is; {longer}."
     advice = specific or _find_general_remedy(evidence)
     return f"If that is not good enough: {advice}" if state == "steady" else _capitalize(advice)

@@ -90,14 +90,16 @@ class CheckpointFolder:
             self._path(job_id).unlink()
 
     def list_orphans(self, job_ids: Collection[str]) -> list[str]:
-        """List the files of all jobs but these."""
-        return [name for name, _ in self._list_files() if name.removesuffix(_SUFFIX) not in job_ids]
+        """List the jobs whose checkpoints are here, without these."""
+        names = [name for name, _ in self._list_files() if not name.startswith(TEMPORARY_PREFIX)]
+        return [job_id for job_id in (name.removesuffix(_SUFFIX) for name in names) if job_id not in job_ids]
 
     def remove_orphans(self, job_ids: Collection[str]) -> None:
-        """Delete the checkpoints of all jobs but these."""
-        for name in self.list_orphans(job_ids):
-            with suppress(OSError):
-                os.unlink(self._dir / name)
+        """Delete the checkpoints of all jobs but these, and what was never finished."""
+        for name, _ in self._list_files():
+            if name.removesuffix(_SUFFIX) not in job_ids:
+                with suppress(OSError):
+                    os.unlink(self._dir / name)
 
     def _read_member(self, job_id: str, name: str) -> bytes | None:
         with suppress(*_DAMAGE), self._open(job_id) as file, zipfile.ZipFile(file) as archive:

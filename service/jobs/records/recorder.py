@@ -86,6 +86,11 @@ class JobRecorder:
         return None if self._trouble is None else f"the jobs' file cannot be written ({self._trouble})"
 
     @property
+    def is_kept(self) -> bool:
+        """Whether jobs are remembered beyond the server's end."""
+        return self._obstacle is None
+
+    @property
     def knows_all_jobs(self) -> bool:
         """Whether the file has all jobs of earlier servers; a new, a damaged or no file may have lost some."""
         return self._obstacle is None and not self.journal.lacks_jobs

@@ -5,12 +5,10 @@ import re
 from collections.abc import Mapping, Set
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from grpo import GRPO
 from grpo_core.environments.making import EnvSetup
 from grpo_core.groups.group import GroupPlan
 from grpo_core.options.checks import DEFAULT_HORIZON, get_horizon
@@ -25,11 +23,10 @@ from grpo_core.options.presets import (
     get_preset,
     list_general_presets,
 )
-from grpo_core.options.rewards import Reward, get_reward_name, is_shipped
+from grpo_core.options.rewards import Reward
 from grpo_core.shards.sharded_collector import count_shards
 from grpo_core.simulators.choose_bank import find_obstacle
 from grpo_core.update.torch_defaults import keep_torch_defaults
-from grpo_core.values.trajectories import TrajectoryPlayer
 from service.environments.build import build_vec_env, try_methods
 from service.errors import InvalidRequestError, describe_error, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS
@@ -46,8 +43,6 @@ from service.workers.task import Progress
 _MAX_STEPS = HYPERPARAMETERS["n_steps"].request_most
 _MAX_GROUP_SIZE = HYPERPARAMETERS["group_size"].request_most
 _MAX_REASON_CHARS = 1000
-# Steps that reward functions are tried out on.
-_N_REWARDED_STEPS = 8
 # Evaluations of a job that needs them and does not say how often.
 _N_EVALUATIONS = 20
 _MAX_EVALUATIONS = 1000
@@ -193,32 +188,6 @@ def _try_out(
     model = build_model(config, env, reward, policy_kwargs={"ortho_init": False})
     if init_meta is not None:
         check_init(model, config, init_meta)
-    _try_rewards(config.env_name, env, model)
-
-
-def _try_rewards(env_name: str, env: DummyVecEnv, model: GRPO) -> None:
-    """Reward a few steps, so that reward functions that fail at their first call are refused before a job exists.
-
-    :raises InvalidRequestError: If the environment or a reward function fails, or no reward is a finite number.
-    """
-    reward, weights = model.reward_function, model.reward_weights
-    functions = [reward] if callable(reward) else list(reward or ())
-    if all(function is None or is_shipped(function) for function in functions):
-        return
-    try:
-        player = TrajectoryPlayer(env.envs[0], model.make_numpy_actor(), reward, weights, _N_REWARDED_STEPS)
-        rewards = player.play_episode(seed=0).rewards
-    except (Exception, SystemExit) as error:  # foreign code may raise anything
-        raise InvalidRequestError(
-            f"env_name '{env_name}' failed while its first steps were rewarded ({describe_error(error)}); fix what "
-            "failed, and start the server anew if it has imported the module."
-        ) from error
-    if not np.isfinite(rewards).any():
-        names = ", ".join(map(get_reward_name, functions))
-        raise InvalidRequestError(
-            f"the rewards of the first steps are all NaN or infinite ({names}); a reward function must return finite "
-            "numbers."
-        )
 
 
 def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:

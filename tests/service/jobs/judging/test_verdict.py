@@ -339,7 +339,7 @@ def test_a_plateau_is_not_advised_a_reward_that_it_has(judge_curve: Any) -> None
 
     pendulum = [-1112.0, *[-139.1] * 10]
     assert advise(0.0, *pendulum).endswith(
-        "That may be close to the best there is; only training with more total_timesteps would tell."
+        "That may be close to the best there is; it may still get better with more total_timesteps."
     )
     assert "a reward that differs" in advise(0.5, *pendulum)
     flat = [-1112.0] * 11

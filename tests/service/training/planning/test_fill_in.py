@@ -1,6 +1,5 @@
 """Requests become complete configurations or clear refusals."""
 
-import math
 import random
 import re
 from argparse import Namespace
@@ -582,23 +581,6 @@ class TestGroupModes:
         detail = refuse(env_name=register_env(BrokenEnv))
         assert "(RuntimeError: broken at <path>. BrokenEnv.reset(seed=0) raised it, at its first call)" in detail
         assert "/home" not in detail
-
-    @pytest.mark.parametrize(
-        ("reward_function", "complaint"),
-        [
-            (lambda state, action, next_state: None, "reward function 'mine' returned None; it must return one reward"),
-            (lambda state, action, next_state: torch.zeros(len(state) + 1), "'mine' returned shape (9,) for 8 steps"),
-            (lambda state, action, next_state: state["w"], "Reward function 'mine' raised it)"),
-            (lambda state, action: state, "'mine' cannot be called with three arguments"),
-            (lambda state, action, next_state: torch.full((len(state),), math.nan), "all NaN or infinite (mine)"),
-        ],
-    )
-    def test_a_reward_function_that_fails_at_its_first_call_is_refused(
-        self, reward_function: Any, complaint: str
-    ) -> None:
-        with pytest.raises(InvalidRequestError) as refusal:
-            make_plan({"mine": reward_function}, reward_function_type="mine")
-        assert complaint in refusal.value.detail
 
     def test_an_environment_whose_steps_fail_is_refused_with_what_it_says(self, register_env: RegisterEnv) -> None:
         class StuckEnv(LineEnv):
