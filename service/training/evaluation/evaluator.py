@@ -14,7 +14,6 @@ from grpo_core import fast
 from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import Episode, make_policy, step_episode
 from grpo_core.update.seeding import capture_process_wide, restore_process_wide
-from grpo_core.update.torch_defaults import keep_torch_defaults
 from service.environments.build import build_env
 from service.environments.step_limit import MAX_STEPS_WITHOUT_LIMIT, find_max_steps
 from service.schemas.training import TrainConfig
@@ -49,7 +48,6 @@ class Evaluator:
         """The environment."""
         return build_env(self.config.env_setup)
 
-    @keep_torch_defaults()
     def start(self, actor: Actor) -> "EvaluationRun":
         """Start an evaluation on the way, of ``n_eval_episodes`` episodes that are the same for all jobs.
 
@@ -59,7 +57,6 @@ class Evaluator:
         """
         return EvaluationRun(self, actor, SEED_ON_THE_WAY, self.config.n_eval_episodes, _BATCH_SIZE)
 
-    @keep_torch_defaults()
     def start_final(self, actor: Actor) -> "EvaluationRun":
         """Start the evaluation of the policy that is saved, of episodes that depend on the job's seed.
 
@@ -146,7 +143,6 @@ class EvaluationRun:
         """Time spent so far."""
         return self._spent_seconds + (0.0 if self._resumed is None else time.monotonic() - self._resumed)
 
-    @keep_torch_defaults()
     def advance(self, may_go_on: Callable[[], bool], is_enough: Callable[[], bool] = lambda: False) -> None:
         """Play on until the evaluation is over.
 

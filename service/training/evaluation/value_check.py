@@ -14,7 +14,6 @@ import numpy as np
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
 from grpo_core.options.choices import NEEDS_VALUES
-from grpo_core.update.torch_defaults import keep_torch_defaults
 from grpo_core.values.fit import ValueCheck, check_values, fit_values
 from grpo_core.values.trajectories import Trajectory, TrajectoryPlayer
 from service.environments.build import build_env
@@ -64,7 +63,7 @@ def refit_values(
     n_steps, scale = int(np.clip(config.total_timesteps, _MIN_STEPS, _MAX_STEPS)), _get_reward_scale(model)
     try:
         check_time()
-        with keep_torch_defaults(), _open_env(evaluator) as env:
+        with _open_env(evaluator) as env:
             rewards = model.reward_function, model.reward_weights
             # Also where there is a time limit, which may be tens of thousands of steps: all observations are kept.
             player = TrajectoryPlayer(env, actor, *rewards, MAX_STEPS_WITHOUT_LIMIT, check_time)
