@@ -75,7 +75,6 @@ from grpo_core.update.policies import (
 )
 from grpo_core.update.seeding import borrow_torch_generator
 from grpo_core.update.structure import StructureCheck, is_learning_watched
-from grpo_core.update.torch_defaults import keep_torch_defaults
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
@@ -550,7 +549,6 @@ class GRPO(GroupedAlgorithm):
             self._ref_policy, self._ref_timesteps = copy_policy(self.policy), self.num_timesteps
         return self._ref_policy
 
-    @keep_torch_defaults()
     def _choose_anchors(self, rollout: GroupRollout, discounted_returns: npt.NDArray[np.float64] | None) -> None:
         """Let the next rollout go on from a random step of a random branch of each group, or from the archive.
 

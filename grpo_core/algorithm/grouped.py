@@ -29,7 +29,6 @@ from grpo_core.simulators.bank import Findings, SimulatorBank
 from grpo_core.simulators.choose_bank import make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
-from grpo_core.update.torch_defaults import keep_torch_defaults
 
 # How often a rollout begins anew because a wrapper has exchanged the environment inside it.
 _MAX_EXCHANGES = 3
@@ -93,7 +92,6 @@ class GroupedAlgorithm(SavedAlgorithm):
     # Whether ``stop`` was called.
     _stop_requested: bool
 
-    @keep_torch_defaults()
     def _choose_groups(self, env: VecEnv) -> _Groups:
         """Resolve ``group_mode``, and make groups in an environment; all stays as it was until ``_use_groups``.
 
@@ -245,7 +243,6 @@ class GroupedAlgorithm(SavedAlgorithm):
             finally:  # an interrupted training may go on from a checkpoint, which has other groups
                 self._use_next_groups()
 
-    @keep_torch_defaults()
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """Begin a run as SB3 does, and say which method is at fault if a first reset returns what it must not."""
         try:
@@ -261,7 +258,6 @@ class GroupedAlgorithm(SavedAlgorithm):
         self._logged = ()
         return begun
 
-    @keep_torch_defaults()
     def _begin_rollout(self, callback: BaseCallback) -> None:
         """Begin a rollout in what the environments are now: a user may have replaced them, wrappers or methods."""
         self._timesteps_before = self.num_timesteps
@@ -286,7 +282,6 @@ class GroupedAlgorithm(SavedAlgorithm):
         finally:
             self._is_collecting = False
 
-    @keep_torch_defaults()
     def _play_groups(self, callback: BaseCallback, n_rollout_steps: int) -> bool:
         """Let every branch of every group follow the policy; return False if a callback or ``stop`` ended it early.
 

@@ -38,7 +38,6 @@ from grpo_core.saving.model_state import (
 )
 from grpo_core.spaces import check_spaces
 from grpo_core.update.optimizers import ParameterGroups
-from grpo_core.update.torch_defaults import keep_torch_defaults
 
 # Where SB3 keeps an argument that has no attribute of its name.
 _ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
@@ -62,9 +61,6 @@ class SavedAlgorithm(ActingAlgorithm):
 
     def __init__(self, policy: Any, env: Any, *args: Any, **kwargs: Any) -> None:
         with _explain_missing(env):
-            if isinstance(env, str):  # its constructor is foreign code
-                with keep_torch_defaults():
-                    env = maybe_make_env(env, kwargs.get("verbose", 0))
             super().__init__(policy, env, *args, **kwargs)
 
     @staticmethod

@@ -18,7 +18,6 @@ from grpo_core.environments.making import EnvSetup, make_env
 from grpo_core.environments.packages import describe_missing_package
 from grpo_core.environments.wrappers import SetupError, suggest_wrappers
 from grpo_core.spaces import UnsupportedSpaceError, check_spaces
-from grpo_core.update.torch_defaults import keep_torch_defaults
 from service.errors import InvalidRequestError, describe_error, hide_paths, printable
 
 _MAX_REASON_CHARS = 1000
@@ -81,8 +80,7 @@ def build_vec_env(setup: EnvSetup | str, n_envs: int) -> DummyVecEnv:
     :raises InvalidRequestError: If the environment's own code fails, or no policy can be trained in its spaces.
     """
     setup = EnvSetup(setup) if isinstance(setup, str) else setup
-    with keep_torch_defaults():
-        return DummyVecEnv([partial(_build_monitored_env, setup)] * n_envs)
+    return DummyVecEnv([partial(_build_monitored_env, setup)] * n_envs)
 
 
 def _build_monitored_env(setup: EnvSetup) -> Monitor[Any, Any]:

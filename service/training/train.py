@@ -26,7 +26,6 @@ from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_weights, put_weights
 from grpo_core.spaces import is_image_space
-from grpo_core.update.torch_defaults import keep_torch_defaults
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
 from service.training.checkpoint_callback import CheckpointCallback, EvaluationsOnTheWay
@@ -69,7 +68,6 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@keep_torch_defaults()
 def train_policy(order: TrainingOrder, progress: Progress) -> bytes:
     """Train a policy and return its model file; a stop makes it return early, with the policy so far.
 

@@ -26,7 +26,6 @@ from grpo_core.options.presets import (
 from grpo_core.options.rewards import Reward
 from grpo_core.shards.sharded_collector import count_shards
 from grpo_core.simulators.choose_bank import find_obstacle
-from grpo_core.update.torch_defaults import keep_torch_defaults
 from service.environments.build import build_vec_env, try_methods
 from service.errors import InvalidRequestError, describe_error, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS
@@ -51,7 +50,6 @@ _NEED_EVALUATIONS = ("eval_freq", "keep_best", "stop_reward", "patience")
 _STAND_INS = {"model_name": "any", "seed": 0}
 
 
-@keep_torch_defaults()
 def fill_in_request(named: NamedRequest, progress: Progress) -> bytes:
     """Fill in every default and check everything that can be checked before training.
 
