@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 # Limit on the text of an environment's exception: a few lines are read, and some hold a whole observation.
 _MAX_ERROR_CHARS = 500
+_MAX_NOTE_CHARS = 200
 # Two names or more behind slashes, but not the address of a page.
 _PATH = re.compile(r"(?<![\w./])(?!(?<=:)//\w)(?:[A-Za-z]:)?(?:[/\\]+[\w.@+~-]+){2,}")
 
@@ -173,10 +174,11 @@ def describe_error(error: BaseException) -> str:
     except BaseException:  # __str__ is foreign code too
         text = "(it cannot describe itself)"
     notes = " ".join(note for note in getattr(error, "__notes__", []) if isinstance(note, str))
-    described = printable(f"{type(error).__name__}: {hide_paths(text)}", _MAX_ERROR_CHARS)
+    described = f"{type(error).__name__}: {hide_paths(text)}"
     if not notes:
-        return described
-    return f"{described.rstrip('.')}. {printable(hide_paths(notes), _MAX_ERROR_CHARS).rstrip('.')}"
+        return printable(described, _MAX_ERROR_CHARS)
+    note = printable(hide_paths(notes), _MAX_NOTE_CHARS).rstrip(".")
+    return f"{printable(described, _MAX_ERROR_CHARS - len(note) - 2).rstrip('.')}. {note}"
 
 
 def hide_paths(text: str) -> str:

@@ -218,7 +218,7 @@ class TestServer:
             ("/health", "get"),
         }
         train_codes = schema["paths"]["/train"]["post"]["responses"].keys()
-        assert train_codes == {"200", "400", "401", "403", "408", "409", "413", "415", "422", "429", "503"}
+        assert train_codes == set("200 400 401 403 408 409 413 415 417 422 429 501 503".split())
         problem = schema["components"]["schemas"]["ProblemDetails"]
         assert problem["properties"].keys() == PROBLEM_FIELDS | {"errors", "id"}
         assert set(problem["required"]) == PROBLEM_FIELDS

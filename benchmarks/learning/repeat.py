@@ -1,13 +1,16 @@
 """Repeat stored runs of our own methods, and say whether today's code still gives the same.
 
-``python -m benchmarks.learning.repeat --envs CartPole-v1 Acrobot-v1`` repeats three runs of each environment's presets
-and three of its ablation. Where all points of the learning curve are equal, to the last bit, the rows belong to this
-code. A difference may also come from another processor, or another kernel of NumPy's OpenBLAS, which rounds otherwise:
+``python -m benchmarks.learning.repeat --envs CartPole-v1 Acrobot-v1`` repeats three runs of each method and three of
+the ablation. Where all points of the learning curve but the last are equal, to the last bit, the rows belong to this
+code; the last is of as many episodes as the task has now. The exit status is 1 where a run differs.
+
+A difference may also come from another processor, or another kernel of NumPy's OpenBLAS, which rounds otherwise:
 ``OPENBLAS_CORETYPE=Haswell`` in front of the command makes it take that of older ones.
 """
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 
 # As the runs were made.
@@ -49,16 +52,19 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, help="leave out tasks of more steps than these")
     parser.add_argument("--n-runs", type=int, default=3, help="runs of each method, and of each task's ablation")
     arguments = parser.parse_args()
+    n_different = 0
     for task in select_tasks(arguments.envs, arguments.max_steps):
         for method, stored in list_stored(task, arguments.methods):
             for run in spread(stored, arguments.n_runs):
                 again = train(run.spec)
-                # Scores may be of another number of episodes than today's; earlier points say the same without them.
-                verdict = "equal" if again.curve[:-1] == run.curve[:-1] else "DIFFERS"
+                is_equal = again.curve[:-1] == run.curve[:-1]
+                n_different += not is_equal
+                verdict = "equal" if is_equal else "DIFFERS"
                 print(
                     f"{task.title}, {method}, seed {run.seed}: {run.score:.3f}, now {again.score:.3f}: {verdict}",
                     flush=True,
                 )
+    sys.exit(1 if n_different else 0)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """One trainer per algorithm, and how a run is made."""
 
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -108,18 +109,21 @@ TRAINERS: dict[str, Trainer] = {
 def _name_commit() -> str:
     """Name the last commit that changed how policies learn, with a ``+`` where that is being changed.
 
-    Empty outside a clone.
+    Empty outside a clone, and without git.
     """
 
     def ask(*arguments: str) -> str:
         command = ("git", "-C", str(_ROOT), *arguments, "--", *_LEARNING_CODE)
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
+    if shutil.which("git") is None:
+        return ""
     return ask("log", "-1", "--format=%h") + ("+" if ask("status", "--porcelain") else "")
 
 
 def train(spec: RunSpec) -> Run:
     """Make one run in this process, with one torch thread."""
+    commit = _name_commit()  # before the training, which may take hours
     torch.set_num_threads(1)
     register_grids()
     curve = LearningCurve(get_task(spec.env, spec.budget), spec.budget, spec.seed)
@@ -133,6 +137,6 @@ def train(spec: RunSpec) -> Run:
         curve=curve.points,
         wall_seconds=round(wall_seconds, 1),
         versions={name: version(name) for name in ("torch", "stable-baselines3", "sb3-contrib", "gymnasium")}
-        | {"grpo": grpo.__version__, "commit": _name_commit()},
+        | {"grpo": grpo.__version__, "commit": commit},
         notes=notes,
     )

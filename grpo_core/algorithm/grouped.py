@@ -191,7 +191,7 @@ class GroupedAlgorithm(SavedAlgorithm):
             self._next_groups = groups
         else:
             self._use_groups(groups)
-        if before is not None:  # only now is it true
+        if before is not None and (before.norm_obs or before.norm_reward):  # only now is it true
             warnings.warn(
                 "the new environment has no VecNormalize, but the model has learnt in one: it is put into one with the "
                 "same settings and statistics. To go on without, set VecNormalize(env, norm_obs=False, "

@@ -29,7 +29,7 @@ def make_env(
 
     :param render_mode: Only needed for a film; some environments cannot be made or stepped with one.
     :param is_training: Whether wrappers may change rewards and end episodes early.
-    :param option: The remedy that imports a module that registers environments, for the errors.
+    :param option: Words that tell people how to import a module that registers environments, for the errors.
     :raises SetupError: If a wrapper does not fit it.
     :raises gymnasium.error.Error: If it is not registered, or a package is missing; the message says which.
     :raises Exception: Whatever its constructor raises.

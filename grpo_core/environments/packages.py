@@ -67,7 +67,7 @@ def describe_install(module: str) -> str:
 def describe_origin(env_id: str, option: str) -> str | None:
     """Say which module registers an environment that is not registered, and how it gets imported; None if unknown.
 
-    :param option: The remedy that imports the module, such as ``start the server with --env-module``.
+    :param option: Words that tell people how to import the module, such as ``start the server with --env-module``.
     """
     for family in _FAMILIES:
         if re.fullmatch(family.pattern, env_id):

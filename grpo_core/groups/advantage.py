@@ -261,12 +261,12 @@ def compute_adaptive_deviation(gae: Floats, step_mask: Bools, correlations: Floa
 
     ``A_i = (GAE_i - m) - c (mean of the n others' GAE - m)``, where ``m`` is the mean GAE of the *other* groups and
     ``c = n rho / (1 + (n - 1) rho)`` the regression of one member on the mean of n, if two of them correlate by rho
-    (Spearman and Brown, 1910). What is subtracted depends on no action of the branch itself, as long as rho is
+    (Spearman, 1910; Brown, 1910). What is subtracted depends on no action of the branch itself, as long as rho is
     estimated from earlier rollouts: it does not change the expected gradient.
 
     A share of ``1 - rho c`` of GAE's variance is left: little where members are alike, all of it where a branch has no
-    other left. Dividing by its square root gives all steps equal variance; otherwise the noise of the last
-    survivors would drown what whole groups tell.
+    other left. Dividing by its square root gives steps equal variance (unless the share is below the least that is
+    allowed); otherwise the noise of the last survivors would drown what whole groups tell.
 
     :param gae: Shape ``(horizon, n_groups, group_size)``.
     :param step_mask: The members that are compared, bool, same shape.
@@ -339,7 +339,7 @@ def compute_informative(returns: Floats, members: Bools) -> Bools:
     If the baseline compares members of a group by their rewards alone, the other groups' advantages are exactly 0;
     under any other baseline, only the value network or the rest of the rollout gives them one.
 
-    :param returns: Rewards that the branches earned, without estimates, shape ``(horizon, n_groups, group_size)``.
+    :param returns: Returns from each step on, without estimates, shape ``(horizon, n_groups, group_size)``.
     :param members: Which branches are compared at each step, bool, same shape.
     :return: Bool, shape ``(n_groups,)``.
     """

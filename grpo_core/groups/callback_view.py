@@ -199,7 +199,7 @@ class VecStepLocals(dict[str, Any]):
         self._was_read = False
 
     def compute_from(self, vec_step: VecStep) -> None:
-        """Compute, on demand, what a vectorised step does not know; it may move on by then."""
+        """Compute further entries from a vectorised step, each when it is first read; the step may have moved on."""
         self._computed, self._unread = vec_step.computed, dict.fromkeys(vec_step.computed, _LATER)
         super().update(self._unread)
 

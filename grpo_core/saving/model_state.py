@@ -314,7 +314,8 @@ def wrap_like(content: ModelContent, env: VecEnv) -> VecEnv:
 def wrap_again(vec_normalize: VecNormalize, env: VecEnv) -> VecNormalize:
     """Wrap an environment that has no ``VecNormalize`` in one like another.
 
-    :param vec_normalize: The one whose settings and statistics are copied.
+    :param vec_normalize: The one whose settings and statistics are copied, as they are now: a rollout under way counts
+        its steps there alone.
     """
     names = ("training", "norm_obs", "norm_reward", "norm_obs_keys", "clip_obs", "clip_reward", "gamma", "epsilon")
     wrapped = VecNormalize(env, **{name: getattr(vec_normalize, name) for name in names})

@@ -76,13 +76,15 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         """Hand what is set on the environment, as SB3's ``set_attr`` does, on to the layer that has such an attribute.
 
         Training plays what is inside this wrapper, and would never see it here. What no layer has yet is for the
-        environment itself.
+        environment itself, or for a subclass of this wrapper that sets it.
         """
-        is_own = not self._is_built or name in vars(self) or hasattr(type(self), name)
-        if is_own:
+        if not self._is_built or name in vars(self) or hasattr(type(self), name):
             super().__setattr__(name, value)
         elif not self.env.set_wrapper_attr(name, value, force=False):
-            setattr(self.unwrapped, name, value)
+            if type(self) is RestorableWrapper:
+                setattr(self.unwrapped, name, value)
+            else:
+                super().__setattr__(name, value)
 
     def capture_state(self) -> SimulatorState:
         """Copy the state of the environment and all its wrappers."""

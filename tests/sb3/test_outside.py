@@ -624,6 +624,20 @@ def test_what_is_set_on_the_wrapper_of_a_worker_is_set_on_the_layer_that_has_it(
     assert not {"level", "_max_episode_steps", "new"} & vars(wrapper).keys()
 
 
+class Counting(RestorableWrapper):
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.count = 0
+
+
+def test_a_subclass_of_the_wrapper_keeps_attributes_of_its_own() -> None:
+    task = Task()
+    wrapper = Counting(task)
+    wrapper.count += 1
+    wrapper.level = 3
+    assert (wrapper.count, task.level, "count" in vars(task)) == (1, 3, False)
+
+
 class Tenfold(gym.RewardWrapper[Any, Any]):
     def reward(self, reward: Any) -> float:
         return 10.0 * float(reward)

@@ -1,6 +1,7 @@
 """``VecNormalize`` is trained through, kept in step with the evaluation's, and saved."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,9 @@ def test_set_env_goes_on_without_normalisation_where_it_is_told_to() -> None:
     own = make_normalized(norm_obs=False, norm_reward=False)
     model.set_env(own)
     assert model.get_vec_normalize_env() is own
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.set_env(make_vec_env(make_env))
 
 
 def test_two_of_them_are_refused() -> None:

@@ -94,6 +94,8 @@ def connect(path: Path | None) -> sqlite3.Connection:
             _prepare(connection, 0 if path is None else path.stat().st_size)
         except BaseException:
             connection.close()
+            if path is not None and path.stat().st_size == 0:
+                path.unlink()  # created just now; the next start would take it for a damaged one
             raise
     return connection
 

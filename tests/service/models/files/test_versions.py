@@ -871,16 +871,24 @@ def test_nothing_is_saved_or_deleted_between_the_looks_of_a_list(
     folder: ModelFolder = app.state.service.store.folder
     list_all, read, could_be = folder.versions.list_all, folder.read, []
 
-    def try_to_save(look: Callable[[str], Any], name: str) -> Any:
+    def try_to_save() -> bool:
+        lock = folder.versions.lock("m")
+        is_free = lock.acquire(blocking=False)
+        if is_free:
+            lock.release()
+        return is_free
+
+    def note_whether_it_could_be(look: Callable[[str], Any], name: str) -> Any:
         with ThreadPoolExecutor(1) as others:
-            could_be.append(others.submit(folder.versions.lock("m").acquire, blocking=False).result())
+            could_be.append(others.submit(try_to_save).result())
         return look(name)
 
-    monkeypatch.setattr(folder.versions, "list_all", partial(try_to_save, list_all))
-    monkeypatch.setattr(folder, "read", partial(try_to_save, read))
+    monkeypatch.setattr(folder.versions, "list_all", partial(note_whether_it_could_be, list_all))
+    monkeypatch.setattr(folder, "read", partial(note_whether_it_could_be, read))
     answer = client.get("/models/m/versions").json()
     assert [(each["version"], each["is_newest"]) for each in answer["versions"]] == [(2, True), (1, False)]
-    assert could_be == [False] * 3
+    # Files that are new to the list are read while others may save; the list itself is made while none may.
+    assert could_be == [True, True, True, False]
 
 
 def test_a_list_of_which_nothing_is_left_is_not_found(
