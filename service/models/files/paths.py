@@ -46,10 +46,10 @@ def make_versions_folder(models_dir: Path, name: str) -> Path:
 
 
 def check_is_folder(models_dir: Path, path: Path) -> None:
-    """Refuse what is no folder, or a link to one.
+    """Refuse a path that is not a folder, or is a link to one.
 
-    :raises NotADirectoryError: If it is none.
-    :raises FileNotFoundError: If there is nothing.
+    :raises NotADirectoryError: If it is something else.
+    :raises FileNotFoundError: If it does not exist.
     """
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         place = path.relative_to(models_dir)
