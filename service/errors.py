@@ -177,8 +177,9 @@ def describe_error(error: BaseException) -> str:
     described = f"{type(error).__name__}: {hide_paths(text)}"
     if not notes:
         return printable(described, _MAX_ERROR_CHARS)
-    note = printable(hide_paths(notes), _MAX_NOTE_CHARS).rstrip(".")
-    return f"{printable(described, _MAX_ERROR_CHARS - len(note) - 2).rstrip('.')}. {note}"
+    note = hide_paths(notes)[:_MAX_NOTE_CHARS].rstrip(".")
+    # Both are shortened before they are escaped, which makes them longer.
+    return printable(f"{described[: _MAX_ERROR_CHARS - len(note) - 2].rstrip('.')}. {note}", _MAX_ERROR_CHARS)
 
 
 def hide_paths(text: str) -> str:

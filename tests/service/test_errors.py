@@ -328,5 +328,7 @@ def test_the_notes_of_a_foreign_error_are_told_without_paths() -> None:
     error = KeyError("w")
     error.add_note("The lookup in /srv/secret/table.txt raised it.")
     assert describe_error(error) == "KeyError: 'w'. The lookup in <path> raised it"
+    error.__notes__ = ["\u4e2d" * 300]
+    assert describe_error(error) == "KeyError: 'w'. " + r"\u4e2d" * 200
     error.__notes__ = [3]  # type: ignore[list-item]
     assert describe_error(error) == "KeyError: 'w'"

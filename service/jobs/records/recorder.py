@@ -93,7 +93,7 @@ class JobRecorder:
     @property
     def knows_all_jobs(self) -> bool:
         """Whether the file has all jobs of earlier servers; a new, a damaged or no file may have lost some."""
-        return self._obstacle is None and not self.journal.lacks_jobs
+        return self.is_kept and not self.journal.lacks_jobs
 
     def interrupt(self, job_id: str) -> None:
         """Mark a job whose record cannot be read as failed."""
