@@ -76,6 +76,11 @@ class Evidence(NamedTuple):
     metrics: Mapping[str, float] = MappingProxyType({})
 
     @property
+    def is_over(self) -> bool:
+        """Whether training is: a job still runs for a moment while it saves the policy that it evaluated last."""
+        return self.status.is_final or self.final_evaluation is not None
+
+    @property
     def latest(self) -> EpisodeFigures | None:
         """The evaluation of the policy that is saved, or would be saved now; None without any since it was trained."""
         since = [row for row in self.evaluations if row.timesteps > 0]
@@ -251,7 +256,7 @@ def _say_it_is_early(evidence: Evidence) -> str:
         return f"{_capitalize(_say_now(evidence))}; too little was evaluated before to tell how much it has learned."
     if evidence.latest is not None:
         return f"{_capitalize(_say_now(evidence))}; there is no other evaluation yet to compare that with."
-    if evidence.status.is_final:
+    if evidence.is_over:
         return "Too few episodes have ended to tell whether it has learned, and the saved policy was not evaluated."
     return (
         "Too few episodes have ended to tell whether it is learning, and the policy has not been evaluated since "
@@ -260,14 +265,13 @@ def _say_it_is_early(evidence: Evidence) -> str:
 
 
 def _say_there_is_no_signal(evidence: Evidence) -> str:
-    is_over = evidence.status.is_final
-    now = f"{_capitalize(_say_now(evidence))}. " if is_over and evidence.latest is not None else ""
+    now = f"{_capitalize(_say_now(evidence))}. " if evidence.is_over and evidence.latest is not None else ""
     if evidence.had_signal and _has_stopped_exploring(evidence):
         return (
             f"{now}There is nothing more to learn from, since the policy has almost stopped trying other actions: all "
             "branches of a group earn the same. Try a lower learning_rate, or an ent_coef such as 0.01."
         )
-    nothing = "There was nothing to learn from" if is_over else "There is nothing to learn from yet"
+    nothing = "There was nothing to learn from" if evidence.is_over else "There is nothing to learn from yet"
     return f"{now}{nothing}: {evidence.no_signal_warning}"
 
 
@@ -281,7 +285,7 @@ def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
         text = f"The mean reward while training {change}: it {moved}"
         dip = f"the mean reward while training {moved}"
     else:
-        is_over = evidence.status.is_final
+        is_over = evidence.is_over
         changes = {
             "learning": "got better" if is_over else "is getting better",
             "steady": "got better and then stayed as it was" if is_over else "got better and stays as it is",
@@ -308,7 +312,7 @@ def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
 
 def _may_be_dip(evidence: Evidence) -> bool:
     """Return whether a reward that has fallen may rise again, with the smaller steps that are to come."""
-    if evidence.status.is_final or evidence.config.lr_schedule != "linear" or _has_stopped_exploring(evidence):
+    if evidence.is_over or evidence.config.lr_schedule != "linear" or _has_stopped_exploring(evidence):
         return False
     return evidence.n_timesteps - _find_peak(evidence) <= _DIP_SHARE * evidence.config.total_timesteps
 
@@ -324,7 +328,7 @@ def _find_peak(evidence: Evidence) -> int:
 def _advise(state: VerdictState, evidence: Evidence) -> str:
     """Return a sentence that says what to try."""
     if state == "learning":
-        return f"It may get better {_say_longer(evidence)}." if evidence.status.is_final else "Let it continue."
+        return f"It may get better {_say_longer(evidence)}." if evidence.is_over else "Let it continue."
     if state == "worse":
         remedy = "A lower learning_rate" if evidence.config.lr_schedule == "linear" else 'lr_schedule "linear"'
         remedy = "A lower learning_rate or an ent_coef such as 0.01" if _has_stopped_exploring(evidence) else remedy
@@ -334,7 +338,7 @@ def _advise(state: VerdictState, evidence: Evidence) -> str:
         return f"{remedy} may prevent that; {keep}."
     specific = _find_remedy(evidence)
     if state == "steady" and specific is None and _rewards_differ(evidence):
-        longer = f"it may still get better {_say_longer(evidence)}" if evidence.status.is_final else "let it continue"
+        longer = f"it may still get better {_say_longer(evidence)}" if evidence.is_over else "let it continue"
         return f"That may be close to the best there is; {longer}."
     advice = specific or _find_general_remedy(evidence)
     return f"If that is not good enough: {advice}" if state == "steady" else _capitalize(advice)
@@ -364,7 +368,7 @@ def _find_remedy(evidence: Evidence) -> str | None:
 
 def _find_general_remedy(evidence: Evidence) -> str:
     """Return advice where nothing says what is holding the policy back."""
-    if not evidence.status.is_final:
+    if not evidence.is_over:
         return "let it continue; if that does not help, try a longer horizon with a larger n_steps."
     if evidence.ended_by not in (None, "total_timesteps"):
         return f"it may need longer, {_say_longer(evidence)}."

@@ -1,5 +1,6 @@
 """A job's verdict follows from its curve, and is no more certain than that."""
 
+import itertools
 from typing import Any, get_args
 
 import numpy as np
@@ -382,3 +383,36 @@ def test_where_it_fell_a_learning_rate_that_falls_already_is_not_advised(
     assert said in judge(
         Evidence(JobStatus.COMPLETED, changed, 1000, rollout_rewards=list(120 - 100 * RISE))
     ).text.replace("A l", "l")
+
+
+def test_once_the_saved_policy_was_evaluated_training_is_over_though_the_job_still_runs(config: TrainConfig) -> None:
+    falling = config.model_copy(update={"lr_schedule": "linear", "total_timesteps": 128})
+    evaluations = [evaluate(20.0, 1.0, timesteps=100)]
+    verdict = judge(
+        Evidence(JobStatus.RUNNING, falling, 128, evaluations=evaluations, final_evaluation=evaluate(9.0, 1.0))
+    )
+    assert verdict.state == "worse"
+    assert verdict.text.startswith("The policy got worse: the saved one earns 9 per episode")
+
+
+@pytest.mark.parametrize("status", JobStatus)
+@pytest.mark.parametrize("step", [10.0, 0.0, -10.0], ids=["rising", "flat", "falling"])
+def test_whatever_is_known_there_is_a_verdict(config: TrainConfig, status: JobStatus, step: float) -> None:
+    curve = [200.0 + step * i for i in range(13)]
+    rows = [evaluate(reward, 1.0, timesteps=10 * i) for i, reward in enumerate(curve)]
+    n_evaluations, finals, n_rollouts = (0, 1, 2, 12, 13), (None, evaluate(curve[-1], 1.0)), (0, 12)
+    warnings, schedules = (None, "All branches earn the same."), ("constant", "linear")
+    for n, final, m, warning, schedule in itertools.product(n_evaluations, finals, n_rollouts, warnings, schedules):
+        verdict = judge(
+            Evidence(
+                status,
+                config.model_copy(update={"lr_schedule": schedule}),
+                130,
+                rollout_rewards=curve[:m],
+                evaluations=rows[:n],
+                final_evaluation=final,
+                no_signal_warning=warning,
+            )
+        )
+        assert verdict.state in get_args(VerdictState)
+        assert verdict.text.endswith(".")
