@@ -37,7 +37,7 @@ SLOW_TESTS = (
     "tests/soak",
     "tests/load",
     "tests/fuzz",
-    "tests/test_api.py",
+    "tests/api",
     "tests/sb3",
     "tests/gpu",
     "tests/service/dashboard/test_dashboard.py",
@@ -53,8 +53,8 @@ SLOW_TESTS = (
     "tests/service/http/test_request_guard.py",
     "tests/service/jobs/views/test_events.py::TestALiveStream",
     "tests/service/monitoring/test_prometheus.py",
-    "tests/test_grpo.py::test_it_learns",
-    "tests/test_grpo.py::test_the_same_seed_gives_the_same_weights_while",
+    "tests/grpo/test_learning.py::test_it_learns",
+    "tests/grpo/test_seeds.py::test_the_same_seed_gives_the_same_weights_while",
     "tests/docs/test_documents.py::test_the_metrics_page",
     "tests/grpo_core/fast/test_batched_collector.py",
     "tests/service/inference/test_batch.py",
@@ -90,7 +90,7 @@ FULL_VALUES = (
     "tests/grpo_core/values",
     "tests/test_golden.py",
     "tests/benchmarks",
-    "tests/test_api.py::TestInference::test_a_value_foretells_what_follows",
+    "tests/api/test_inference.py::test_a_value_foretells_what_follows",
 )
 
 torch.set_num_threads(1)
