@@ -67,6 +67,7 @@ from grpo_core.update.losses import (
 )
 from grpo_core.update.optimizers import ParameterGroups
 from grpo_core.update.policies import (
+    build_in_float32,
     compute_log_prob,
     compute_values,
     copy_policy,
@@ -311,7 +312,7 @@ class GRPO(GroupedAlgorithm):
         groups = None if self.env is None else self._choose_groups(self.env)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        with borrow_torch_generator(self.rng, self.device):
+        with borrow_torch_generator(self.rng, self.device), build_in_float32():
             self.policy = policy_class(
                 self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
             )

@@ -1,6 +1,8 @@
 """Train SB3's actor-critic policies with separate step sizes and action masks, and run them on large batches."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,21 @@ _RULED_OUT = -1e8
 # take as much memory as thousands of short observations.
 _MAX_FORWARD_STEPS = 8192
 _MAX_FORWARD_INPUTS = 2**22
+
+
+@contextmanager
+def build_in_float32() -> Iterator[None]:
+    """Let layers made inside the block be of float32, as SB3's observations are.
+
+    An environment that computes in float64 may have changed torch's default, which holds for the whole process. Outside
+    the block it stays as the environment needs it.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def split_parameters(policy: ActorCriticPolicy) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:

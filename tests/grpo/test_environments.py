@@ -2,12 +2,15 @@
 
 import io
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
@@ -15,6 +18,7 @@ from grpo import GRPO
 from grpo_core.options.choices import GroupMode
 from grpo_core.restoring.errors import NotBranchableError
 from tests.grpo.small_models import Stateless, build, constant, copy_weights, is_same
+from tests.support import with_either_path
 
 
 @pytest.mark.parametrize(
@@ -200,3 +204,43 @@ def test_every_space_trains_predicts_and_reloads(
     again, _ = loaded.predict(observations, deterministic=True)
     assert (actions == again).all()
     loaded.learn(32, reset_num_timesteps=False)
+
+
+class ComputingInFloat64(CartPoleEnv):
+    """Makes float64 torch's default, as environments that simulate with torch do, at one of its calls."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__()
+        self.call = call
+        self._change_at("__init__")
+
+    def _change_at(self, call: str) -> None:
+        if self.call == call:
+            torch.set_default_dtype(torch.float64)
+
+    def reset(self, **options: Any) -> Any:
+        self._change_at("reset")
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self._change_at("step")
+        return super().step(action)  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def usual_numbers() -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("usual_numbers")
+@pytest.mark.parametrize("call", ["__init__", "reset", "step"])
+@with_either_path
+def test_an_environment_may_change_torchs_default_type_of_numbers(algorithm: type[GRPO], call: str) -> None:
+    trained, model = (
+        build(gym.wrappers.TimeLimit(ComputingInFloat64(at), 100), algorithm).learn(64) for at in ("close", call)
+    )
+    assert torch.get_default_dtype() == torch.float64
+    assert is_same(copy_weights(model), copy_weights(trained))
+    loaded = GRPO.load(io.BytesIO(model.to_bytes()))
+    assert is_same(copy_weights(loaded), copy_weights(trained))
