@@ -53,7 +53,7 @@ _HEAD_TOO_LARGE = Problem("head-too-large", "The head of the request is too larg
 _PATH_TOO_LONG = Problem("path-too-long", "The path is too long")
 _HEAD_TIMEOUT = Problem("head-timeout", "The head of the request arrives too slowly")
 EXPECTATION = Problem("expectation-failed", "The expectation cannot be met")
-_TRANSFER_CODING = Problem("unknown-transfer-coding", "The transfer coding is not supported")
+TRANSFER_CODING = Problem("unknown-transfer-coding", "The transfer coding is not supported")
 _NOT_HTTP = Problem("not-http", "The request is not valid HTTP")
 
 
@@ -222,7 +222,7 @@ class Connection(HttpToolsProtocol):
             return
         if any(name == b"transfer-encoding" and value.strip().lower() != b"chunked" for name, value in self.headers):
             detail = "the only Transfer-Encoding supported is 'chunked'; send the body without another."
-            self._refuse(501, _TRANSFER_CODING, detail)
+            self._refuse(501, TRANSFER_CODING, detail)
             return
         if not self.url.startswith((b"/", b"*")) and not self._read_absolute_target():
             self._refuse(400, _NOT_HTTP, "the target of the request is neither a path nor an http:// address.")
