@@ -86,7 +86,7 @@ format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .
 
 bench-cartpole: install
-	$(VENV)/bin/python -m benchmarks.learning.cartpole
+	$(VENV)/bin/python -m benchmarks.learning.cartpole $(ARGS)
 
 # A quarter of an hour on a machine that does nothing else. ARGS="startup load" measures some of it.
 bench-speed: $(VENV)/.installed-bench

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from api import create_app
 from benchmarks.learning.peer_settings import PPO_ZOO as PPO_ZOO_SETTINGS
-from benchmarks.lib.evaluation import N_EPISODES, evaluate, format_table
+from benchmarks.lib.evaluation import N_EPISODES, evaluate, format_table, store_scores
 from benchmarks.lib.http_jobs import wait_for
 from grpo import GRPO
 from grpo_core.options.presets import parse_schedules
@@ -131,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n-seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--store", action="store_true", help="keep the scores in results/scores")
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.n_seeds)
     scores = {"GRPO, POST /train defaults": train_grpo_over_http(seeds)}
@@ -145,6 +146,8 @@ def main() -> None:
     print(f"{ENV_NAME}, {TOTAL_TIMESTEPS} simulator steps, seeds {seeds[0]} to {seeds[-1]}, own reward over")
     print(f"{N_EPISODES} deterministic episodes; all methods train on optimized_cartpole.\n")
     print(format_table(scores, SOLVED_SCORE))
+    if arguments.store:
+        store_scores("cartpole-api", seeds, SOLVED_SCORE, scores)
 
 
 if __name__ == "__main__":

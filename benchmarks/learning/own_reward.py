@@ -15,7 +15,7 @@ import torch
 from stable_baselines3 import PPO
 
 from benchmarks.learning.grpo_settings import get_grpo_settings, make_grpo
-from benchmarks.lib.evaluation import N_EPISODES, evaluate, format_table
+from benchmarks.lib.evaluation import N_EPISODES, evaluate, format_table, store_scores
 from grpo import GRPO
 
 FIRST_SEED = 2000
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--n-seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--store", action="store_true", help="keep the scores in results/scores")
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.n_seeds)
     scores = {}
@@ -59,6 +60,8 @@ def main() -> None:
     print(f"{arguments.env_name}, {arguments.total_timesteps} simulator steps, seeds {seeds[0]} to {seeds[-1]},")
     print(f"own reward over {N_EPISODES} deterministic episodes.\n")
     print(format_table(scores, arguments.solved_score))
+    if arguments.store:
+        store_scores(f"{arguments.env_name}-own-reward", seeds, arguments.solved_score, scores)
 
 
 if __name__ == "__main__":

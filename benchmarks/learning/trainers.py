@@ -1,12 +1,8 @@
 """One trainer per algorithm, and how a run is made."""
 
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +22,10 @@ from benchmarks.lib.evaluation import Policy
 from benchmarks.lib.grids import register_grids
 from benchmarks.lib.runs import Run, RunSpec, Settings
 from benchmarks.lib.tasks import get_task
+from benchmarks.lib.versions import read_versions
 from grpo_core.options.presets import parse_schedules
 
-_ROOT = Path(__file__).parents[2]
-_LEARNING_CODE = ("grpo.py", "grpo_core", "benchmarks/learning", "benchmarks/lib")
+_PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium")
 
 # Simulator steps taken, the final policy, and other figures.
 Training = tuple[int, Policy, dict[str, Any]]
@@ -106,24 +102,9 @@ TRAINERS: dict[str, Trainer] = {
 }
 
 
-def _name_commit() -> str:
-    """Name the last commit that changed how policies learn, with a ``+`` where that is being changed.
-
-    Empty outside a clone, and without git.
-    """
-
-    def ask(*arguments: str) -> str:
-        command = ("git", "-C", str(_ROOT), *arguments, "--", *_LEARNING_CODE)
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-    if shutil.which("git") is None:
-        return ""
-    return ask("log", "-1", "--format=%h") + ("+" if ask("status", "--porcelain") else "")
-
-
 def train(spec: RunSpec) -> Run:
     """Make one run in this process, with one torch thread."""
-    commit = _name_commit()  # before the training, which may take hours
+    versions = read_versions(*_PACKAGES)  # before the training, which may take hours
     torch.set_num_threads(1)
     register_grids()
     curve = LearningCurve(get_task(spec.env, spec.budget), spec.budget, spec.seed)
@@ -136,7 +117,6 @@ def train(spec: RunSpec) -> Run:
         total_timesteps=total_timesteps,
         curve=curve.points,
         wall_seconds=round(wall_seconds, 1),
-        versions={name: version(name) for name in ("torch", "stable-baselines3", "sb3-contrib", "gymnasium")}
-        | {"grpo": grpo.__version__, "commit": commit},
+        versions={**versions, "grpo": grpo.__version__},
         notes=notes,
     )

@@ -1,14 +1,19 @@
-"""The score of a policy, and a table of scores."""
+"""The score of a policy, and a table of scores that is kept."""
 
+import json
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.lib.versions import read_versions
+
 N_EPISODES = 100
+SCORES_FOLDER = Path(__file__).parent.parent / "results" / "scores"
 
 Policy = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
@@ -50,3 +55,15 @@ def format_table(scores: dict[str, list[float]], solved_score: float) -> str:
             f"| {method} | {n_solved} of {len(values)} | {mean:.1f} | {median:.1f} | {min(values):.1f} | {listed} |"
         )
     return "\n".join(lines)
+
+
+def store_scores(name: str, seeds: range, solved_score: float, scores: dict[str, list[float]]) -> None:
+    """Keep a table's scores in ``results/scores``, with their seeds, packages and commit."""
+    kept = {
+        "seeds": [seeds[0], seeds[-1]],
+        "solved_score": solved_score,
+        "scores": scores,
+        "versions": read_versions("torch", "stable-baselines3", "gymnasium"),
+    }
+    SCORES_FOLDER.mkdir(exist_ok=True)
+    (SCORES_FOLDER / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
