@@ -156,8 +156,8 @@ class GRPO(GroupedAlgorithm):
         share a seeded reset always do. Groups that start from a kept step see the same noise after it. It reaches the
         generators that an environment holds, such as ``self.np_random``: what it draws from those of the process
         (``numpy.random.normal()``, ``random.random()``) stays each branch's own.
-    :param antithetic_actions: Whether the branches of a group draw opposite noise, in pairs, so that what earns both
-        the same cancels in the gradient. Only for a Box, and networks of SB3's own layers.
+    :param antithetic_actions: Whether the branches of a group draw opposite noise, in pairs, so that what both earn
+        cancels in the gradient of the mean action. Only for a Box, and networks of SB3's own layers.
     :param filter_zero_std_groups: Whether to leave groups whose members all earned the same out of the policy's loss;
         the entropy bonus and the value network still see them. With rare rewards, scaling would otherwise amplify
         their noise.

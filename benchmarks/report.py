@@ -13,12 +13,28 @@ from benchmarks.learning.peer_settings import PUBLISHED
 from benchmarks.learning.suite import get_path
 from benchmarks.lib.plots import plot_curves
 from benchmarks.lib.runs import Run, read_runs, select_runs
-from benchmarks.lib.tables import compute_iqm, format_aims, format_score, format_table, get_scores, list_aims
+from benchmarks.lib.tables import (
+    compute_iqm,
+    format_aims,
+    format_difference,
+    format_score,
+    format_table,
+    get_scores,
+    list_aims,
+)
 from benchmarks.lib.tasks import FIRST_SEED, TASKS, Task
 from benchmarks.measure_speed import format_sections
 
 _FOLDER = Path(__file__).parent
-_FIGURES = re.compile("(?<=<!-- figures -->\n\n).*(?=\n<!-- end -->)", flags=re.DOTALL)
+# The columns of the table of peers.
+_PEERS = {
+    "grpo": "GRPO, preset",
+    "ppo_shared": "PPO, the same settings",
+    "ppo_normalized": "PPO, defaults, falling rate, normalised",
+    "ppo_default": "PPO, defaults",
+    "ppo_zoo": "PPO, zoo",
+    "trpo_zoo": "TRPO, zoo",
+}
 _INTRO = f"""# Comparison at equal simulator steps
 
 `python -m benchmarks.report` writes this page; the runs are in `results/`, one JSON line each with its settings,
@@ -119,8 +135,8 @@ def make_ablation(task: Task) -> str:
 def make_summary() -> str:
     """Return the table of the tasks that GRPO's preset was run on, beside the best of PPO's settings that were."""
     lines = [
-        "| task | steps | GRPO, preset | worst seed | GRPO, general preset | best PPO | its settings | missed |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | steps | GRPO, preset | worst seed | general preset | best PPO | its settings | difference | missed |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
         runs = read_comparison(task)
@@ -135,9 +151,30 @@ def make_summary() -> str:
         settings = METHODS[best].label.removeprefix("SB3 PPO, ") if best else "-"
         aims = list_aims(task, runs["grpo"], [runs[name] for name in ppo])
         missed = "; ".join(aim for aim, is_reached in aims.items() if not is_reached)
-        cells = (task.env_name, f"{task.total_timesteps:,}", grpo, worst, general, peer, settings, missed)
+        above = format_difference(runs["grpo"], runs[best] if best else [], task.n_decimals)
+        cells = (task.env_name, f"{task.total_timesteps:,}", grpo, worst, general, peer, settings, above, missed)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def make_peers() -> str:
+    """Return the table of GRPO's preset beside each of PPO's settings and TRPO, with the number of seeds last."""
+    lines = [f"| task, steps | {' | '.join(_PEERS.values())} |", "|---" * (1 + len(_PEERS)) + "|"]
+    for task in TASKS:
+        runs = read_comparison(task)
+        if runs["grpo"]:
+            cells = (format_score(runs[name], task.n_decimals).removesuffix(" seeds") for name in _PEERS)
+            lines.append(f"| {task.env_name}, {task.total_timesteps:,} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def fill_in(page: str) -> str:
+    """Put today's tables between the marks of a page, ``<!-- NAME -->`` and ``<!-- end -->``."""
+    for name, make in {"figures": make_summary, "peers": make_peers}.items():
+        between = re.compile(f"(?<=<!-- {name} -->\n\n).*?(?=\n<!-- end -->)", flags=re.DOTALL)
+        page, n_filled = between.subn(lambda match, make=make: make(), page)  # type: ignore[misc]
+        assert n_filled == 1, name
+    return page
 
 
 def main() -> None:
@@ -153,8 +190,8 @@ def main() -> None:
     path = _FOLDER / "RESULTS.md"
     path.write_text("\n".join(text for text in (_INTRO, *comparisons, *ablations, *speed) if text))
     page = _FOLDER.parent / "docs" / "figures.md"
-    page.write_text(_FIGURES.sub(lambda match: make_summary(), page.read_text()))
-    print(f"wrote {path.name} and its curves, and the table of {page.name}")
+    page.write_text(fill_in(page.read_text()))
+    print(f"wrote {path.name} and its curves, and the tables of {page.name}")
 
 
 if __name__ == "__main__":

@@ -40,10 +40,29 @@ def compute_interval(scores: Scores) -> tuple[Scores, Scores]:
     :param scores: Shape ``(n_seeds, ...)``.
     :return: Lower and upper bounds, shape ``(...)`` each.
     """
+    return _cut_tails(_resample_iqm(scores, np.random.default_rng(0)))
+
+
+def compute_difference(scores: Scores, others: Scores) -> tuple[float, float, float]:
+    """Compute how far an interquartile mean lies above another, and the 95 % interval of that, as above.
+
+    :param scores: Shape ``(n_seeds,)``.
+    :param others: Shape ``(n_other_seeds,)``.
+    :return: The difference, and its lower and upper bound.
+    """
     rng = np.random.default_rng(0)
-    drawn = rng.integers(len(scores), size=(len(scores), _N_RESAMPLES))
+    low, high = _cut_tails(_resample_iqm(scores, rng) - _resample_iqm(others, rng))
+    return float(compute_iqm(scores) - compute_iqm(others)), float(low), float(high)
+
+
+def _resample_iqm(scores: Scores, rng: np.random.Generator) -> Scores:
+    """Return the interquartile means of seeds drawn with replacement, shape ``(n_resamples, ...)``."""
+    return compute_iqm(scores[rng.integers(len(scores), size=(len(scores), _N_RESAMPLES))])
+
+
+def _cut_tails(resampled: Scores) -> tuple[Scores, Scores]:
     tail = (1 - _CONFIDENCE) / 2
-    lower, upper = np.quantile(compute_iqm(scores[drawn]), [tail, 1 - tail], axis=0)
+    lower, upper = np.quantile(resampled, [tail, 1 - tail], axis=0)
     return np.asarray(lower), np.asarray(upper)
 
 
@@ -67,6 +86,16 @@ def format_score(runs: Sequence[Run], n_decimals: int) -> str:
     if not runs:
         return "-"
     return f"{_format_iqm(get_scores(runs), n_decimals)}, {len(runs)} seed{'' if len(runs) == 1 else 's'}"
+
+
+def format_difference(runs: Sequence[Run], others: Sequence[Run], n_decimals: int) -> str:
+    """Format how far the runs' interquartile mean lies above the others', with its interval; a dash for few seeds."""
+    if min(len(runs), len(others)) < MIN_SEEDS_OF_INTERVAL:
+        return "-"
+    difference, low, high = (
+        f"{value:+,.{n_decimals}f}" for value in compute_difference(get_scores(runs), get_scores(others))
+    )
+    return f"{difference} [{low}, {high}]"
 
 
 def _format_iqm(scores: Scores, n_decimals: int) -> str:

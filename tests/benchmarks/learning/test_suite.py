@@ -23,7 +23,15 @@ from benchmarks.learning.zero_advantage import GroupRewards
 from benchmarks.lib.durations import estimate_seconds, format_duration
 from benchmarks.lib.grids import register_grids
 from benchmarks.lib.runs import Run, RunSpec, append_run, find_missing, read_runs, select_runs
-from benchmarks.lib.tables import compute_interval, compute_iqm, format_aims, format_score, format_table
+from benchmarks.lib.tables import (
+    compute_difference,
+    compute_interval,
+    compute_iqm,
+    format_aims,
+    format_difference,
+    format_score,
+    format_table,
+)
 from benchmarks.lib.tasks import ENV_NAMES, TASKS, Task, get_task, select_tasks
 from grpo_core.options.presets import choose_general_preset
 from grpo_core.restoring.errors import NotBranchableError
@@ -159,6 +167,22 @@ def test_interval_matches_a_slow_bootstrap_and_repeats() -> None:
     lower, upper = compute_interval(scores)
     np.testing.assert_allclose([lower, upper], np.quantile(resampled, [0.025, 0.975]), atol=0.35)
     assert (lower, upper) == compute_interval(scores)
+
+
+def test_a_difference_has_the_sign_of_ours_minus_theirs_and_an_interval() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(10.0, 1.0, 30), rng.normal(8.0, 1.0, 30)
+    difference, low, high = compute_difference(ours, theirs)
+    assert difference == compute_iqm(ours) - compute_iqm(theirs)
+    assert 1.0 < low < difference < high < 3.0
+    assert compute_difference(ours, ours)[0] == 0.0
+    assert compute_difference(ours, ours)[1] < -0.1  # of seeds drawn anew on both sides
+
+
+def test_few_seeds_have_no_difference() -> None:
+    runs = make_runs(1.0, 2.0, 3.0, 4.0, 5.0)
+    assert format_difference(runs, runs, 1).startswith("+0.0 [")
+    assert format_difference(runs, runs[:4], 1) == format_difference([], runs, 1) == "-"
 
 
 def test_table() -> None:
