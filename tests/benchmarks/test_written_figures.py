@@ -1,5 +1,6 @@
 """Figures that people wrote into documents are those of the stored runs, and the tables are today's."""
 
+import json
 import re
 from collections.abc import Callable
 from functools import cache
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import report
+from benchmarks.lib.evaluation import SCORES_FOLDER, format_table
 from benchmarks.lib.runs import Run
 from benchmarks.lib.tables import compute_iqm, get_scores
 from benchmarks.lib.tasks import TASKS, get_task
@@ -112,3 +114,19 @@ def test_the_tables_are_those_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> No
     results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
     for task in TASKS:
         assert report.make_comparison(task) in results, task
+
+
+@pytest.mark.parametrize("file", sorted(SCORES_FOLDER.iterdir()), ids=lambda file: file.stem)
+def test_the_tables_of_scores_are_those_that_were_stored(file: Path) -> None:
+    kept = json.loads(file.read_text())
+    assert format_table(kept["scores"], kept["solved_score"]) in (ROOT / "benchmarks" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/figures.md"])
+def test_the_first_table_is_the_stored_one(page: str) -> None:
+    kept = json.loads((SCORES_FOLDER / "cartpole-api.json").read_text())["scores"]
+    rows = re.findall(r"\| ((?:GRPO|SB3 PPO), .*?) \| (\d+) of 20 \| (\S+) \| (\S+) \|", (ROOT / page).read_text())
+    assert len(rows) >= 3
+    for method, n_solved, mean, worst in rows:
+        scores = np.array(kept[method.replace("`", "")])
+        assert (n_solved, mean, worst) == (f"{(scores >= 475).sum()}", f"{scores.mean():.1f}", f"{scores.min():.1f}")
