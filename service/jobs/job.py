@@ -405,6 +405,8 @@ class Job:
             self._begin_again()
             if unsaved_model is None:
                 guarded.rewind_to_checkpoint()
+            else:  # only the end is taken back
+                self.history.rewind(state.current_timesteps)
             state.reopen(following)
             self._outcome = guarded.end = None
             warning = f"resumed from step {state.current_timesteps:,}, after it had {ended}"

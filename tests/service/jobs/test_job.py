@@ -204,6 +204,21 @@ class TestOneJob:
         ]
         assert job.warnings == []
 
+    def test_its_earlier_end_is_gone_also_where_only_saving_was_left(self, job: Job) -> None:
+        job.start()
+        job.progress.advance(100)
+        job.progress.publish_metrics(LOUD)
+        job.progress.publish_final_evaluation(make_final_evaluation(500.0).model_dump())
+        job.finish(JobStatus.FAILED, "the disk is full.", ended_how="unsaved")
+        job.resume(None, JobServices(JobTotals()), None, unsaved_model=b"a model")
+        job.start()
+        job.finish(JobStatus.COMPLETED)
+        names = [event.name for event in job.history.list_events()]
+        assert "job.failed" not in names  # a client would read no further
+        assert {"job.metrics", "job.final_evaluation"} <= set(names)
+        assert names[-1] == "job.completed"
+        assert job.describe().final_evaluation == make_final_evaluation(500.0)
+
     def test_the_remaining_time_follows_from_the_pace_so_far(self, job: Job) -> None:
         job.start()
         assert job.describe().eta_seconds is None
