@@ -20,6 +20,7 @@ from service.jobs.records.record import EndedHow, JobEnd, JobRecord, JobState, P
 from service.jobs.totals import JobTotals
 from service.jobs.transitions import JobEvent, find_next
 from service.schemas.jobs import JobCheckpoint, JobLabels, JobStatus, JobSummary, TrainingStatus
+from service.training.order import UNEVALUATED
 from service.training.planning.plan import TrainingPlan
 from service.workers.receipts import Receipts
 
@@ -396,6 +397,8 @@ class Job:
                 )
             self.set_reward(reward)
             self._services, ended = services, state.describe_end()
+            if unsaved_model is None:  # the policy to come is another one
+                state.warnings = [each for each in state.warnings if not each.startswith(UNEVALUATED)]
             if unsaved_model is None and state.ended_how == "unsaved":
                 guarded.warn("its finished policy is not in memory any more, so the job trains again.")
             if checkpoint is None and state.checkpoint is not None and unsaved_model is None:

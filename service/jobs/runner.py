@@ -24,7 +24,7 @@ from service.models.store import ModelStore
 from service.restart_pause import RestartPause
 from service.schemas.fields import MAX_NAME_STEM_CHARS
 from service.schemas.jobs import EndedBy, JobStatus
-from service.training.order import TrainingOrder
+from service.training.order import UNEVALUATED, TrainingOrder
 from service.workers.executor import Executor
 from service.workers.task import Keeper, LastingRun, Run, TaskDrainedError, TaskFailedError, WorkerLostError
 
@@ -258,7 +258,7 @@ class JobRunner:
                     continue
                 if (content := job.read_finished_model()) is None:
                     raise
-                job.warn(f"the policy was saved but not evaluated: {error}")
+                job.warn(f"{UNEVALUATED}: {error}")
                 return content
 
     def _start(self, job: Job, held: ExitStack) -> Run:
@@ -282,7 +282,7 @@ class JobRunner:
                 if (stall := self._find_stall(job)) is not None:
                     if (content := job.read_finished_model()) is not None:
                         run.kill()
-                        job.warn(f"the policy was saved but not evaluated: its evaluation {stall}.")
+                        job.warn(f"{UNEVALUATED}: its evaluation {stall}.")
                         return content
                     _give_up(job, stall)
                     run.kill()

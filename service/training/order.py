@@ -10,6 +10,8 @@ from service.workers.task import Task
 
 #: Name of the attachment to a checkpoint that holds the model file of a training that is over.
 FINISHED = "finished"
+#: Begins the warning of a job that ends without a final evaluation.
+UNEVALUATED = "the policy was saved but not evaluated"
 
 
 class TrainingOrder(NamedTuple):

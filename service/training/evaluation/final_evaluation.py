@@ -9,6 +9,7 @@ from service.environments.step_limit import warn_of_cuts
 from service.errors import describe_error
 from service.training.evaluation.evaluator import EvaluationRun, Evaluator
 from service.training.evaluation.work_time import Stopwatch, WorkTime
+from service.training.order import UNEVALUATED
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
@@ -40,15 +41,13 @@ def evaluate_finally(
     try:
         _play(run, min(_MOST_SECONDS, max(_LEAST_SECONDS, _SHARE * training_seconds)), stop_rules)
     except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
-        progress.publish_warning(
-            f"the policy was saved but not evaluated, since its episodes failed ({describe_error(error)})."
-        )
+        progress.publish_warning(f"{UNEVALUATED}, since its episodes failed ({describe_error(error)}).")
         return None
     if not run.episodes:
         if stop_rules.n_stops == 0:
             progress.publish_warning(
-                f"the policy was saved but not evaluated, since no episode ended within {run.seconds:.0f} s; evaluate "
-                "it with POST /models/{model_name}/evaluate."
+                f"{UNEVALUATED}, since no episode ended within {run.seconds:.0f} s; evaluate it with "
+                "POST /models/{model_name}/evaluate."
             )
         return None
     remedy = 'send "env_kwargs": {"max_episode_steps": n} for another limit'

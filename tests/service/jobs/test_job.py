@@ -204,6 +204,14 @@ class TestOneJob:
         ]
         assert job.warnings == []
 
+    def test_a_resume_forgets_that_the_policy_before_it_was_not_evaluated(self, job: Job) -> None:
+        job.start()
+        for warning in ("mind the gap", "the policy was saved but not evaluated, since no episode ended within 2 s."):
+            job.warn(warning)
+        job.finish(JobStatus.STOPPED)
+        job.resume(None, JobServices(JobTotals()), None)
+        assert job.warnings == ["mind the gap"]
+
     def test_its_earlier_end_is_gone_also_where_only_saving_was_left(self, job: Job) -> None:
         job.start()
         job.progress.advance(100)
