@@ -252,7 +252,8 @@ class Job:
         """
         with self._guarded.lock:
             if self._outcome in (JobStatus.COMPLETED, JobStatus.FAILED):
-                past = f"has {self._outcome}" if self.status.is_final else "has finished training and is being saved"
+                is_known = self.status.is_final or self._outcome is JobStatus.FAILED
+                past = f"has {self._outcome}" if is_known else "has finished training and is being saved"
                 raise ConflictError(f"job {self.job_id} {past} already; only training jobs can be stopped.")
             if self._outcome is None:
                 self._outcome, self.state.stopped_by = JobStatus.STOPPED, stopped_by
@@ -269,12 +270,15 @@ class Job:
 
         :param reason: What happened to the worker, for people to read.
         """
+        is_trained = self.read_finished_model() is not None  # without the lock, since a disk may be slow
         with self._guarded.lock:
             may = find_next(self.status, JobEvent.RESTART) is not None
             may = may and self._outcome is None and self._guarded.end is None
             if not may or not self._may_restart or self.state.n_lost_workers >= self.config.max_restarts:
                 return False
             self.state.n_lost_workers += 1
+            if not is_trained:  # no rule may end it this time
+                self.state.ended_by = None
             self._begin_again()
             self._guarded.rewind_to_checkpoint()
             self._guarded.clock.start()

@@ -56,7 +56,8 @@ class JobProgress:
             self._guarded.clock.wake()
             state.elapsed_seconds = self._guarded.clock.elapsed_seconds
             if current_timesteps < state.current_timesteps:
-                self._guarded.rewind(0)  # the training could not go on from its checkpoint, and began again
+                state.checkpoint = None  # the training could not go on from it, and began again
+                self._guarded.rewind(0)
             n_new = current_timesteps - state.current_timesteps
             state.current_timesteps = current_timesteps
             # After training, evaluations give signs of life without new steps.

@@ -129,6 +129,20 @@ class TestOneJob:
             job.stop()
         assert job.status is status
 
+    def test_a_stop_while_a_failure_is_written_down_does_not_speak_of_saving(self) -> None:
+        refusals: list[str] = []
+
+        def stop(record: JobRecord) -> None:
+            with pytest.raises(ConflictError) as refused:
+                failing.stop()
+            refusals.append(refused.value.detail)
+
+        failing = Job(plan(total_timesteps=100), JobServices(JobTotals(), stop))
+        failing.start()
+        failing.finish(JobStatus.FAILED, "the cable is loose")
+        (refusal,) = refusals
+        assert "has failed already" in refusal
+
     def test_a_failure_after_a_stop_is_a_failure(self, job: Job) -> None:
         job.start()
         job.stop()
@@ -281,6 +295,21 @@ class TestOneJob:
         assert job.describe().ended_by is None  # it has not ended yet
         job.finish(final)
         job.progress.publish_ended_by("max_seconds")
+        assert job.describe().ended_by == ended_by
+
+    @pytest.mark.parametrize(("is_trained", "ended_by"), [(False, "total_timesteps"), (True, "patience")])
+    def test_a_rule_that_ended_it_counts_after_the_workers_death_only_if_training_was_over(
+        self, tmp_path: Path, is_trained: bool, ended_by: str
+    ) -> None:
+        class Folder(CheckpointFolder):
+            def read_finished(self, job_id: str) -> bytes | None:
+                return b"a model" if is_trained else None
+
+        job = Job(plan(total_timesteps=100), JobServices(JobTotals(), checkpoints=Folder(tmp_path)))
+        job.start()
+        job.progress.publish_ended_by("patience")
+        assert job.restart("Its worker died.")
+        job.finish(JobStatus.COMPLETED)
         assert job.describe().ended_by == ended_by
 
     def test_it_ends_with_what_its_saved_policy_earns(self, job: Job) -> None:

@@ -33,16 +33,17 @@ def job() -> Job:
     return Job(plan(total_timesteps=100))
 
 
-def test_a_training_that_begins_again_takes_its_steps_again() -> None:
+def test_a_training_that_begins_again_takes_its_steps_again(tmp_path: Path) -> None:
     totals = JobTotals()
-    job = Job(plan(total_timesteps=100), JobServices(totals))
+    job = Job(plan(total_timesteps=100), JobServices(totals, checkpoints=CheckpointFolder(tmp_path)))
     job.start()
     for timesteps in (32, 64):
         job.progress.advance(timesteps)
         job.progress.publish_metrics(LOUD)
+    job.progress.publish_checkpoint({"timesteps": 64}, b"of no use")
     job.progress.advance(32)  # without a word of a restart: its checkpoint is of no use
     assert (job.describe().current_timesteps, job.state.repeated_timesteps, totals.n_timesteps) == (32, 64, 96)
-    assert job.history.list_rows() == []
+    assert (job.history.list_rows(), job.describe().checkpoint) == ([], None)
 
 
 def test_an_evaluation_that_is_made_again_replaces_the_earlier(job: Job) -> None:
