@@ -229,9 +229,10 @@ class JobHistory:
         )
 
     def list_keys(self) -> list[str]:
-        """List the keys of all metrics, sorted."""
+        """List the keys of the metrics in the kept rows, sorted."""
         with self._lock:
-            return sorted({key for keys in self._key_tuples for key in keys})
+            tuples = {row.keys for row in self._list_packed_rows()}
+        return sorted({key for keys in tuples for key in keys})
 
     def list_kept_events(self) -> list[HistoryEvent]:
         """List the events that are kept for good, oldest first: all but metrics and progress."""

@@ -59,6 +59,16 @@ def test_after_going_back_rows_are_kept_as_before(history: JobHistory, n_left: i
     assert [row.timesteps for row in history.list_rows()] == [*range(0, 2 * n_left, 2), 5000, 5002]
 
 
+def test_keys_of_rows_that_are_gone_are_gone(history: JobHistory) -> None:
+    fill(history, 10)
+    history.append_metrics(10, 0.0, {"c": 7.0})
+    assert history.list_keys() == ["a", "b", "c"]
+    history.rewind(9)
+    assert history.list_keys() == ["a", "b"]
+    history.rewind(-1)
+    assert history.list_keys() == []
+
+
 def test_what_was_measured_under_one_key_can_be_had_alone_and_thinned(history: JobHistory) -> None:
     fill(history, 10)
     history.append_metrics(10, 0.0, {"c": 7.0})
