@@ -83,6 +83,8 @@ class CheckpointCallback(BaseCallback):
         if self._evaluations is not None and _EVALUATIONS in own:
             self._evaluations.put_state(own[_EVALUATIONS], taken.attachments.get(_BEST))
         self.lineage = None if own["lineage"] is None else Lineage(*own["lineage"])
+        if rules.ended_by not in (None, "stop"):  # a stop counts no more
+            self._progress.publish_ended_by(rules.ended_by)
 
     def _on_training_start(self) -> None:
         self._taken_at = self._published_at = time.monotonic()

@@ -148,6 +148,9 @@ def test_the_time_before_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     run(resumed, whole.checkpoints[0][1], max_seconds=6.5)
     assert resumed.ended_by == ["max_seconds"]
     assert resumed.steps[-1] == whole.steps[-1]
+    finished = Ticks()
+    run(finished, whole.checkpoints[-1][1], max_seconds=6.5)
+    assert finished.ended_by == ["max_seconds"]  # a resume has forgotten it
 
 
 def test_a_checkpoint_of_another_job_is_refused() -> None:
