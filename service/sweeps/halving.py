@@ -5,11 +5,13 @@ Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparamet
 share of the way down at the same share of the steps.
 """
 
+import statistics
 from collections.abc import Sequence
 
 from pydantic import BaseModel
 
 from service.schemas.sweeps import SettingRow
+from service.sweeps.ranking import list_rewards
 
 DEFAULT_FACTOR = 3
 
@@ -44,7 +46,13 @@ def plan_rungs(n_settings: int, total_timesteps: int, factor: int, min_timesteps
 def choose_promoted(rows: Sequence[SettingRow], rung: int, n_promoted: int) -> list[int]:
     """Return the numbers of the settings that go on from a rung, the best first.
 
-    :param rows: All settings, the best first.
+    A setting's own row may show an earlier rung, if it lacks a seed here: such ones come after the others.
+
+    :param rows: All settings.
     """
-    measured = [row.number for row in rows if row.rung == rung and row.mean_reward is not None]
-    return measured[:n_promoted]
+    places = []
+    for row in rows:
+        n_seeds, rewards = sum(trial.rung == rung for trial in row.trials), list_rewards(row, rung)
+        if rewards:
+            places.append((len(rewards) < n_seeds, -statistics.fmean(rewards), row.number))
+    return [number for *_, number in sorted(places)[:n_promoted]]

@@ -39,7 +39,8 @@ def choose_best(rows: Sequence[SettingRow]) -> BestSetting | None:
     if not rows or (best := rows[0]).mean_reward is None:
         return None
     others = [row for row in rows[1:] if row.mean_reward is not None and row.rung == best.rung]
-    runner_up = others[0] if others else None
+    # The mean of some seeds is not comparable with that of all.
+    runner_up = next((row for row in others if _is_whole(row) == _is_whole(best)), None)
     lead_ci95 = None if runner_up is None else compute_lead_interval(_list_rewards(best), _list_rewards(runner_up))
     lead = None if runner_up is None else best.mean_reward - (runner_up.mean_reward or 0.0)
     is_clear = lead_ci95 is not None and lead_ci95[0] > 0.0
@@ -53,7 +54,7 @@ def choose_best(rows: Sequence[SettingRow]) -> BestSetting | None:
         lead=lead,
         lead_ci95=lead_ci95,
         is_clear=is_clear,
-        text=_describe(best, runner_up, lead, lead_ci95, sum(row.mean_reward is not None for row in rows), len(rows)),
+        text=_describe(best, runner_up, lead, lead_ci95, rows) + _describe_higher(best, others),
     )
 
 
@@ -132,15 +133,24 @@ def _find_rung(trials: Sequence[Trial]) -> int:
 def _get_place(row: SettingRow) -> tuple[bool, bool, int, float, int]:
     if row.mean_reward is None:
         return True, True, 0, 0.0, row.number
-    is_whole = all(is_measured(trial) for trial in row.trials if trial.rung == row.rung)
-    return False, not is_whole, -row.rung, -row.mean_reward, row.number
+    return False, not _is_whole(row), -row.rung, -row.mean_reward, row.number
+
+
+def _is_whole(row: SettingRow) -> bool:
+    """Return whether all seeds of a setting's rung were evaluated."""
+    return all(is_measured(trial) for trial in row.trials if trial.rung == row.rung)
 
 
 def _list_rewards(row: SettingRow) -> list[float]:
+    return list_rewards(row, row.rung)
+
+
+def list_rewards(row: SettingRow, rung: int) -> list[float]:
+    """List what a setting's trials of a rung have earned, as far as they were evaluated."""
     return [
         trial.mean_reward
         for trial in row.trials
-        if trial.rung == row.rung and is_measured(trial) and trial.mean_reward is not None
+        if trial.rung == rung and is_measured(trial) and trial.mean_reward is not None
     ]
 
 
@@ -160,16 +170,13 @@ def _describe(
     runner_up: SettingRow | None,
     lead: float | None,
     lead_ci95: Interval95,
-    n_measured: int,
-    n_settings: int,
+    rows: Sequence[SettingRow],
 ) -> str:
+    n_measured = sum(row.mean_reward is not None for row in rows)
     if n_measured > 1 and (runner_up is None or lead is None):
-        return (
-            f"Setting {best.number} is the only one to reach {best.total_timesteps:,} steps; the others ended with "
-            "fewer."
-        )
+        return _describe_first(best, rows)
     if runner_up is None or lead is None:
-        return _describe_alone(best, n_settings)
+        return _describe_alone(best, len(rows))
     if lead == 0.0:
         return f"Settings {best.number} and {runner_up.number} earned the same."
     text = f"Setting {best.number} is ahead of the next one, setting {runner_up.number}, by {lead:.4g}"
@@ -185,6 +192,29 @@ def _describe(
     if lead_ci95[0] <= 0.0:
         return f"{text}, which may be chance; more seeds may tell them apart."
     return f"{text}. As the best of {n_measured} it has some luck in its figure: with new seeds, expect a little less."
+
+
+def _describe_first(best: SettingRow, rows: Sequence[SettingRow]) -> str:
+    """Say what sets a setting apart that cannot be compared with the others yet, or at all."""
+    rivals = [trial for row in rows if row is not best for trial in row.trials if trial.rung == best.rung]
+    if not rivals:
+        return (
+            f"Setting {best.number} is the only one to reach {best.total_timesteps:,} steps; the others ended with "
+            "fewer."
+        )
+    seeds = "all its seeds" if _is_whole(best) else "any seed"
+    so_far = " so far" if any(trial.status.is_active or trial.status is TrialStatus.WAITING for trial in rivals) else ""
+    return f"Setting {best.number} is the only one with {seeds} evaluated at {best.total_timesteps:,} steps{so_far}."
+
+
+def _describe_higher(best: SettingRow, others: Sequence[SettingRow]) -> str:
+    """Say which setting, if any, has earned more than the best one, though not with all its seeds."""
+    partial = [row for row in others if not _is_whole(row) and (row.mean_reward or 0.0) > (best.mean_reward or 0.0)]
+    if not partial:
+        return ""
+    highest = max(partial, key=lambda row: row.mean_reward or 0.0)
+    n_seeds = sum(trial.rung == highest.rung for trial in highest.trials)
+    return f" Setting {highest.number} earned more with the seeds it has ({highest.n_seeds} of {n_seeds})."
 
 
 def _describe_alone(best: SettingRow, n_settings: int) -> str:

@@ -111,6 +111,42 @@ def test_a_rung_counts_once_all_its_seeds_are_measured() -> None:
     assert "is the only one to reach 200 steps" in best.text
 
 
+@pytest.mark.parametrize(
+    ("rewards", "text"),
+    [
+        (
+            [[10.0, 12.0], [400.0, None]],
+            "Setting 1 is the only one with all its seeds evaluated at 100 steps so far. Setting 2 earned more with the "
+            "seeds it has (1 of 2).",
+        ),
+        (
+            [[10.0, 12.0], [4.0, None]],
+            "Setting 1 is the only one with all its seeds evaluated at 100 steps so far.",
+        ),
+        (
+            [[10.0, 10.0], [10.0, 10.0], [9.0, None], [11.0, None]],
+            "Settings 1 and 2 earned the same. Setting 4 earned more with the seeds it has (1 of 2).",
+        ),
+    ],
+)
+def test_a_setting_that_lacks_a_seed_is_not_what_the_best_is_ahead_of(
+    rewards: list[list[float | None]], text: str
+) -> None:
+    best = choose_best(rank(make_trials(rewards)))
+    assert best is not None
+    assert best.text == text
+    assert best.lead in (None, 0.0)
+
+
+@pytest.mark.parametrize(("status", "so_far"), [(TrialStatus.RUNNING, " so far"), (TrialStatus.FAILED, "")])
+def test_others_that_may_still_reach_the_same_steps_did_not_end_with_fewer(status: TrialStatus, so_far: str) -> None:
+    second = make_trials([[7.0, 7.0], [6.0, None]], rung=1, numbers=[1, 2])
+    second[-1].status = status
+    best = choose_best(rank([*make_trials([[5.0, 5.0], [4.0, 4.0], [3.0, 3.0]]), *second]))
+    assert best is not None
+    assert best.text == f"Setting 1 is the only one with all its seeds evaluated at 200 steps{so_far}."
+
+
 def test_the_rungs_of_halving() -> None:
     def plan(*arguments: int) -> list[tuple[int, int | None]]:
         return [(rung.n_settings, rung.total_timesteps) for rung in plan_rungs(*arguments)]
@@ -126,6 +162,14 @@ def test_the_best_of_a_rung_go_on() -> None:
     rows = rank(make_trials([[1.0], [3.0], [None], [2.0]]))
     assert choose_promoted(rows, 0, 2) == [2, 4]
     assert choose_promoted(rows, 0, 9) == [2, 4, 1]
+
+
+def test_settings_that_all_lack_a_seed_of_a_later_rung_go_on_too() -> None:
+    first = make_trials([[5.0, 5.0], [4.0, 4.0], [3.0, 3.0]])
+    later = make_trials([[7.0, None], [None, 9.0], [None, None]], rung=1)
+    assert choose_promoted(rank([*first, *later]), 1, 1) == [2]
+    whole = make_trials([[7.0, None], [None, 9.0], [1.0, 1.0]], rung=1)
+    assert choose_promoted(rank([*first, *whole]), 1, 3) == [3, 2, 1]
 
 
 def test_what_the_seeds_of_a_single_setting_reached_is_said() -> None:
