@@ -125,7 +125,9 @@ class Conductor:
         with self._table.changed:
             for sweep, jobs in seen:
                 news = [sweep.observe(trial, job) for trial, job in jobs]
-                if sweep.advance() or any(news):
+                # The server's end stops jobs too, which the next server's sweep has yet to go on with.
+                has_advanced = not self._table.is_closing and sweep.advance()
+                if has_advanced or any(news):
                     changed.append(sweep)
                 if not sweep.status.is_active:
                     self._table.turns.remove(sweep.sweep_id)
@@ -160,17 +162,16 @@ class Conductor:
             is_busy = isinstance(error, ServiceError) and error.status_code in _BUSY_STATUSES
             is_busy = is_busy or (isinstance(error, ConflictError) and error.is_passing)
             with self._table.changed:
-                if is_busy:
-                    sweep.held_by = detail
-                else:
+                sweep.held_by = detail if is_busy else None
+                if not is_busy:
                     sweep.note_refusal(trial, detail)
             if not is_busy:
                 self._recorder.write(sweep.sweep_id)
             return not is_busy
-        if job is None:
-            return True
         with self._table.changed:
             sweep.held_by = None
+            if job is None:
+                return True
             sweep.note_job(trial, job)
             sweep.observe(trial, job)
             self._seen_jobs[job.job_id] = job

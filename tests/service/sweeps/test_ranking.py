@@ -116,8 +116,8 @@ def test_a_rung_counts_once_all_its_seeds_are_measured() -> None:
     [
         (
             [[10.0, 12.0], [400.0, None]],
-            "Setting 1 is the only one with all its seeds evaluated at 100 steps so far. Setting 2 earned more with the "
-            "seeds it has (1 of 2).",
+            "Setting 1 is the only one with all its seeds evaluated at 100 steps so far. Setting 2 earned more with "
+            "the seeds it has (1 of 2).",
         ),
         (
             [[10.0, 12.0], [4.0, None]],

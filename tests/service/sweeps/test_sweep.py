@@ -1,13 +1,17 @@
 """What a sweep's jobs take, and what its budget allows."""
 
 from datetime import UTC, datetime
+from typing import Literal
 
-from service.jobs.job import Job
+import pytest
+
+from service.jobs.job import Job, JobServices
+from service.jobs.totals import JobTotals
 from service.schemas.jobs import JobStatus
 from service.schemas.sweeps import SweepStatus, TrialStatus
 from service.sweeps.halving import Rung
 from service.sweeps.sweep import Sweep, SweepRecord, make_trials
-from tests.support import make_plan
+from tests.support import make_final_evaluation, make_plan
 
 
 def make_sweep(budget_timesteps: int) -> Sweep:
@@ -64,6 +68,41 @@ def test_what_a_job_has_earned_is_noted_though_it_ended_before_it_was_looked_at(
     assert first in sweep.list_active()  # so that it is looked at
     assert sweep.observe(first, job)
     assert (first.status, first.model_name) == (TrialStatus.COMPLETED, "m")
+
+
+def test_a_job_that_goes_on_has_earned_nothing_until_it_ends() -> None:
+    sweep, job = make_sweep(300), make_job()
+    first = sweep.record.trials[0]
+    sweep.note_job(first, job)
+    job.progress.publish_final_evaluation(make_final_evaluation(300.0).model_dump())
+    job.record_saved_model("m", "0" * 64)
+    job.stop()
+    sweep.stop()
+    job.finish(JobStatus.STOPPED)
+    sweep.observe(first, job)
+    assert (first.status, first.mean_reward, first.n_episodes) == (TrialStatus.INTERRUPTED, 300.0, 2)
+    sweep.resume()
+    job.resume(None, JobServices(JobTotals()), None)
+    sweep.note_job(first, job)
+    assert (first.mean_reward, first.mean_reward_ci95, first.n_episodes, first.model_name) == (None, None, None, "m")
+    job.start()
+    job.finish(JobStatus.COMPLETED)  # without an evaluation
+    sweep.observe(first, job)
+    assert (first.status, first.mean_reward) == (TrialStatus.COMPLETED, None)
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "status"), [("shutdown", TrialStatus.INTERRUPTED), ("stop", TrialStatus.STOPPED)]
+)
+def test_a_job_that_the_servers_end_stops_is_gone_on_with(
+    stopped_by: Literal["stop", "shutdown"], status: TrialStatus
+) -> None:
+    sweep, job = make_sweep(300), Job(make_plan())
+    first = sweep.record.trials[0]
+    job.stop(stopped_by)  # before the sweep has noted it
+    sweep.note_job(first, job)
+    sweep.observe(first, job)
+    assert (sweep.status, first.status) == (SweepStatus.RUNNING, status)
 
 
 def test_steps_of_a_job_that_could_not_go_on_count() -> None:
