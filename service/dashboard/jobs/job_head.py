@@ -51,7 +51,8 @@ class JobHead:
         self._on_act = on_act
         # Links to the job's model; None before it has ended with one.
         self._links: tuple[ui.element, ui.element] | None = None
-        self._is_final = False
+        # How often the job had gone on when its end was shown; None before.
+        self._ended_after: int | None = None
         self._shown_warnings: list[str] = []
         self._shown_labels: JobLabels | None = None
         name = job.config.model_name
@@ -79,7 +80,9 @@ class JobHead:
     @property
     def is_outdated(self) -> bool:
         """Whether it shows the end of a job that has since gone on."""
-        return self._is_final and not self.job.status.is_final
+        return self._ended_after is not None and (
+            not self.job.status.is_final or self.job.state.n_restarts != self._ended_after  # it may have ended again
+        )
 
     def _make_edit(self) -> None:
         label = f"Edit the name, tags and note of {self.job.config.model_name}"
@@ -99,7 +102,7 @@ class JobHead:
     def update(self) -> None:
         """Show the status of the job."""
         self._show_labels()
-        if self._is_final:
+        if self._ended_after is not None:
             return
         status = self.job.describe()
         self._show_state(status)
@@ -110,7 +113,7 @@ class JobHead:
         fill_track(self._track, self._filling, status.progress)
         self._headline.show(choose_headline(status))
         if status.status.is_final:
-            self._is_final = True
+            self._ended_after = status.n_restarts
             self._show_end(status)
 
     def _show_state(self, status: TrainingStatus) -> None:

@@ -21,6 +21,11 @@ from service.schemas.sweeps import BestSetting, SettingRow, SweepDescription, Sw
 from service.sweeps.registry import SweepRegistry
 
 _REFRESH_SECONDS = 1.0
+# What the page says of an end that the table does not explain: the text, the tone and the icon.
+_ENDS = {
+    "budget": ("The sweep ended because its budget did not allow another job.", "", "savings"),
+    "no_evaluation": ("The sweep ended because no job of its last round was evaluated.", "warn", "leaderboard"),
+}
 
 
 def show_sweep(sweep_id: str) -> None:
@@ -102,8 +107,8 @@ class _Sweep:
 def _show_content(sweep: SweepDescription, models: Container[str]) -> None:
     if sweep.held_by is not None:
         make_note(f"The next job waits: {sweep.held_by}", "warn", "hourglass_empty")
-    if sweep.ended_by == "budget":
-        make_note("The sweep ended because its budget did not allow another job.", "", "savings")
+    if sweep.ended_by in _ENDS:
+        make_note(*_ENDS[sweep.ended_by])
     if sweep.best is not None:
         _show_best(sweep.best, sweep.settings, models)
     drawing = draw_parallel_coordinates(sweep.settings)

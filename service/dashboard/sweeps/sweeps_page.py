@@ -56,12 +56,18 @@ def _show_line(sweep: SweepSummary) -> None:
         with make_box("row-flex between wrap"):
             make_link(sweep.name, f"{DASHBOARD_PATH}/sweeps/{sweep.sweep_id}", "sweep-name")
             Text(str(sweep.status), f"chip {TONES.get(sweep.status, '')}")
-        best = "not evaluated yet" if sweep.best_mean_reward is None else format_number(sweep.best_mean_reward)
         with make_box("facts wrap"):
             Text(f"{sweep.env_name}, {sweep.method}, {format_items(sweep.n_settings, 'setting')}")
-            Text(f"best: {best}")
+            Text(f"best: {describe_best(sweep)}")
             Text(describe_counts(sweep))
             Text(f"{format_count(sweep.timesteps)} steps, {format_age(sweep.created_at)}")
+
+
+def describe_best(sweep: SweepSummary) -> str:
+    """Say what the best setting has earned."""
+    if sweep.best_mean_reward is not None:
+        return format_number(sweep.best_mean_reward)
+    return "not evaluated yet" if sweep.status.is_active else "not evaluated"
 
 
 def describe_counts(sweep: SweepSummary) -> str:

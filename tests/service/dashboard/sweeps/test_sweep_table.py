@@ -1,8 +1,13 @@
-"""The table of a sweep's settings."""
+"""The table of a sweep's settings, and what pages say of its end."""
 
 from datetime import UTC, datetime
 
+import pytest
+from nicegui import Client, ui
+
+from service.dashboard.sweeps import sweep_page
 from service.dashboard.sweeps.sweep_table import describe_spread, write_sweep_table
+from service.dashboard.sweeps.sweeps_page import describe_best
 from service.schemas.sweeps import SettingRow, SweepDescription, SweepStatus, Trial, TrialStatus
 
 
@@ -68,3 +73,19 @@ def test_why_jobs_have_failed_can_be_opened_and_is_said_once() -> None:
     table = write_sweep_table(make_sweep(*failed), ())
     assert '<summary class="jobs-of bad">2 failed</summary><p>a &lt; b</p></details>' in table
     assert "<details" not in write_sweep_table(make_sweep(failed[0].model_copy(update={"error_message": None})), ())
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(SweepStatus.RUNNING, "not evaluated yet"), (SweepStatus.COMPLETED, "not evaluated")]
+)
+def test_after_the_end_no_evaluation_is_still_to_come(status: SweepStatus, said: str) -> None:
+    sweep = make_sweep().model_copy(update={"status": status})
+    assert describe_best(sweep) == said
+    assert describe_best(sweep.model_copy(update={"best_mean_reward": 480.0})) == "480.0"
+
+
+def test_an_end_for_want_of_evaluations_is_explained() -> None:
+    with Client(ui.page("/sweep")) as client:
+        sweep_page._show_content(make_sweep().model_copy(update={"ended_by": "no_evaluation"}), ())
+    texts = [getattr(element, "text", "") for element in client.elements.values()]
+    assert "The sweep ended because no job of its last round was evaluated." in texts
