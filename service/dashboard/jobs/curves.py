@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,13 +46,15 @@ def describe_curves(job: Job, metrics: Iterable[str], has_bounds: bool = True) -
     :param has_bounds: Whether the bounds of long lines are wanted, which double what is sent.
     """
     line, final = job.summarize(), job.state.final_evaluation
+    # Not its start_time: seconds go on after a resume, without the pause before it.
+    now = (job.state.end_time or datetime.now(UTC)).timestamp()
     wanted = {TRAINING_KEY if metric == REWARD else metric for metric in metrics}
     return {
         "id": job.job_id,
         "name": line.display_name or line.model_name,
         "env": line.env_name,
         "recipe": line.recipe,
-        "start": _to_epoch(job.state.start_time),
+        "start": now - line.elapsed_seconds,
         "keys": job.history.list_keys(),
         "lines": {metric: read_line(job.history.get_column(metric), metric, has_bounds) for metric in wanted},
         "evaluations": [
@@ -103,7 +105,3 @@ def _list_seconds(seconds: npt.NDArray[np.float64]) -> list[float]:
 def _round_all(values: npt.NDArray[np.float64]) -> list[float | None]:
     """Round to five digits, which are more than a chart shows; None stands for what is not finite."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
-
-
-def _to_epoch(moment: datetime | None) -> float | None:
-    return None if moment is None else moment.timestamp()

@@ -42,7 +42,7 @@ globalThis.grpoCurves = (() => {
     view.x === "steps" ? `${Math.round(value).toLocaleString("en")} steps`
       : view.x === "relative" ? duration(value) : `${new Date(value).toLocaleString("en", { timeZone: "UTC" })} UTC`; // as events
   const place = (job, steps, seconds, view) =>
-    view.x === "steps" ? steps : view.x === "relative" ? seconds : 1000 * ((job.start ?? 0) + seconds);
+    view.x === "steps" ? steps : view.x === "relative" ? seconds : 1000 * (job.start + seconds);
 
   const points = (job, metric, view) => {
     const [steps, seconds, values] = job.lines[metric] ?? [[], [], []];

@@ -147,7 +147,7 @@ class JobState(BaseModel):
         :param status: Its status from now on.
         """
         self.status, self.n_stops, self.stopped_by = status, 0, "stop"
-        self.ended_by = self.ended_how = self.error_message = self.end_time = None
+        self.ended_by = self.ended_how = self.error_message = self.start_time = self.end_time = None
         self.model_name = self.sha256 = None
 
     def get_end(self) -> JobEnd:

@@ -190,6 +190,7 @@ class TestOneJob:
         job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
         job.resume(None, services, job.describe().checkpoint)
         assert job.describe().metrics == {"rollout/ep_rew_mean": 64.0}
+        assert job.describe().start_time is None
         job.finish(JobStatus.STOPPED)
         job.resume(None, services, None)
         assert (job.describe().metrics, job.describe().current_timesteps) == ({}, 0)

@@ -2,13 +2,15 @@
 
 import json
 import math
+import time
 from itertools import pairwise
 
 import numpy as np
 
 from service.dashboard.jobs.curves import MAX_POINTS, describe_curves, read_line
-from service.jobs.job import Job
+from service.jobs.job import Job, JobServices
 from service.jobs.records.history import MetricColumn
+from service.jobs.totals import JobTotals
 from service.schemas.jobs import JobStatus
 from tests.support import make_evaluation, make_final_evaluation, make_plan
 
@@ -35,6 +37,19 @@ def test_a_job_brings_its_line_its_evaluations_and_all_keys() -> None:
     json.dumps(curves, allow_nan=False)
     record = job.make_record(0, 1)
     assert describe_curves(Job.restore(record), ["reward"])["keys"] == curves["keys"]
+
+
+def test_after_a_resume_no_time_of_a_curve_lies_in_the_future() -> None:
+    job = Job(make_plan(total_timesteps=100))
+    job.stop()
+    record = job.make_record(0, 1)
+    record.state.elapsed_seconds = 3600.0
+    job = Job.restore(record)
+    job.resume(None, JobServices(JobTotals()), None)
+    for go_on in (lambda: None, job.start, lambda: job.finish(JobStatus.COMPLETED)):
+        go_on()
+        end = describe_curves(job, ["reward"])["start"] + job.summarize().elapsed_seconds
+        assert time.time() - 60.0 < end < time.time() + 1.0
 
 
 def make_column(values: list[float]) -> MetricColumn:
