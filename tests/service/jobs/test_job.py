@@ -283,6 +283,11 @@ class TestOneJob:
         job.progress.advance(1)
         status = job.describe()
         assert status.eta_seconds == 60.0 - status.elapsed_seconds
+        job.progress.advance(30)
+        assert job.restart("Its worker died.")  # the limit begins again, as the training does
+        job.progress.advance(10)
+        status = job.describe()
+        assert status.eta_seconds == pytest.approx(60.0 - status.elapsed_seconds * 10 / 40)
 
     @pytest.mark.parametrize(
         ("final", "ended_by"),
