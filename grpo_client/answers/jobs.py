@@ -189,11 +189,13 @@ def _describe_status(status: TrainingStatus) -> str:
         lines.append(f"error: {status.error_message}")
     if status.final_evaluation is not None:
         cut = "" if status.final_evaluation.complete else "; time ran out before there were more"
-        lines.append(f"the saved policy: {describe_evaluation(status.final_evaluation)}{cut}")
+        lines.append(f"{_name_policy(status)}: {describe_evaluation(status.final_evaluation)}{cut}")
     if status.verdict.state != "failed" or status.error_message is None:  # it would only say that there is an error
         lines.append(f"verdict: {status.verdict.text}")
     if status.final_evaluation is None and status.evaluation is not None:
-        lines.append(f"latest evaluation: {describe_evaluation(status.evaluation)}")
+        is_untrained = status.evaluation.timesteps == 0 and status.current_timesteps > 0
+        when = ", before training" if is_untrained else ""
+        lines.append(f"latest evaluation{when}: {describe_evaluation(status.evaluation)}")
     if status.best_evaluation is not None and status.config.get("keep_best"):
         lines.append(f"best evaluation: {describe_evaluation(status.best_evaluation)}")
     if "rollout/ep_rew_mean" in status.metrics:
@@ -202,6 +204,12 @@ def _describe_status(status: TrainingStatus) -> str:
     if status.model_name is not None:
         lines.append(f"model: {status.model_name}")
     return "\n".join(lines)
+
+
+def _name_policy(status: TrainingStatus) -> str:
+    if status.model_name is not None:
+        return "the saved policy"
+    return f"the final policy, which is not saved{'' if status.is_final else ' yet'}"
 
 
 def _format_times(status: TrainingStatus) -> str:

@@ -57,7 +57,8 @@ def test_times_and_nested_answers_are_read_and_written_back() -> None:
 def test_a_printed_status_begins_with_what_the_saved_policy_earns() -> None:
     final = {**FIGURES, "mean_reward": 500.0, "timesteps": 64, "seconds": 0.1, "complete": False}
     changes = {"evaluation": FIGURES, "final_evaluation": final, "metrics": {"rollout/ep_rew_mean": 170.8}}
-    _, first, verdict, training = str(TrainingStatus.parse(make_status(**changes))).splitlines()
+    status = make_status(**changes, status="completed", model_name="m")
+    _, first, verdict, training, _ = str(TrainingStatus.parse(status)).splitlines()
     assert first.startswith("the saved policy: mean reward 500.00 (95 % interval 1.00 to 2.00)")
     assert first.endswith("2 episodes; time ran out before there were more")
     assert verdict == "verdict: It learns."
@@ -67,6 +68,16 @@ def test_a_printed_status_begins_with_what_the_saved_policy_earns() -> None:
 def test_before_that_it_shows_the_latest_evaluation() -> None:
     lines = str(TrainingStatus.parse(make_status(evaluation=FIGURES))).splitlines()
     assert lines[-1].startswith("latest evaluation: mean reward 1.50")
+    untrained = make_status(evaluation={**FIGURES, "timesteps": 0}, current_timesteps=64)
+    lines = str(TrainingStatus.parse(untrained)).splitlines()
+    assert lines[-1].startswith("latest evaluation, before training: mean reward 1.50")
+
+
+@pytest.mark.parametrize(("status", "yet"), [("failed", ""), ("running", " yet")])
+def test_a_policy_that_is_not_saved_is_not_called_so(status: str, yet: str) -> None:
+    final = {**FIGURES, "timesteps": 64, "seconds": 0.1, "complete": True}
+    lines = str(TrainingStatus.parse(make_status(final_evaluation=final, status=status))).splitlines()
+    assert lines[1].startswith(f"the final policy, which is not saved{yet}: mean reward 1.50")
 
 
 def test_lists_of_answers_are_tuples() -> None:
