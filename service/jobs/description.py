@@ -66,7 +66,7 @@ def describe_progress(config: TrainConfig, state: JobState) -> dict[str, Any]:
 def gather_evidence(plan: TrainingPlan, state: JobState, history: JobHistory) -> Evidence:
     """Return the evidence for the verdict on a job."""
     no_signal = NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
-    return Evidence(
+    evidence = Evidence(
         status=state.status,
         config=plan.config,
         n_timesteps=state.current_timesteps,
@@ -75,11 +75,13 @@ def gather_evidence(plan: TrainingPlan, state: JobState, history: JobHistory) ->
         evaluations=history.list_evaluations(),
         final_evaluation=state.final_evaluation,
         reward_threshold=plan.reward_threshold,
-        no_signal_warning=no_signal.make_warning(state.current_timesteps),
         had_signal=state.last_signal_timesteps > 0,
         kls=history.list_values(_KL_KEY, _MAX_JUDGED_POINTS),
         metrics=state.metrics,
+        is_saved=state.model_name is not None or not state.status.is_final,
     )
+    warning = no_signal.make_warning(state.current_timesteps, evidence.is_over)
+    return evidence._replace(no_signal_warning=warning)
 
 
 def name_tensorboard_run(job_id: str, config: TrainConfig) -> str | None:

@@ -31,16 +31,18 @@ class NoSignalCounter:
         self._has_warned = self._has_warned or warning is not None
         return warning
 
-    def make_warning(self, timesteps: int) -> str | None:
+    def make_warning(self, timesteps: int, is_over: bool = False) -> str | None:
         """Return the warning that is due; None if the signal has not been missing for long.
 
         :param timesteps: Simulator steps taken so far.
+        :param is_over: Whether no more will follow.
         """
         n_steps = timesteps - self.since_timesteps
         if self.n_rollouts < _MIN_ROLLOUTS_TO_WARN or n_steps < _MIN_STEPS_TO_WARN:
             return None
+        remedy = "Use" if is_over else "A rare reward may still be found; otherwise use"
         return (
             f"no signal in the last {self.n_rollouts} rollouts ({n_steps} steps): in every group, all branches "
-            "earned the same. A rare reward may still be found; otherwise use a reward that differs between branches, "
-            "a longer horizon or a larger group_size."
+            f"earned the same. {remedy} a reward that differs between branches, a longer horizon or a larger "
+            "group_size."
         )

@@ -60,6 +60,7 @@ class Evidence(NamedTuple):
     :param had_signal: Whether branches of a group have ever earned different rewards.
     :param kls: How far each update moved the policy (``train/approx_kl``), oldest first.
     :param metrics: The latest metrics, under SB3's log keys.
+    :param is_saved: Whether the policy is saved, or will be.
     """
 
     status: JobStatus
@@ -74,11 +75,18 @@ class Evidence(NamedTuple):
     had_signal: bool = False
     kls: Sequence[float] = ()
     metrics: Mapping[str, float] = MappingProxyType({})
+    is_saved: bool = True
 
     @property
     def is_over(self) -> bool:
         """Whether training is: a job still runs for a moment while it saves the policy that it evaluated last."""
         return self.status.is_final or self.final_evaluation is not None
+
+    @property
+    def limit(self) -> EndedBy | None:
+        """Why its training ended; a stop that came after its last step did not end it."""
+        was_late = self.ended_by in ("stop", "shutdown") and self.n_timesteps >= self.config.total_timesteps
+        return "total_timesteps" if was_late else self.ended_by
 
     @property
     def latest(self) -> EpisodeFigures | None:
@@ -246,8 +254,9 @@ def _differs(course: Course) -> bool:
 def _say_now(evidence: Evidence) -> str:
     """Say what an episode earns now, and who plays it."""
     if evidence.latest is None:
-        return f"while training, an episode earns about {_format(evidence.rollout_rewards[-1])}"
-    who = "the policy" if evidence.final_evaluation is None else "the saved policy"
+        earns = "earned" if evidence.is_over else "earns"
+        return f"while training, an episode {earns} about {_format(evidence.rollout_rewards[-1])}"
+    who = "the saved policy" if evidence.final_evaluation is not None and evidence.is_saved else "the policy"
     return f"{who} earns {_format(evidence.latest.mean_reward)} per episode"
 
 
@@ -256,8 +265,11 @@ def _say_it_is_early(evidence: Evidence) -> str:
         return f"{_capitalize(_say_now(evidence))}; too little was evaluated before to tell how much it has learned."
     if evidence.latest is not None:
         return f"{_capitalize(_say_now(evidence))}; there is no other evaluation yet to compare that with."
+    if evidence.is_over and not evidence.is_saved and evidence.n_timesteps == 0:
+        return "The job was stopped before its first step."
     if evidence.is_over:
-        return "Too few episodes have ended to tell whether it has learned, and the saved policy was not evaluated."
+        policy = "the saved policy was not evaluated" if evidence.is_saved else "no policy was saved at its end"
+        return f"Too few episodes have ended to tell whether it has learned, and {policy}."
     return (
         "Too few episodes have ended to tell whether it is learning, and the policy has not been evaluated since "
         "training began."
@@ -267,10 +279,16 @@ def _say_it_is_early(evidence: Evidence) -> str:
 def _say_there_is_no_signal(evidence: Evidence) -> str:
     now = f"{_capitalize(_say_now(evidence))}. " if evidence.is_over and evidence.latest is not None else ""
     if evidence.had_signal and _has_stopped_exploring(evidence):
-        return (
-            f"{now}There is nothing more to learn from, since the policy has almost stopped trying other actions: all "
-            "branches of a group earn the same. Try a lower learning_rate, or an ent_coef such as 0.01."
+        found = (
+            "There is nothing more to learn from, since the policy has almost stopped trying other actions: all "
+            "branches of a group earn the same."
         )
+        if evidence.is_over:
+            found = (
+                "In the end there was nothing more to learn from, since the policy had almost stopped trying other "
+                "actions: all branches of a group earned the same."
+            )
+        return f"{now}{found} Try a lower learning_rate, or an ent_coef such as 0.01."
     nothing = "There was nothing to learn from" if evidence.is_over else "There is nothing to learn from yet"
     return f"{now}{nothing}: {evidence.no_signal_warning}"
 
@@ -278,20 +296,26 @@ def _say_there_is_no_signal(evidence: Evidence) -> str:
 def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
     """Say how the reward changed."""
     before = max(course.start.reward, course.middle.reward) if state == "worse" else course.start.reward
+    is_over = evidence.is_over
+    unclear = "did not clearly change" if is_over else "has not clearly changed yet"
     if not course.is_evaluated or evidence.latest is None:
-        changes = {"learning": "is rising", "steady": "rose and is now steady", "worse": "has fallen"}
-        change = changes.get(state, "has not clearly changed yet")
-        moved = f"was about {_format(before)} and is about {_format(course.end.reward)} now"
+        changes = {
+            "learning": "rose" if is_over else "is rising",
+            "steady": "rose and then stayed as it was" if is_over else "rose and is now steady",
+            "worse": "fell" if is_over else "has fallen",
+        }
+        change = changes.get(state, unclear)
+        first, last = f"about {_format(before)}", f"about {_format(course.end.reward)}"
+        moved = f"went from {first} to {last}" if is_over else f"was {first} and is {last} now"
         text = f"The mean reward while training {change}: it {moved}"
         dip = f"the mean reward while training {moved}"
     else:
-        is_over = evidence.is_over
         changes = {
             "learning": "got better" if is_over else "is getting better",
             "steady": "got better and then stayed as it was" if is_over else "got better and stays as it is",
             "worse": "got worse" if is_over else "is getting worse",
         }
-        change = changes.get(state, "did not clearly change" if is_over else "has not clearly changed yet")
+        change = changes.get(state, unclear)
         subject = f"The policy {change}"
         if state == "flat" and _differs(course):
             subject = "Its episodes differ too much to tell whether the policy changed"
@@ -300,9 +324,12 @@ def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
         # What is kept may be better than what it has become.
         has_fallen = state == "worse" and evidence.final_evaluation is None
         figures = evidence.evaluations[-1] if has_fallen else evidence.latest
-        earns = f"earns {_format(figures.mean_reward)} per episode, {since} about {_format(before, 3)} {when}"
-        text = f"{subject}: {'it now' if evidence.final_evaluation is None else 'the saved one'} {earns}"
-        dip = f"the policy now {earns}"
+        reward = f"{_format(figures.mean_reward)} per episode, {since} about {_format(before, 3)} {when}"
+        earns = "it earned" if is_over else "it now earns"
+        if evidence.final_evaluation is not None and evidence.is_saved:
+            earns = "the saved one earns"
+        text = f"{subject}: {earns} {reward}"
+        dip = f"the policy now earns {reward}"
     if state == "worse" and _may_be_dip(evidence):
         text = f"Rewards have fallen since about step {_find_peak(evidence):,}: {dip}"
     if evidence.reward_threshold is None or state == "worse":
@@ -333,6 +360,7 @@ def _advise(state: VerdictState, evidence: Evidence) -> str:
         remedy = "A lower learning_rate" if evidence.config.lr_schedule == "linear" else 'lr_schedule "linear"'
         remedy = "A lower learning_rate or an ent_coef such as 0.01" if _has_stopped_exploring(evidence) else remedy
         keep = "the best evaluated policy is saved" if evidence.config.keep_best else "keep_best saves the best policy"
+        keep = keep if evidence.is_saved else "no policy was saved at its end"
         if _may_be_dip(evidence):
             return f"Such dips are usual while a policy learns; {keep}."
         return f"{remedy} may prevent that; {keep}."
@@ -370,7 +398,7 @@ def _find_general_remedy(evidence: Evidence) -> str:
     """Return advice where nothing says what is holding the policy back."""
     if not evidence.is_over:
         return "let it continue; if that does not help, try a longer horizon with a larger n_steps."
-    if evidence.ended_by not in (None, "total_timesteps"):
+    if evidence.limit not in (None, "total_timesteps"):
         return f"it may need longer, {_say_longer(evidence)}."
     if _rewards_differ(evidence):
         return "try more total_timesteps, or a longer horizon with a larger n_steps."
@@ -397,7 +425,7 @@ def _say_longer(evidence: Evidence) -> str:
         "stop_reward": "with a higher stop_reward",
         "patience": "with more patience",
     }
-    return remedies.get(evidence.ended_by, "with more total_timesteps")
+    return remedies.get(evidence.limit, "with more total_timesteps")
 
 
 def _format(reward: float, n_digits: int = 4) -> str:

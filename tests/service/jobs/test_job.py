@@ -354,6 +354,10 @@ class TestItsVerdict:
         job.finish(JobStatus.FAILED)
         assert job.history.list_events()[-1].payload["verdict"]["state"] == "failed"
 
+    def test_what_was_stopped_in_the_queue_has_saved_nothing(self, job: Job) -> None:
+        job.stop()
+        assert job.describe().verdict.text == "The job was stopped before its first step."
+
     def test_a_missing_signal_is_one(self, job: Job) -> None:
         job.start()
         for rollout in range(1, 13):

@@ -177,6 +177,10 @@ class TestTheNoSignalWarning:
             job.progress.publish_metrics(SILENT)
         (warning,) = job.describe().warnings
         assert f"no signal in the last {n_rollouts} rollouts ({n_rollouts * steps_each} steps)" in warning
+        assert "may still be found" in warning
+        job.finish(JobStatus.STOPPED)
+        (warning,) = job.describe().warnings
+        assert "earned the same. Use a reward that differs between branches" in warning
 
     def test_one_rollout_with_a_signal_ends_it_and_restarts_the_count(self, job: Job) -> None:
         for rollout in range(1, 13):

@@ -25,7 +25,7 @@ DESERVED: dict[str, tuple[str, str]] = {
     "cartpole_out_of_time": ("flat", "more max_seconds"),
     "cartpole_stop_reward": ("solved", "492.5"),
     "cartpole_patience": ("solved", "492.5"),
-    "cartpole_without_evaluations": ("learning", "The mean reward while training is rising"),
+    "cartpole_without_evaluations": ("learning", "The mean reward while training rose: it went from"),
     "cartpole_own_reward": ("solved", "500"),
     "cartpole_own_reward_other_seed": ("solved", "500"),
     "cartpole_own_reward_plain": ("solved", "500"),
@@ -51,7 +51,7 @@ DESERVED: dict[str, tuple[str, str]] = {
     "hopper_too_short": ("learning", "more total_timesteps"),
     "nothing_to_earn": ("no_signal", "a reward that differs between branches"),
     "environment_breaks": ("failed", "error_message"),
-    "evaluations_fail": ("learning", "The mean reward while training is rising"),
+    "evaluations_fail": ("learning", "The mean reward while training rose: it went from"),
 }
 
 

@@ -52,8 +52,12 @@ class TestBeforeThereIsACurve:
         assert judge(Evidence(JobStatus.RUNNING, config)).text.startswith("Starting the worker")
         assert judge(Evidence(JobStatus.RUNNING, config, n_timesteps=1)).text.startswith("Too few episodes")
 
-    def test_in_the_end_nothing_is_promised(self, judge_curve: Any) -> None:
+    def test_in_the_end_nothing_is_promised(self, judge_curve: Any, config: TrainConfig) -> None:
         assert judge_curve([1.0, 2.0], JobStatus.COMPLETED).text.endswith("the saved policy was not evaluated.")
+        unsaved = judge_curve([1.0, 2.0], JobStatus.STOPPED, is_saved=False)
+        assert unsaved.text.endswith("and no policy was saved at its end.")
+        queued = judge(Evidence(JobStatus.STOPPED, config, is_saved=False))
+        assert (queued.state, queued.text) == ("starting", "The job was stopped before its first step.")
 
     def test_a_failure_is_one_whatever_came_before(self, judge_curve: Any) -> None:
         verdict = judge_curve(RISE * 500, JobStatus.FAILED, reward_threshold=400.0)
@@ -98,6 +102,26 @@ class TestCurves:
         rewards = [20.0, 300.0, 100.0]
         fallen = judge(Evidence(JobStatus.RUNNING, keeping, 1000, evaluations=[evaluate(each) for each in rewards]))
         assert "now earns 100 per episode, down from about 300 at its best" in fallen.text
+
+    def test_where_none_is_saved_it_says_that(self, config: TrainConfig) -> None:
+        keeping = config.model_copy(update={"keep_best": True})
+        evaluations, final = [evaluate(300.0), evaluate(100.0)], evaluate(100.0)
+        verdict = judge(Evidence(JobStatus.STOPPED, keeping, 1000, "stop", [], evaluations, final, is_saved=False))
+        assert "it earned 100 per episode, down from about 300 at its best" in verdict.text
+        assert verdict.text.endswith("no policy was saved at its end.")
+
+    @pytest.mark.parametrize(
+        ("curve", "said"),
+        [
+            ([10.0] * 10 + [20.0] * 10 + [30.0] * 10, "rose: it went from about 10 to about 30."),
+            ([10.0] * 10 + [30.0] * 20, "rose and then stayed as it was: it went from about 10 to about 30."),
+            ([30.0] * 20 + [10.0] * 10, "fell: it went from about 30 to about 10."),
+            ([24.0] * 10 + [24.5] * 20, "did not clearly change: it went from about 24 to about 24.5."),
+        ],
+    )
+    def test_in_the_end_it_is_past(self, judge_curve: Any, curve: list[float], said: str) -> None:
+        text = judge_curve(curve, JobStatus.COMPLETED).text
+        assert text.startswith(f"The mean reward while training {said}")
 
     def test_a_rise_that_drowns_in_noise_is_not_claimed(self, judge_curve: Any) -> None:
         assert judge_curve(RISE + 3 * NOISE).state == "flat"
@@ -215,6 +239,8 @@ class TestEvaluations:
 
 class TestSolved:
     def test_it_is_what_the_environment_calls_so(self, judge_curve: Any) -> None:
+        over = judge_curve(500 * RISE, JobStatus.COMPLETED, reward_threshold=475.0)
+        assert "while training, an episode earned about 500" in over.text
         verdict = judge_curve(500 * RISE, reward_threshold=475.0)
         assert verdict.state == "solved"
         assert "while training, an episode earns about 500" in verdict.text
@@ -286,6 +312,8 @@ class TestWithoutASignal:
         assert verdict.state == "no_signal"
         assert "lower learning_rate" in verdict.text
         assert "raise it" in judge_curve([9.0] * 30, had_signal=False, **evidence).text
+        over = judge_curve([9.0] * 30, JobStatus.COMPLETED, had_signal=True, **evidence)
+        assert over.text.startswith("In the end there was nothing more to learn from, since the policy had almost")
 
     def test_in_the_end_there_was_none(self, judge_curve: Any) -> None:
         evidence = {"final_evaluation": evaluate(-200.0), "evaluations": [evaluate(-200.0)] * 3}
@@ -330,6 +358,14 @@ def test_more_time_is_advised_in_the_way_that_gives_it(
     judge_curve: Any, status: JobStatus, ended_by: EndedBy | None, said: str, curve: list[float]
 ) -> None:
     assert said in judge_curve(curve, status, ended_by=ended_by).text
+
+
+@pytest.mark.parametrize("ended_by", ["stop", "shutdown"])
+@pytest.mark.parametrize("curve", [[20.0] * 30, list(20 + 100 * RISE)], ids=["flat", "rising"])
+def test_a_stop_after_the_last_step_took_none_away(config: TrainConfig, ended_by: EndedBy, curve: list[float]) -> None:
+    n_steps = config.total_timesteps
+    verdict = judge(Evidence(JobStatus.STOPPED, config, n_steps, ended_by, rollout_rewards=curve))
+    assert "more total_timesteps" in verdict.text
 
 
 def test_a_plateau_is_not_advised_a_reward_that_it_has(judge_curve: Any) -> None:
