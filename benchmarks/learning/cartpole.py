@@ -29,6 +29,7 @@ from api import create_app
 from benchmarks.learning.peer_settings import PPO_ZOO as PPO_ZOO_SETTINGS
 from benchmarks.lib.evaluation import N_EPISODES, evaluate, format_table, store_scores
 from benchmarks.lib.http_jobs import wait_for
+from benchmarks.lib.versions import read_versions
 from grpo import GRPO
 from grpo_core.options.presets import parse_schedules
 from grpo_core.options.rewards import optimized_cartpole
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--store", action="store_true", help="keep the scores in results/scores")
     arguments = parser.parse_args()
+    versions = read_versions("torch", "stable-baselines3", "gymnasium")
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.n_seeds)
     scores = {"GRPO, POST /train defaults": train_grpo_over_http(seeds)}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
@@ -147,7 +149,7 @@ def main() -> None:
     print(f"{N_EPISODES} deterministic episodes; all methods train on optimized_cartpole.\n")
     print(format_table(scores, SOLVED_SCORE))
     if arguments.store:
-        store_scores("cartpole-api", seeds, SOLVED_SCORE, scores)
+        store_scores("cartpole-api", seeds, SOLVED_SCORE, scores, versions)
 
 
 if __name__ == "__main__":

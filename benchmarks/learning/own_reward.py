@@ -16,6 +16,7 @@ from stable_baselines3 import PPO
 
 from benchmarks.learning.grpo_settings import get_grpo_settings, make_grpo
 from benchmarks.lib.evaluation import N_EPISODES, evaluate, format_table, store_scores
+from benchmarks.lib.versions import read_versions
 from grpo import GRPO
 
 FIRST_SEED = 2000
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--store", action="store_true", help="keep the scores in results/scores")
     arguments = parser.parse_args()
+    versions = read_versions("torch", "stable-baselines3", "gymnasium")
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.n_seeds)
     scores = {}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
@@ -61,7 +63,7 @@ def main() -> None:
     print(f"own reward over {N_EPISODES} deterministic episodes.\n")
     print(format_table(scores, arguments.solved_score))
     if arguments.store:
-        store_scores(f"{arguments.env_name}-own-reward", seeds, arguments.solved_score, scores)
+        store_scores(f"{arguments.env_name}-own-reward", seeds, arguments.solved_score, scores, versions)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.lib.versions import read_versions
-
 N_EPISODES = 100
 SCORES_FOLDER = Path(__file__).parent.parent / "results" / "scores"
 
@@ -57,13 +55,13 @@ def format_table(scores: dict[str, list[float]], solved_score: float) -> str:
     return "\n".join(lines)
 
 
-def store_scores(name: str, seeds: range, solved_score: float, scores: dict[str, list[float]]) -> None:
-    """Keep a table's scores in ``results/scores``, with their seeds, packages and commit."""
-    kept = {
-        "seeds": [seeds[0], seeds[-1]],
-        "solved_score": solved_score,
-        "scores": scores,
-        "versions": read_versions("torch", "stable-baselines3", "gymnasium"),
-    }
+def store_scores(
+    name: str, seeds: range, solved_score: float, scores: dict[str, list[float]], versions: dict[str, str]
+) -> None:
+    """Keep a table's scores in ``results/scores``.
+
+    :param versions: ``read_versions``, from before the first training.
+    """
+    kept = {"seeds": [seeds[0], seeds[-1]], "solved_score": solved_score, "scores": scores, "versions": versions}
     SCORES_FOLDER.mkdir(exist_ok=True)
     (SCORES_FOLDER / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")

@@ -38,7 +38,7 @@ def build_in_float32() -> Iterator[None]:
     """Let layers made inside the block be of float32, as SB3's observations are.
 
     An environment that computes in float64 may have changed torch's default, which holds for the whole process. Outside
-    the block it stays as the environment needs it.
+    the block it stays as the environment needs it. Only under ``borrow_torch_generator``: two blocks must not overlap.
     """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)

@@ -30,7 +30,7 @@ def describe_job(
         status=state.status,
         **describe_progress(plan.config, state),
         created_at=state.created_at,
-        start_time=state.start_time,
+        start_time=None if state.status is JobStatus.QUEUED else state.start_time,
         end_time=state.end_time,
         error_message=state.error_message,
         metrics=state.metrics,

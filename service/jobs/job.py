@@ -214,6 +214,7 @@ class Job:
             if status is None or self._outcome is not None:
                 return False
             self.state.status, self.state.start_time = status, datetime.now(UTC)
+            self.state.seconds_before_start = self._guarded.clock.elapsed_seconds
             self._guarded.clock.start()
             self.history.append("job.status", {"status": status})
             return True
@@ -270,15 +271,13 @@ class Job:
 
         :param reason: What happened to the worker, for people to read.
         """
-        is_trained = self.read_finished_model() is not None  # without the lock, since a disk may be slow
         with self._guarded.lock:
             may = find_next(self.status, JobEvent.RESTART) is not None
             may = may and self._outcome is None and self._guarded.end is None
             if not may or not self._may_restart or self.state.n_lost_workers >= self.config.max_restarts:
                 return False
             self.state.n_lost_workers += 1
-            if not is_trained:  # no rule may end it this time
-                self.state.ended_by = None
+            self.state.ended_by = None  # a checkpoint of a training that is over brings it back
             self._begin_again()
             self._guarded.rewind_to_checkpoint()
             self._guarded.clock.start()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,10 +54,11 @@ class JobProgress:
             if self._is_closed:  # an abandoned thread may continue
                 return
             state = self._state
+            begins_again = current_timesteps < state.current_timesteps  # it could not go on from its checkpoint
             self._guarded.clock.wake()
             state.elapsed_seconds = self._guarded.clock.elapsed_seconds
-            if current_timesteps < state.current_timesteps:
-                state.checkpoint = None  # the training could not go on from it, and began again
+            if begins_again:
+                state.checkpoint = None
                 self._guarded.rewind(0)
             n_new = current_timesteps - state.current_timesteps
             state.current_timesteps = current_timesteps
@@ -65,6 +67,9 @@ class JobProgress:
                 self._next_progress = time.monotonic() + _PROGRESS_SECONDS
                 self._history.replace_progress(describe_progress(self._config, state))
             self._totals.add_timesteps(n_new)
+        if begins_again and self._checkpoints is not None:
+            with suppress(OSError):
+                self._checkpoints.delete(self._job_id)
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
         """Note the latest metrics."""

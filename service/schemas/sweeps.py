@@ -178,14 +178,14 @@ class SettingRow(BaseModel):
 
 
 class BestSetting(BaseModel):
-    """The setting with the highest evaluated reward."""
+    """The setting with the highest evaluated reward, of those that have all their seeds if there are any."""
 
     setting: int = Field(description="Its number.")
     values: dict[str, Any]
     mean_reward: float
     mean_reward_ci95: Interval95
     model_name: str | None = Field(description="The model of it that was evaluated best.")
-    runner_up: int | None = Field(description="Number of the next one; null if it is the only one.")
+    runner_up: int | None = Field(description="Number of the next one that has as much evidence; null without any.")
     lead: float | None = Field(description="By how much it is ahead of that.")
     lead_ci95: Interval95 = Field(
         description="Welch's interval of the lead over seeds; null with fewer than five each."

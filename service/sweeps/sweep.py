@@ -174,8 +174,10 @@ class Sweep:
             trial.mean_reward_ci95 = end.final_evaluation.mean_reward_ci95
             trial.n_episodes = end.final_evaluation.n_episodes
         trial.status = TrialStatus(end.status)
-        if end.status is JobStatus.STOPPED and (self.status is not SweepStatus.RUNNING or end.ended_by == "shutdown"):
+        if end.status is JobStatus.STOPPED and self.status is not SweepStatus.RUNNING:
             trial.status = TrialStatus.INTERRUPTED
+        elif end.status is JobStatus.STOPPED and end.ended_by == "shutdown":  # not by hand: it goes on
+            trial.status = TrialStatus.WAITING
 
     def advance(self) -> bool:
         """Go on to the next rung, or end, if no job is left to wait for; return whether anything has changed."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from service.jobs.job import Job
 from service.jobs.records.history import MetricColumn
+from service.jobs.records.record import JobState
 
 #: Stands for the evaluations with their intervals, beside what training itself earned.
 REWARD = "reward"
@@ -46,15 +47,13 @@ def describe_curves(job: Job, metrics: Iterable[str], has_bounds: bool = True) -
     :param has_bounds: Whether the bounds of long lines are wanted, which double what is sent.
     """
     line, final = job.summarize(), job.state.final_evaluation
-    # Not its start_time: seconds go on after a resume, without the pause before it.
-    now = (job.state.end_time or datetime.now(UTC)).timestamp()
     wanted = {TRAINING_KEY if metric == REWARD else metric for metric in metrics}
     return {
         "id": job.job_id,
         "name": line.display_name or line.model_name,
         "env": line.env_name,
         "recipe": line.recipe,
-        "start": now - line.elapsed_seconds,
+        "start": _find_start(job.state),
         "keys": job.history.list_keys(),
         "lines": {metric: read_line(job.history.get_column(metric), metric, has_bounds) for metric in wanted},
         "evaluations": [
@@ -105,3 +104,10 @@ def _list_seconds(seconds: npt.NDArray[np.float64]) -> list[float]:
 def _round_all(values: npt.NDArray[np.float64]) -> list[float | None]:
     """Round to five digits, which are more than a chart shows; None stands for what is not finite."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _find_start(state: JobState) -> float | None:
+    """Return the moment from which its seconds count: they go on after a resume, without the pause before it."""
+    if state.start_time is None:
+        return None
+    return (state.start_time - timedelta(seconds=state.seconds_before_start)).timestamp()

@@ -24,7 +24,11 @@ _REFRESH_SECONDS = 1.0
 # What the page says of an end that the table does not explain: the text, the tone and the icon.
 _ENDS = {
     "budget": ("The sweep ended because its budget did not allow another job.", "", "savings"),
-    "no_evaluation": ("The sweep ended because no job of its last round was evaluated.", "warn", "leaderboard"),
+    "no_evaluation": (
+        "The sweep ended because no job of its last round completed with an evaluation.",
+        "warn",
+        "leaderboard",
+    ),
 }
 
 

@@ -266,7 +266,7 @@ def _say_it_is_early(evidence: Evidence) -> str:
     if evidence.latest is not None:
         return f"{_capitalize(_say_now(evidence))}; there is no other evaluation yet to compare that with."
     if evidence.is_over and not evidence.is_saved and evidence.n_timesteps == 0:
-        return "The job was stopped before its first step."
+        return "The job was stopped at step 0, and no policy was saved at its end."
     if evidence.is_over:
         policy = "the saved policy was not evaluated" if evidence.is_saved else "no policy was saved at its end"
         return f"Too few episodes have ended to tell whether it has learned, and {policy}."

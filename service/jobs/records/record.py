@@ -88,7 +88,9 @@ class JobState(BaseModel):
 
     status: JobStatus
     created_at: datetime
+    # When it last left the queue, and how long it had run by then.
     start_time: datetime | None = None
+    seconds_before_start: float = 0.0
     end_time: datetime | None = None
     elapsed_seconds: float = 0.0
     current_timesteps: int = 0
@@ -147,7 +149,7 @@ class JobState(BaseModel):
         :param status: Its status from now on.
         """
         self.status, self.n_stops, self.stopped_by = status, 0, "stop"
-        self.ended_by = self.ended_how = self.error_message = self.start_time = self.end_time = None
+        self.ended_by = self.ended_how = self.error_message = self.end_time = None
         self.model_name = self.sha256 = None
 
     def get_end(self) -> JobEnd:

@@ -35,7 +35,8 @@ def job() -> Job:
 
 def test_a_training_that_begins_again_takes_its_steps_again(tmp_path: Path) -> None:
     totals = JobTotals()
-    job = Job(plan(total_timesteps=100), JobServices(totals, checkpoints=CheckpointFolder(tmp_path)))
+    checkpoints = CheckpointFolder(tmp_path)
+    job = Job(plan(total_timesteps=100), JobServices(totals, checkpoints=checkpoints))
     job.start()
     for timesteps in (32, 64):
         job.progress.advance(timesteps)
@@ -44,6 +45,7 @@ def test_a_training_that_begins_again_takes_its_steps_again(tmp_path: Path) -> N
     job.progress.advance(32)  # without a word of a restart: its checkpoint is of no use
     assert (job.describe().current_timesteps, job.state.repeated_timesteps, totals.n_timesteps) == (32, 64, 96)
     assert (job.history.list_rows(), job.describe().checkpoint) == ([], None)
+    assert checkpoints.read(job.job_id) is None  # no resume goes on from it
 
 
 def test_an_evaluation_that_is_made_again_replaces_the_earlier(job: Job) -> None:

@@ -52,5 +52,5 @@ def test_the_servers_end_is_not_taken_for_the_sweeps() -> None:
     assert conductor._look() == [sweep]
     assert (sweep.status, {trial.status for trial in sweep.record.trials}) == (
         SweepStatus.RUNNING,
-        {TrialStatus.INTERRUPTED},
+        {TrialStatus.WAITING},
     )

@@ -91,9 +91,7 @@ def test_a_job_that_goes_on_has_earned_nothing_until_it_ends() -> None:
     assert (first.status, first.mean_reward) == (TrialStatus.COMPLETED, None)
 
 
-@pytest.mark.parametrize(
-    ("stopped_by", "status"), [("shutdown", TrialStatus.INTERRUPTED), ("stop", TrialStatus.STOPPED)]
-)
+@pytest.mark.parametrize(("stopped_by", "status"), [("shutdown", TrialStatus.WAITING), ("stop", TrialStatus.STOPPED)])
 def test_a_job_that_the_servers_end_stops_is_gone_on_with(
     stopped_by: Literal["stop", "shutdown"], status: TrialStatus
 ) -> None:

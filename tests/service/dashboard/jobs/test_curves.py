@@ -3,9 +3,11 @@
 import json
 import math
 import time
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import numpy as np
+import pytest
 
 from service.dashboard.jobs.curves import MAX_POINTS, describe_curves, read_line
 from service.jobs.job import Job, JobServices
@@ -43,13 +45,22 @@ def test_after_a_resume_no_time_of_a_curve_lies_in_the_future() -> None:
     job = Job(make_plan(total_timesteps=100))
     job.stop()
     record = job.make_record(0, 1)
+    now = time.time()
     record.state.elapsed_seconds = 3600.0
+    record.state.start_time = datetime.fromtimestamp(now - 7200.0, UTC)
     job = Job.restore(record)
+
+    def find_end() -> float:
+        start: float = describe_curves(job, ["reward"])["start"]
+        return start + job.summarize().elapsed_seconds
+
+    assert find_end() == pytest.approx(now - 3600.0)
     job.resume(None, JobServices(JobTotals()), None)
-    for go_on in (lambda: None, job.start, lambda: job.finish(JobStatus.COMPLETED)):
-        go_on()
-        end = describe_curves(job, ["reward"])["start"] + job.summarize().elapsed_seconds
-        assert time.time() - 60.0 < end < time.time() + 1.0
+    assert find_end() == pytest.approx(now - 3600.0)  # also while it waits
+    job.start()
+    assert now - 1.0 < find_end() < time.time() + 1.0
+    job.finish(JobStatus.COMPLETED)
+    assert now - 1.0 < find_end() < time.time() + 1.0
 
 
 def make_column(values: list[float]) -> MetricColumn:

@@ -88,4 +88,4 @@ def test_an_end_for_want_of_evaluations_is_explained() -> None:
     with Client(ui.page("/sweep")) as client:
         sweep_page._show_content(make_sweep().model_copy(update={"ended_by": "no_evaluation"}), ())
     texts = [getattr(element, "text", "") for element in client.elements.values()]
-    assert "The sweep ended because no job of its last round was evaluated." in texts
+    assert "The sweep ended because no job of its last round completed with an evaluation." in texts

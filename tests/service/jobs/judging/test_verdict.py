@@ -57,7 +57,10 @@ class TestBeforeThereIsACurve:
         unsaved = judge_curve([1.0, 2.0], JobStatus.STOPPED, is_saved=False)
         assert unsaved.text.endswith("and no policy was saved at its end.")
         queued = judge(Evidence(JobStatus.STOPPED, config, is_saved=False))
-        assert (queued.state, queued.text) == ("starting", "The job was stopped before its first step.")
+        assert (queued.state, queued.text) == (
+            "starting",
+            "The job was stopped at step 0, and no policy was saved at its end.",
+        )
 
     def test_a_failure_is_one_whatever_came_before(self, judge_curve: Any) -> None:
         verdict = judge_curve(RISE * 500, JobStatus.FAILED, reward_threshold=400.0)
