@@ -78,8 +78,8 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"in the mean, now (\S+) and (\S+)\), but",
-        [Figure(*task, statistic=np.mean) for task in (EARLY_HOPPER, WALKER)],
+        r"Hopper in the mean at (\S+) instead of .* at (\S+) instead of .* Walker2d at (\S+) instead",
+        [Figure(*task, statistic=np.mean) for task in (EARLY_HOPPER, HOPPER, WALKER)],
     ),
     (
         "figures",
