@@ -377,6 +377,7 @@ class GRPO(GroupedAlgorithm):
                 "learn() is running already; a callback may not call it within a rollout. Let it return False, which "
                 "ends the training, and call learn() after that."
             )
+        self._stop_requested = False  # first: what follows may take seconds, and be stopped
         check_arguments(total_timesteps=total_timesteps, log_interval=log_interval)
         if self.env is None:
             raise ValueError("there is no environment to train in; call set_env(env), or GRPO.load(path, env=env).")
@@ -387,7 +388,6 @@ class GRPO(GroupedAlgorithm):
         if not reset_num_timesteps:
             self._warn_of_lost_reference()
         warn_of_options(self.env)
-        self._stop_requested = False
         with self._open_workers():
             if reset_num_timesteps:  # last: a run that is refused leaves all as it was
                 self._collector.anchors.forget()

@@ -54,8 +54,8 @@ curve and versions. `make bench-suite` makes the missing ones and writes the pag
 - **IQM.** Interquartile mean over seeds, with the 95 % interval of a percentile bootstrap over seeds, as rliable
   defines them (arXiv 2108.13264); no interval for fewer than five seeds. With 3 seeds the IQM is the mean.
 - **Ours.** "Preset" is the environment's own in `grpo_core/options/presets.yml`, MiniGrid's in
-  `learning/grpo_settings.py`, and Breakout's the general one: the service gives these tasks a general preset. "General preset" is what a user gets
-  who tunes nothing and whose environment has none: set it beside PPO's defaults.
+  `learning/grpo_settings.py`, and Breakout's the general one: the service gives these tasks a general preset. "General
+  preset" is what a user gets who tunes nothing and whose environment has none: set it beside PPO's defaults.
 - **Peers.** "Zoo settings" are those of rl-baselines3-zoo 2.9.2, most of them tuned for more steps than here; schedules
   run over the budget here. `learning/peer_settings.py` names the entry of each, also where an older version of the
   environment lends its own. The zoo has none for FrozenLake-v1. "What it shares" has every setting of our preset that

@@ -24,7 +24,7 @@ from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent, ModelFileError
 from grpo_terminal import UsageError
 
-_EXPORT_SUFFIXES = frozenset(export_format.suffix for export_format in EXPORT_FORMATS.values())
+EXPORT_SUFFIXES = frozenset(export_format.suffix for export_format in EXPORT_FORMATS.values())
 # Gymnasium would import the module of "module:Name", and a file from elsewhere must not decide what is imported.
 _PLAIN_ENV_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
 
@@ -39,7 +39,7 @@ def read_model(path: Path) -> ModelContent:
 
     :raises UsageError: If it is missing or damaged, or is an export.
     """
-    if path.suffix in _EXPORT_SUFFIXES:
+    if path.suffix in EXPORT_SUFFIXES:
         raise UsageError(
             f"--model {path} is an export, for programs without this library; name the model file that it was made "
             f"from, such as {path.with_suffix('.zip')}."

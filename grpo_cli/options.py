@@ -108,7 +108,7 @@ def add_env_setup_options(parser: Parser) -> None:
 def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
     """Read the values of ``--env-kwargs``.
 
-    :raises UsageError: If one is not written NAME=VALUE.
+    :raises UsageError: If one is not written NAME=VALUE, or its value is nothing that a model file keeps.
     """
     env_kwargs: dict[str, Any] = {}
     for pair in pairs:
@@ -116,6 +116,13 @@ def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
         if not sign or not name.isidentifier():
             raise UsageError(f"--env-kwargs {pair} is not written NAME=VALUE, such as map_name=8x8.")
         env_kwargs[name] = read_literal(text)
+        try:
+            json.dumps(env_kwargs[name], allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"--env-kwargs {pair} has a value that JSON, and so a model file, cannot hold ({error}); register the "
+                "environment with it under a name of its own, in an --env-module."
+            ) from error
     return env_kwargs
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import gymnasium as gym
 
 from grpo_cli.evaluate import print_evaluation
+from grpo_cli.model import EXPORT_SUFFIXES
 from grpo_cli.options import (
     DEFAULT_EPISODES,
     MAX_SEED,
@@ -36,11 +37,11 @@ from grpo_cli.options import (
 )
 from grpo_cli.training_settings import NO_PRESET, TrainingSettings, choose_settings, resolve_classes
 from grpo_core.environments.making import EnvSetup, make_env
-from grpo_core.environments.wrappers import suggest_wrappers
+from grpo_core.environments.wrappers import Wrapper, suggest_wrappers
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Group, list_group
 from grpo_core.options.presets import list_general_presets
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS
-from grpo_core.spaces import UnsupportedSpaceError, check_spaces
+from grpo_core.spaces import UnsupportedSpaceError, check_spaces, list_normalizable
 from grpo_terminal import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:  # importing torch takes seconds, and only "train" needs it
@@ -122,8 +123,9 @@ def _run(options: argparse.Namespace) -> int:
     shows_progress = _wants_progress(options)
     if options.tensorboard_log is not None:
         require_packages("--tensorboard-log", "tensorboard")
-    setup = EnvSetup(options.env, parse_env_kwargs(options.env_kwargs), parse_wrapper_options(options.wrapper))
-    settings = choose_settings(options, lambda: _choose_preset(setup))
+    wrappers, normalization = _separate_normalization(parse_wrapper_options(options.wrapper))
+    setup = EnvSetup(options.env, parse_env_kwargs(options.env_kwargs), wrappers)
+    settings = choose_settings(options, lambda: _choose_preset(setup), normalization)
     output = _add_suffix(
         options.output or options.log_folder / f"{options.env.replace('/', '-').replace(':', '-')}.zip"
     )
@@ -147,6 +149,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.eval_episodes > 0:
         print_evaluation(actor, setup, options.eval_episodes, seed=0, deterministic=True)
     return 0
+
+
+def _separate_normalization(wrappers: list[Wrapper]) -> tuple[list[Wrapper], dict[str, Any] | None]:
+    """Take a wrapper ``normalize`` out of the others, since its statistics belong to all environments together."""
+    if not wrappers or wrappers[-1]["name"] != "normalize":
+        return wrappers, None
+    return wrappers[:-1], {name: value for name, value in wrappers[-1].items() if name != "name"}
 
 
 def _describe_preset(name: str) -> str:
@@ -206,7 +215,12 @@ def _make_envs(setup: EnvSetup, settings: TrainingSettings) -> "VecEnv":
     if settings.normalize is None:
         return env
     try:
-        return VecNormalize(env, gamma=settings.arguments.get("gamma", 0.99), **settings.normalize)
+        options, keys = dict(settings.normalize), list_normalizable(env.observation_space)
+        if not keys and settings.preset_name in list_general_presets():
+            options.setdefault("norm_obs", False)
+        if keys not in ([], [""]) and options.get("norm_obs", True):
+            options.setdefault("norm_obs_keys", keys)
+        return VecNormalize(env, gamma=settings.arguments.get("gamma", 0.99), **options)
     except (ValueError, TypeError, AssertionError) as error:
         env.close()
         raise UsageError(f"normalize={settings.normalize} does not fit {setup.env_name}: {error}") from error
@@ -256,4 +270,9 @@ def _stop_on_interrupt(model: "GRPO") -> Iterator[threading.Event]:
 def _add_suffix(path: Path) -> Path:
     if not path.name:
         raise UsageError(f"--output {path} is a folder; name a file in it.")
+    if path.suffix in EXPORT_SUFFIXES:
+        name = path.with_suffix(".zip").name
+        raise UsageError(
+            f"--output {path} would be taken for an export; name it {name}, and make one of that: grpo export {name}."
+        )
     return path if path.suffix else path.with_name(f"{path.name}.zip")

@@ -49,13 +49,20 @@ class TrainingSettings(NamedTuple):
     arguments: dict[str, Any]
 
 
-def choose_settings(options: argparse.Namespace, choose_general: Callable[[], str]) -> TrainingSettings:
+def choose_settings(
+    options: argparse.Namespace, choose_general: Callable[[], str], normalization: Mapping[str, Any] | None = None
+) -> TrainingSettings:
     """Combine the preset, the options and ``--hyperparams``; later ones override earlier ones.
 
     :param choose_general: Names the preset for an environment that has none of its own.
+    :param normalization: The options of a wrapper ``normalize``; None without one.
     :raises UsageError: If a name is unknown, or a value does not fit.
     """
     given = _collect_hyperparameters(options)
+    if normalization is not None and "normalize" in given:
+        raise UsageError("--wrapper normalize and --hyperparams normalize are both there; give one of them.")
+    if normalization is not None:
+        given["normalize"] = normalization
     is_own_reward = options.reward_function == ENVIRONMENT_REWARD
     if not is_own_reward and options.env not in CARTPOLE_ENVIRONMENTS:
         raise UsageError(
@@ -82,7 +89,7 @@ def choose_settings(options: argparse.Namespace, choose_general: Callable[[], st
         options.total_timesteps or preset.n_timesteps,
         options.n_envs or preset.n_envs,
         policy,
-        {} if normalize is True else normalize or None,
+        {} if normalize is True else None if normalize is False else normalize,
         arguments,
     )
 

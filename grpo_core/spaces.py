@@ -102,6 +102,12 @@ def is_image_space(space: spaces.Space[Any], normalized_image: bool = False) -> 
     return normalized_image or bool(space.dtype == np.uint8 and (space.low == 0).all() and (space.high == 255).all())
 
 
+def list_normalizable(space: spaces.Space[Any]) -> list[str]:
+    """List the keys of the observations that can be normalised; an empty key stands for observations without keys."""
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    return [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
+
+
 def check_observation_space(space: spaces.Space[Any]) -> None:
     """Check that a policy can be trained on observations of a space.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
@@ -18,7 +19,7 @@ from grpo import GRPO
 from grpo_cli import main
 from grpo_core.saving import model_file
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, forge, make_model, wait_until
+from tests.support import LineEnv, SpaceEnv, forge, make_model, wait_until
 
 ROOT = Path(__file__).parent.parent
 MY_ENVS = """
@@ -132,6 +133,33 @@ def test_normalisation_is_asked_for_by_name(tmp_path: Path) -> None:
     assert (vec_normalize.norm_obs, vec_normalize.norm_reward) == (True, False)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--env", "MountainCarContinuous-v0"], (True, True)),  # its preset says so
+        (["--env", "MountainCarContinuous-v0", "-params", "normalize=false"], None),
+        (["--env", "MountainCar-v0"], (True, False)),
+        (["--env", "CartPole-v1"], None),
+        (["--env", "CartPole-v1", "-params", "normalize={}"], (True, True)),
+        (["--env", "CartPole-v1", "--wrapper", "normalize"], (True, True)),
+        (["--env", "CartPole-v1", "--wrapper", '{"name": "normalize", "norm_reward": false}'], (True, False)),
+        (["--env", "Keys-v0"], (True, True)),
+        (["--env", "Places-v0"], (False, True)),  # a general preset: these observations cannot be normalised
+    ],
+)
+def test_what_normalises_is_in_the_file(
+    options: list[str], expected: tuple[bool, bool] | None, tmp_path: Path, register_env: RegisterEnv
+) -> None:
+    push = spaces.Box(-1.0, 1.0, (1,))
+    place, speed = spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))
+    register_env(lambda: SpaceEnv(spaces.Dict({"place": place, "speed": speed}), push), "Keys-v0")
+    register_env(lambda: SpaceEnv(spaces.Dict({"place": place}), push), "Places-v0")
+    output = tmp_path / "m.zip"
+    assert main(["train", "-n", "1", "--eval-episodes", "0", "-o", str(output), *options]) == 0
+    described: Any = read_meta(output).get("normalization")
+    assert expected == (None if described is None else (described["norm_obs"], described["norm_reward"]))
+
+
 def test_a_named_reward_function_takes_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "m.zip"
     options = ["-n", "1", "--eval-episodes", "0", "-o", str(output), "--reward-function", "simple_cartpole"]
@@ -159,6 +187,10 @@ def test_the_file_goes_into_the_log_folder_under_the_name_of_the_environment(tmp
         (["-params", "gamma=__import__('os')"], "is not allowed: it must lie in [0, 1]"),
         (["-params", "policy=Foo"], "policy='Foo' is not allowed: use one of MlpPolicy"),
         (["-params", "normalize=5"], "normalize=5 does not fit CartPole-v1"),
+        (["-params", "normalize=true", "--wrapper", "normalize"], "are both there; give one of them"),
+        (["--env-kwargs", "sutton_barto_reward={1}"], "has a value that JSON, and so a model file, cannot hold"),
+        (["--env-kwargs", "sutton_barto_reward=1e999"], "has a value that JSON, and so a model file, cannot hold"),
+        (["-o", "m.pt"], "--output m.pt would be taken for an export; name it m.zip"),
         (["--preset", "Foo"], "--preset Foo is not known; choose none, Acrobot-v1, Ant-v5, CartPole-v1"),
         (["--env", "CartPol-v1"], "--env CartPol-v1 cannot be made: it is not registered; did you mean CartPole-v"),
         (["--env", "Docking-v0"], "it is not registered; if a module of yours registers it, add --env-module"),

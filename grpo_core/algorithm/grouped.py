@@ -182,6 +182,11 @@ class GroupedAlgorithm(SavedAlgorithm):
         before = self._vec_normalize_env if unwrap_vec_normalize(vec_env) is None else None
         if before is not None:
             vec_env = wrap_again(before, vec_env)
+        if self._grouped_env is not None and vec_env.num_envs != self.n_envs:
+            raise ValueError(
+                f"the new environment has n_envs={vec_env.num_envs}, but the model has {self.n_envs}; make as many, or "
+                "pass it to GRPO.load(path, env=env)."
+            )
         groups = self._choose_groups(vec_env)  # it raises before anything is replaced
         if self._grouped_env is None:
             check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
@@ -212,6 +217,8 @@ class GroupedAlgorithm(SavedAlgorithm):
             except BaseException:
                 self.n_envs = before
                 raise
+        else:
+            check_group_mode(self, self._mode)
         if self.rollout_pool is not None and self._collector.n_shards == 1:
             raise ValueError("rollout_pool would be idle: rollouts are not cut; build the model with n_rollout_shards.")
 
@@ -309,6 +316,9 @@ class GroupedAlgorithm(SavedAlgorithm):
                     self._use_groups(self._fall_back_to_episodes(self._grouped_env, error))
                 else:
                     raise
+            except BaseException:  # Ctrl-C too: what our own steps have changed was not set from outside
+                collector.outside_changes.look()
+                raise
             else:
                 collector.outside_changes.look()
                 return is_complete

@@ -7,6 +7,7 @@ two rollouts, when an update has been made and no group is under way.
 
 import io
 import json
+import math
 import struct
 import tokenize
 import zipfile
@@ -225,11 +226,17 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
             f"the checkpoint is of a training whose rollouts are cut into {n_shards} shards, but here it would be "
             f"{model._collector.n_shards}; set n_rollout_shards={n_shards}. The number of workers may differ."
         )
+    vec_normalize = unwrap_vec_normalize(model.env)
+    if vec_normalize is None and checkpoint.model.meta.get("normalization") is not None:
+        raise CheckpointError(
+            "the checkpoint is of a training in VecNormalize, but this environment has none; make the model around "
+            "VecNormalize(env)."
+        )
     first_obs = model.env.reset()  # before all that a reset changes is put back
     try:
         model._load_arrays(checkpoint.model)
         model._is_just_loaded = False  # it was being trained
-        if (vec_normalize := unwrap_vec_normalize(model.env)) is not None:
+        if vec_normalize is not None:
             restore_normalization(vec_normalize, checkpoint.model)
         _restore_progress(model, facts, checkpoint.model.meta)
         _restore_reference(model, *facts["reference"])
@@ -279,7 +286,8 @@ def _restore_choices(model: Any, facts: Mapping[str, Any]) -> None:
 
 def _restore_progress(model: Any, facts: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     model.num_timesteps, model._n_updates = int(facts["num_timesteps"]), int(meta["n_updates"])
-    model._total_timesteps, model._episode_num = int(facts["total_timesteps"]), int(facts["episode_num"])
+    total = float(facts["total_timesteps"])
+    model._total_timesteps, model._episode_num = total if math.isinf(total) else int(total), int(facts["episode_num"])
     model.rng.bit_generator.state = meta["rng_state"]
     model._predict_rng.bit_generator.state = facts["predict_rng_state"]
     model._group_correlation = GroupCorrelation.from_json(facts["group_correlation"])

@@ -77,9 +77,10 @@ class OutsideChanges:
     def watch(self, call: Callable[[], _T]) -> _T:
         """Call other code, and keep what it sets; everything before came from our own steps and resets."""
         self.look()
-        returned = call()  # no context manager: it would take a microsecond or two more at every step
-        self.keep()
-        return returned
+        try:  # no context manager: it would take a microsecond or two more at every step
+            return call()
+        finally:
+            self.keep()
 
     def notice(self, visit: Callable[[], _T]) -> _T:
         """Let other code reset or step the environments: that changes their state, and sets nothing on them."""
@@ -93,8 +94,10 @@ class OutsideChanges:
     def looking_away(self) -> Iterator[None]:
         """Keep what was set until now, and nothing of what is done inside: our own steps and resets."""
         self.keep()
-        yield
-        self.look()
+        try:
+            yield
+        finally:
+            self.look()
 
     def look(self) -> None:
         """Remember what the environments hold: whatever is another at the next ``keep`` was set from outside."""

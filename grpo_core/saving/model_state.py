@@ -23,7 +23,13 @@ from grpo_core.options.hyperparameters_json import (
 )
 from grpo_core.options.network_json import network_to_json, rebuild_policy
 from grpo_core.options.policies import POLICIES
-from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction, find_reward_functions, get_reward_name
+from grpo_core.options.rewards import (
+    ENVIRONMENT_REWARD,
+    REWARD_FUNCTIONS,
+    RewardFunction,
+    find_reward_functions,
+    get_reward_name,
+)
 from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, Arrays, ModelContent, ModelFileError
 from grpo_core.saving.space_json import space_to_json
@@ -184,7 +190,8 @@ def describe_reward_functions(model: Any) -> str | list[str] | None:
 
 def _describe_reward_function(reward_function: RewardFunction | None) -> str:
     name = get_reward_name(reward_function)
-    if reward_function is not None and REWARD_FUNCTIONS.get(name, reward_function) is not reward_function:
+    shipped = {**REWARD_FUNCTIONS, ENVIRONMENT_REWARD: None}
+    if reward_function is not None and shipped.get(name, reward_function) is not reward_function:
         return f"another {name}"  # or loading would take the shipped one for it
     return name
 
@@ -296,12 +303,14 @@ def wrap_like(content: ModelContent, env: VecEnv) -> VecEnv:
     """Wrap an environment in a ``VecNormalize`` like that of a model file, if the file has one.
 
     :param env: If it has a ``VecNormalize`` already, that one keeps its settings, and gets the file's statistics where
-        they are of more steps than its own.
+        they are of more steps than its own. One that normalises nothing needs none.
     """
     settings = content.meta.get("normalization")
     if settings is None:
         return env
     own = unwrap_vec_normalize(env)
+    if own is not None and not own.norm_obs and not own.norm_reward:
+        return env
     if own is not None:
         _put_statistics(own, content, only_of_more_steps=True)
         return env

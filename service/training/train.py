@@ -25,7 +25,7 @@ from grpo_core.options.rewards import ENVIRONMENT_REWARD, Reward, name_reward_fu
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_weights, put_weights
-from grpo_core.spaces import is_image_space
+from grpo_core.spaces import list_normalizable
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
 from service.training.checkpoint_callback import CheckpointCallback, EvaluationsOnTheWay
@@ -255,12 +255,6 @@ def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:
             )
         norm_obs_keys = keys if isinstance(space, spaces.Dict) else None
     return VecNormalize(env, gamma=config.gamma, norm_obs_keys=norm_obs_keys, **config.normalize.model_dump())
-
-
-def list_normalizable(space: spaces.Space[Any]) -> list[str]:
-    """List the keys of the observations that can be normalised; an empty key stands for observations without keys."""
-    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-    return [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
 
 
 class _ProgressCallback(BaseCallback):

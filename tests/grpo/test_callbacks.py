@@ -215,3 +215,10 @@ def test_what_a_callback_cannot_change_it_cannot_write_to(name: str, env_id: str
     model = GRPO("MlpPolicy", env_id, n_steps=64, horizon=16, n_epochs=1)
     with pytest.raises(ValueError, match="read-only"):
         model.learn(64, Writer(name))
+
+
+def test_stop_is_heard_while_learn_prepares(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    monkeypatch.setattr(model, "_prepare_groups", model.stop)  # where environments are tried out, for seconds at most
+    model.learn(10_000)
+    assert model.num_timesteps <= 1

@@ -73,3 +73,12 @@ def test_an_actor_takes_observations_as_the_environment_gives_them(is_loaded: bo
     actions = actor.act(raw, True, np.random.default_rng(0)).actions
     np.testing.assert_allclose(actions, expected, atol=1e-5)
     assert not np.allclose(actions, model.predict(raw, deterministic=True)[0])
+
+
+def test_a_loaded_model_may_go_on_without_normalisation() -> None:
+    content = train_normalized()[0].to_bytes()
+    bare = VecNormalize(make_vec_env("Pendulum-v1"), norm_obs=False, norm_reward=False)
+    model = GRPO.load(io.BytesIO(content))
+    model.set_env(bare)
+    assert model.get_env() is bare
+    assert GRPO.load(io.BytesIO(content), env=bare).get_env() is bare

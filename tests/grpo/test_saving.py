@@ -302,3 +302,13 @@ def test_several_reward_functions_may_be_lost_and_given_again(weights: list[floa
         first * rollout.next_observations[rollout.step_mask][:, 0] + second,
         rtol=1e-5,
     )
+
+
+def test_a_function_of_the_users_that_is_called_environment_is_lost_too() -> None:
+    def environment(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+        return state[:, 0]
+
+    model = build(reward_function=[environment, None])
+    loaded = GRPO.load(io.BytesIO(model.to_bytes()), env=gym.make("CartPole-v1"))
+    with pytest.raises(ValueError, match="another environment"):
+        loaded.learn(32)

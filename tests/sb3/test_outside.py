@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import gc
+import math
 import threading
 import weakref
 from collections import Counter, UserDict, defaultdict, deque
@@ -986,3 +987,42 @@ def test_a_callback_sets_an_environment(settings: Any, when: str) -> None:
     model.learn(600, callback)
     assert len(callback.rewards) > 2
     assert [max(rewards) for rewards in callback.rewards] == [1.0, 1.0, *[10.0] * (len(callback.rewards) - 2)]
+
+
+class Interrupted(gym.Env[Any, Any]):
+    """Counts its steps, and shows their number; interrupts the training at a step."""
+
+    observation_space = spaces.Box(0.0, np.inf, (1,))
+    action_space = spaces.Discrete(2)
+    n_left = math.inf
+
+    def __init__(self) -> None:
+        self.n_steps = 0
+
+    def reset(self, **options: Any) -> Any:
+        super().reset(**options)
+        self.n_steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        Interrupted.n_left -= 1
+        if Interrupted.n_left == 0:
+            raise KeyboardInterrupt
+        return np.full(1, self.n_steps, np.float32), 1.0, False, self.n_steps == 50, {}
+
+
+def test_what_our_own_steps_changed_before_an_interrupt_was_not_set_from_outside() -> None:
+    Interrupted.n_left = math.inf
+    model = GRPO(
+        "MlpPolicy", Interrupted(), n_steps=32, horizon=8, group_size=2, group_mode="branch", seed=0, n_epochs=1
+    )
+    Interrupted.n_left = 20
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(1_000)
+    Interrupted.n_left = math.inf
+    model.learn(32, reset_num_timesteps=False)
+    rollout = model.rollout_buffer
+    taken = rollout.step_mask
+    steps = (rollout.next_observations - rollout.observations)[taken]
+    assert (steps == 1.0).all()

@@ -3,6 +3,7 @@
 import enum
 import io
 import json
+import math
 import random
 import warnings
 import zipfile
@@ -17,7 +18,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
@@ -441,6 +442,22 @@ def test_a_model_of_another_shape_is_refused() -> None:
     other = make_model(make_vec_env("CartPole-v1"), policy_kwargs={"net_arch": [8]})
     with pytest.raises(CheckpointError, match="of another training"):
         checkpoint.restore(other, checkpoint.from_bytes(content))
+
+
+def test_a_model_without_the_normalisation_is_refused() -> None:
+    _, content = train_and_take(normalized("CartPole-v1"))
+    other = make_model(make_vec_env("CartPole-v1", 2))
+    with pytest.raises(CheckpointError, match=r"in VecNormalize, but this environment has none; make the model around"):
+        checkpoint.restore(other, checkpoint.from_bytes(content))
+
+
+def test_a_training_without_an_end_goes_on() -> None:
+    model, taking = make_model(make_vec_env("CartPole-v1")), _TakeOne()
+    model.learn(math.inf, CallbackList([taking, StopTrainingOnMaxEpisodes(20)]))  # type: ignore[arg-type]
+    assert taking.content is not None
+    other = make_model(make_vec_env("CartPole-v1"))
+    checkpoint.restore(other, checkpoint.from_bytes(taking.content))
+    assert (other.num_timesteps >= _AT, other._total_timesteps) == (True, math.inf)
 
 
 def read_damaged(content: bytes) -> Checkpoint | None:
