@@ -36,6 +36,7 @@ def read(env_name: str, n_steps: int) -> dict[str, list[Run]]:
 
 ACROBOT, PENDULUM, FROZEN_LAKE = ("Acrobot-v1", 15_000), ("Pendulum-v1", 30_000), ("FrozenLake-v1", 50_000)
 CAR, CONTINUOUS_CAR = ("MountainCar-v0", 120_000), ("MountainCarContinuous-v0", 60_000)
+LANDER = ("LunarLander-v3", 300_000)
 DOUBLE, DOOR = ("InvertedDoublePendulum-v5", 100_000), ("MiniGrid-DoorKey-6x6-flat-v0", 300_000)
 ROOMS, BREAKOUT = ("MiniGrid-MultiRoom-N2-S4-flat-v0", 300_000), ("MinAtar-Breakout-flat-v1", 500_000)
 EARLY_HOPPER, HOPPER = ("Hopper-v5", 300_000), ("Hopper-v5", MILLION)
@@ -63,6 +64,16 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     *(
         ("from-ppo", rf"\| {name}, {n_steps:,} \| \S+ \| [^|]*\| (\S+?),? ", [Figure(name, n_steps, "trpo_zoo")])
         for name, n_steps in (("CartPole-v1", 20_000), PENDULUM, EARLY_HOPPER, WALKER, CHEETAH)
+    ),
+    (
+        "figures",
+        r"LunarLander \((\S+) PPO's defaults (\S+)\), DoorKey and MultiRoom, and Hopper reaches (\S+) after",
+        [Figure(*LANDER, "grpo_general"), Figure(*LANDER, "ppo_default"), Figure(*EARLY_HOPPER, "grpo_general")],
+    ),
+    (
+        "figures",
+        r"Breakout: (\S+) and PPO with the same settings (\S+) These",
+        [Figure(*BREAKOUT), Figure(*BREAKOUT, "ppo_shared")],
     ),
     ("figures", r"CartPole: one seed of twenty ends at (\S+)\. One", [Figure("CartPole-v1", 20_000, statistic=np.min)]),
     ("figures", r"MountainCar: (\S+) on these seeds", [Figure(*CAR)]),
