@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -259,6 +259,7 @@ class AsyncClient:
         if job_id == LATEST_JOB:  # by the time the stream is opened again, that may be another job
             job_id = (await self.status(job_id)).job_id
         path, n_failed = f"/training/{quote_name(job_id)}/events", 0
+        asked_after, is_over = after, False
         silence_seconds = _DEADLINE_CHECK_SECONDS if deadline.is_set else _SILENCE_SECONDS
         while True:
             outcome: httpx2.Response | httpx2.RequestError | None = None
@@ -279,7 +280,12 @@ class AsyncClient:
             if deadline.has_passed:
                 yield await self._find_end(job_id, after, deadline)
                 return
-            n_failed = await self._pause_stream(outcome, n_failed, deadline)
+            is_idle = outcome is None and after == asked_after > 0  # that may be the last event's id
+            if is_idle and is_over:
+                return
+            is_over = is_idle and await self._is_over(job_id)
+            # If it is, its last event may have come since the stream was opened.
+            n_failed = n_failed if is_over else await self._pause_stream(outcome, n_failed, deadline)
 
     @asynccontextmanager
     async def _open_stream(self, path: str, after: int, timeout_seconds: float) -> AsyncIterator[httpx2.EventSource]:
@@ -314,15 +320,24 @@ class AsyncClient:
         :param after: The id of the last event that was read.
         :raises JobTimeout: If it is not over, or no answer came in time.
         """
-        path = f"/training/{quote_name(job_id)}/status"
-        outcome = await self._send("GET", path, timeout=_DEADLINE_CHECK_SECONDS)
         try:
-            status = TrainingStatus.parse(read_json(check_response(outcome)))
+            status = await self._ask_status_once(job_id)
         except (ServerUnreachable, Busy) as error:
             raise deadline.make_error(job_id) from error
         if not status.is_final:
             raise deadline.make_error(job_id)
         return make_last_event(status, after + 1)
+
+    async def _is_over(self, job_id: str) -> bool:
+        """Tell whether a job is over, as far as one question shows."""
+        with suppress(ServerUnreachable, Busy):
+            return (await self._ask_status_once(job_id)).is_final
+        return False
+
+    async def _ask_status_once(self, job_id: str) -> TrainingStatus:
+        path = f"/training/{quote_name(job_id)}/status"
+        outcome = await self._send("GET", path, timeout=_DEADLINE_CHECK_SECONDS)
+        return TrainingStatus.parse(read_json(check_response(outcome)))
 
     async def wait(
         self,

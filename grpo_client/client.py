@@ -3,7 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -259,6 +259,7 @@ class Client:
         if job_id == LATEST_JOB:  # by the time the stream is opened again, that may be another job
             job_id = (self.status(job_id)).job_id
         path, n_failed = f"/training/{quote_name(job_id)}/events", 0
+        asked_after, is_over = after, False
         silence_seconds = _DEADLINE_CHECK_SECONDS if deadline.is_set else _SILENCE_SECONDS
         while True:
             outcome: httpx2.Response | httpx2.RequestError | None = None
@@ -279,7 +280,12 @@ class Client:
             if deadline.has_passed:
                 yield self._find_end(job_id, after, deadline)
                 return
-            n_failed = self._pause_stream(outcome, n_failed, deadline)
+            is_idle = outcome is None and after == asked_after > 0  # that may be the last event's id
+            if is_idle and is_over:
+                return
+            is_over = is_idle and self._is_over(job_id)
+            # If it is, its last event may have come since the stream was opened.
+            n_failed = n_failed if is_over else self._pause_stream(outcome, n_failed, deadline)
 
     @contextmanager
     def _open_stream(self, path: str, after: int, timeout_seconds: float) -> Iterator[httpx2.EventSource]:
@@ -314,15 +320,24 @@ class Client:
         :param after: The id of the last event that was read.
         :raises JobTimeout: If it is not over, or no answer came in time.
         """
-        path = f"/training/{quote_name(job_id)}/status"
-        outcome = self._send("GET", path, timeout=_DEADLINE_CHECK_SECONDS)
         try:
-            status = TrainingStatus.parse(read_json(check_response(outcome)))
+            status = self._ask_status_once(job_id)
         except (ServerUnreachable, Busy) as error:
             raise deadline.make_error(job_id) from error
         if not status.is_final:
             raise deadline.make_error(job_id)
         return make_last_event(status, after + 1)
+
+    def _is_over(self, job_id: str) -> bool:
+        """Tell whether a job is over, as far as one question shows."""
+        with suppress(ServerUnreachable, Busy):
+            return (self._ask_status_once(job_id)).is_final
+        return False
+
+    def _ask_status_once(self, job_id: str) -> TrainingStatus:
+        path = f"/training/{quote_name(job_id)}/status"
+        outcome = self._send("GET", path, timeout=_DEADLINE_CHECK_SECONDS)
+        return TrainingStatus.parse(read_json(check_response(outcome)))
 
     def wait(
         self,

@@ -150,6 +150,21 @@ def test_a_stream_that_stays_empty_is_given_up(kind: str) -> None:
 
 
 @with_either_client
+def test_nothing_comes_after_the_last_event(kind: str) -> None:
+    script = Answer(200, "", EVENT_STREAM), Answer(200, json.dumps(FINAL)), Answer(200, "", EVENT_STREAM)
+    with serve_script(*script) as server, open_client(kind, server.url, max_retries=0) as client:
+        assert list(client.events("j", after=7)) == []
+    assert len(server.received) == 3
+
+
+@with_either_client
+def test_the_last_event_comes_although_the_stream_closed_just_before_it(kind: str) -> None:
+    script = Answer(200, "", EVENT_STREAM), Answer(200, json.dumps(FINAL)), Answer(200, LAST, EVENT_STREAM)
+    with serve_script(*script) as server, open_client(kind, server.url, max_retries=0) as client:
+        assert [event.event_id for event in client.events("j", after=2)] == [7]
+
+
+@with_either_client
 def test_a_listener_that_nobody_awaits_is_refused(kind: str) -> None:
     async def listen(event: Any) -> None:
         raise AssertionError
@@ -237,6 +252,7 @@ def busy(retry_after: str | None) -> httpx2.Response:
         (None, 1, 0.5, 1.0),
         (None, 3, 2.0, 4.0),
         (None, 40, 15.0, 30.0),
+        (None, 1_100, 15.0, 30.0),
         ("0", 0, 0.25, 0.5),
         ("7", 0, 7.0, 7.0),
         ("soon", 0, 0.25, 0.5),
@@ -247,7 +263,7 @@ def busy(retry_after: str | None) -> httpx2.Response:
 def test_a_pause_doubles_and_is_as_long_as_the_server_asks(
     retry_after: str | None, n_failed: int, shortest: float, longest: float
 ) -> None:
-    pauses = [Retries(50).find_pause_seconds("POST", busy(retry_after), n_failed) for _ in range(100)]
+    pauses = [Retries(2_000).find_pause_seconds("POST", busy(retry_after), n_failed) for _ in range(100)]
     assert all(pause is not None and shortest <= pause <= longest for pause in pauses)
     assert shortest == longest or len(set(pauses)) > 50
 
