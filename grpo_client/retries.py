@@ -60,7 +60,8 @@ class Retries:
 
 def make_pause_seconds(n_failed: int) -> float:
     """Draw a pause that doubles with every failure, so that clients that failed together do not return together."""
-    return min(_MAX_PAUSE_SECONDS, math.ldexp(_FIRST_PAUSE_SECONDS, n_failed)) * random.uniform(0.5, 1.0)
+    n_doublings = min(n_failed, 16)  # after a thousand, the pause would be too large for a float
+    return min(_MAX_PAUSE_SECONDS, math.ldexp(_FIRST_PAUSE_SECONDS, n_doublings)) * random.uniform(0.5, 1.0)
 
 
 def _read_retry_after(response: httpx2.Response) -> float:
