@@ -149,7 +149,10 @@ class ModelPromotion:
         with self._lock:
             card = self._cards.get(signature)
         if card is None:
-            file = self._store.inspect_file(reference)
+            try:
+                file = self._store.inspect_file(reference)
+            except ConflictError:  # it is not remembered: the disk may give it next time
+                return make_card(reference, self._store.describe_unread(reference))
             signature, card = file.signature, make_card(reference, file)
             with self._lock:
                 self._cards[signature] = card

@@ -168,6 +168,16 @@ class ModelStore:
         """
         return self._read_meant(name, lambda meant: self._read_in_turn(self._inspect_file, meant))
 
+    def describe_unread(self, name: str) -> InspectedFile:
+        """Say what is known of a file that the disk does not give: to listings, it is corrupt.
+
+        :raises NotFoundError: If there is no such model.
+        """
+        signature = self.folder.get_signature(name)
+        if signature is None:
+            raise self.folder.make_not_found(name)
+        return InspectedFile(ModelStatus.CORRUPT, signature, None, None)
+
     def find_sha256(self, name: str) -> str | None:
         """Return the SHA-256 of a model's file; None if there is none.
 

@@ -24,7 +24,7 @@ from service.dashboard.widgets.html_elements import (
 )
 from service.dashboard.widgets.number_format import format_age, format_count, format_size
 from service.dashboard.widgets.toasts import show_error, show_success
-from service.errors import NotFoundError, ServiceError
+from service.errors import ConflictError, NotFoundError, ServiceError
 from service.http.browser_rules import DASHBOARD_PATH
 from service.models.card import make_card
 from service.models.files.folder import FileSignature
@@ -152,7 +152,12 @@ class _ModelCards:
             found.append(self._service.player.find_evaluation(signature))
             return found[-1]
 
-        return make_card(name, self._service.store.inspect_file(name), find), found[-1]
+        store = self._service.store
+        try:
+            file = store.inspect_file(name)
+        except ConflictError:  # the disk refuses this one, and the others have their cards all the same
+            file = store.describe_unread(name)
+        return make_card(name, file, find), found[-1]
 
     def _show_card(self, card: ModelCard, evaluation: EpisodeFigures | None) -> None:
         with make_box("card model", "li", aria_label=f"Model {card.name}"):

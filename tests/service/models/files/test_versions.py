@@ -15,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from grpo_core.saving.model_file import ModelFileError
 from service.errors import InvalidRequestError, NotFoundError, StorageError
 from service.models.files.folder import ModelFolder
 from service.models.files.lock import lock_folder
@@ -107,6 +108,24 @@ class TestKeeping:
         publish(client, contents[1:2])
         assert client.post("/models/m/rollback").status_code == 200
         assert client.get("/models/m/versions").json()["versions"][0]["job_id"] is None
+
+    def test_a_version_that_the_disk_refuses_is_listed_as_corrupt(
+        self, client: TestClient, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish(client, contents[:2])
+        read = ModelFolder.read
+
+        def refuse(folder: ModelFolder, name: str) -> Any:
+            if name == "m@1":
+                raise ModelFileError("the file cannot be read (Permission denied).")
+            return read(folder, name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelFolder, "read", refuse)
+            newest, refused = client.get("/models/m/versions").json()["versions"]
+        assert (newest["status"], refused["status"]) == ("loaded", "corrupt")
+        assert (refused["version"], refused["n_bytes"], refused["sha256"]) == (1, len(contents[0]), None)
+        assert client.get("/models/m/versions").json()["versions"][1]["status"] == "saved"
 
     def test_a_version_is_listed_as_loaded_while_it_is_in_memory(
         self, client: TestClient, contents: list[bytes]
