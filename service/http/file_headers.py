@@ -25,27 +25,27 @@ def is_known(request: Request, etag: str) -> bool:
 def check_match(request: Request, etag: str | None) -> None:
     """Refuse a request for another version of a file than the current one.
 
-    :param etag: The current ``ETag``; None if there is no file.
+    :param etag: The current ``ETag``: "" if the file is too large to have one, None if there is no file.
     :raises PreconditionFailedError: If ``If-Match`` does not list it.
     """
     if "if-match" in request.headers and not _lists(request, "if-match", etag):
-        there = "there is none" if etag is None else f"its ETag is {etag}"
+        there = "there is none" if etag is None else _describe(etag)
         raise PreconditionFailedError(f"If-Match does not list the file that is there: {there}; look at it first.")
 
 
 def check_change(request: Request, find_sha256: Callable[[], str | None]) -> None:
     """Refuse to change another version of a file than the one that the client means.
 
-    :param find_sha256: Returns the current SHA-256, or None; called only if the client names a version.
+    :param find_sha256: Is ``ModelStore.find_sha256``; called only if the client names a version.
     :raises PreconditionFailedError: If ``If-Match`` does not list it, or ``If-None-Match`` does.
     """
     if not {"if-match", "if-none-match"} & set(request.headers):
         return
     sha256 = find_sha256()
-    etag = None if sha256 is None else f'"{sha256}"'
+    etag = f'"{sha256}"' if sha256 else sha256
     check_match(request, etag)
     if _lists(request, "if-none-match", etag):
-        raise PreconditionFailedError(f"If-None-Match lists the file that is there: its ETag is {etag}.")
+        raise PreconditionFailedError(f"If-None-Match lists the file that is there: {_describe(etag or '')}.")
 
 
 def _lists(request: Request, header: str, etag: str | None) -> bool:
@@ -54,7 +54,11 @@ def _lists(request: Request, header: str, etag: str | None) -> bool:
     tags = {tag.strip() for value in request.headers.getlist(header) for tag in value.split(",")}
     if header == "if-none-match":  # a weak tag is as good where nothing is changed
         tags = {tag.removeprefix("W/") for tag in tags}
-    return etag in tags or "*" in tags
+    return "*" in tags or (etag != "" and etag in tags)
+
+
+def _describe(etag: str) -> str:
+    return f"its ETag is {etag}" if etag else "it is too large to have an ETag"
 
 
 class Part(NamedTuple):

@@ -179,12 +179,12 @@ class ModelStore:
         return InspectedFile(ModelStatus.CORRUPT, signature, None, None)
 
     def find_sha256(self, name: str) -> str | None:
-        """Return the SHA-256 of a model's file; None if there is none.
+        """Return the SHA-256 of a model's file: "" if it is too large to be read, None if there is none.
 
         :raises ConflictError: If the disk refuses.
         """
         try:
-            return self.inspect_file(name).sha256
+            return self.inspect_file(name).sha256 or ""
         except NotFoundError:
             return None
 

@@ -104,6 +104,20 @@ class TestDownloading:
             assert etag in get_detail(refused, 412), meant
             assert refused.json()["type"] == "urn:grpo:problem:precondition-failed"
 
+    def test_a_file_that_is_too_large_to_be_read_is_there_and_has_no_etag(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        path = settings.models_dir / "m.zip"
+        path.write_bytes(contents[0])
+        os.truncate(path, model_file.SERVICE_LIMITS.file_bytes + 1)
+        url, replace = "/models/m", "/models/m/file?overwrite=true"
+        for meant in ('""', ""):
+            refused = client.delete(url, headers={"If-Match": meant})
+            assert "too large to have an ETag" in get_detail(refused, 412), meant
+        refused = client.put(replace, content=contents[1], headers={"If-None-Match": "*", **ZIP})
+        assert "too large to have an ETag" in get_detail(refused, 412)
+        assert client.delete(url, headers={"If-Match": "*"}).status_code == 200
+
     @pytest.mark.parametrize("damage", [lambda c: c[:-5], lambda c: c.replace(b"grpo_meta.json", b"hers_meta.json")])
     def test_a_file_that_cannot_be_used_is_not_sent(
         self, client: TestClient, contents: list[bytes], settings: Settings, damage: Callable[[bytes], bytes]
