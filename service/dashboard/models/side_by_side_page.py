@@ -1,6 +1,7 @@
 """Two models beside each other, which play episodes from the same seed."""
 
 from nicegui import ui
+from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.current_service import get_service
 from service.dashboard.frame import show_frame
@@ -12,14 +13,16 @@ from service.models.playing.player import ModelPlayer
 _MAX_SEED = 10_000
 
 
-def show_side_by_side(left: str = "", right: str = "", seed: int = 0) -> None:
+async def show_side_by_side(left: str = "", right: str = "", seed: int = 0) -> None:
     """Show two models on one seed: all three are in the address.
 
-    :param left: Name of a model; empty chooses the first.
-    :param right: Likewise, the second.
+    :param left: Name of a model, also with ``@`` and a version or an alias; empty chooses the first.
+    :param right: Likewise, the last.
     """
     service = get_service()
-    names = service.store.folder.list_names()
+    folder = service.store.folder
+    names, asked = folder.list_names(), [name for name in dict.fromkeys((left, right)) if name]
+    missing = await run_in_threadpool(lambda: [name for name in asked if folder.canonicalize(name) is None])
     with show_frame("Side by side", "Models"):
         with make_box("head"):
             with make_box("stack").style("gap: 0"):
@@ -29,8 +32,11 @@ def show_side_by_side(left: str = "", right: str = "", seed: int = 0) -> None:
         if not names:
             make_note("There are no models yet.", "", "info")
             return
-        chosen = (left if left in names else names[0], right if right in names else names[-1])
-        players = _show_players(names, chosen, service.player, max(0, min(seed, _MAX_SEED)))
+        for name in missing:
+            make_note(f"There is no model {name}.", "bad", "error")
+        chosen = (names[0] if left in ("", *missing) else left, names[-1] if right in ("", *missing) else right)
+        choices = list(dict.fromkeys((*names, *chosen)))
+        players = _show_players(choices, chosen, service.player, max(0, min(seed, _MAX_SEED)))
     for player in players:
         ui.timer(0, player.show, once=True)
 
