@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
@@ -16,9 +17,10 @@ from service.dashboard.models.version_list import VersionList
 from service.dashboard.widgets.headline import HeadlineText, describe_model
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note, make_pairs
 from service.dashboard.widgets.number_format import format_count, format_size
-from service.errors import NotFoundError, ServiceError
+from service.errors import ConflictError, NotFoundError, ServiceError
 from service.http.browser_rules import DASHBOARD_PATH
 from service.models.card import make_card
+from service.models.files.folder import FileSignature
 from service.models.served import ServedModel
 from service.models.store import ModelStore
 from service.schemas.models import ModelCard
@@ -51,7 +53,7 @@ async def show_model(name: str) -> None:
         return
     with show_frame(name, "Models"):
         download = _show_head(card)
-        watch = _FileWatch(service.store, model)
+        watch = _FileWatch(service.store, name, model, card.sha256)
         with make_box("split"):
             with make_box("stack wide"):
                 with make_box("card stack", "section", aria_label="Watch it play"):
@@ -86,20 +88,35 @@ async def show_model(name: str) -> None:
 class _FileWatch:
     """Says when the model's file is deleted or replaced, and then hides the controls that need it.
 
+    A file that becomes an earlier version is still the one that its number and its aliases mean.
+
+    :param name: What the page's address calls the model: its name, or one with ``@`` and a version or an alias.
     :param model: The model that the page shows.
+    :param sha256: The SHA-256 of its file.
     """
 
-    def __init__(self, store: ModelStore, model: ServedModel) -> None:
-        self._store, self._model = store, model
+    def __init__(self, store: ModelStore, name: str, model: ServedModel, sha256: str | None) -> None:
+        self._store, self._name = store, name
+        # The file that the name means, and its content, which is read only if that has another place or signature.
+        self._place: tuple[str | None, FileSignature | None] = model.name, model.signature
+        self._shown_sha256 = self._sha256 = sha256
         self.controls: Sequence[ui.element] = ()
         self._deleted = make_note("This model was deleted. The page shows what was read before.", "bad", "error")
         self._replaced = make_note("This model was replaced. Reload the page to see the new one.", "warn", "info")
         self._show(is_there=True, is_same=True)
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Look at the file."""
-        signature = self._store.folder.get_signature(self._model.name)
-        self._show(signature is not None, signature == self._model.signature)
+        sha256 = await run_in_threadpool(self._find_sha256)
+        self._show(sha256 is not None, sha256 == self._shown_sha256)
+
+    def _find_sha256(self) -> str | None:
+        folder = self._store.folder
+        place = folder.canonicalize(self._name), folder.get_signature(self._name)
+        if place != self._place:
+            with suppress(ConflictError):  # the disk refuses; the next look tries again
+                self._sha256, self._place = self._store.find_sha256(self._name), place
+        return self._sha256
 
     def _show(self, is_there: bool, is_same: bool) -> None:
         self._deleted.set_visibility(not is_there)
