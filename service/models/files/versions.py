@@ -204,6 +204,9 @@ class VersionFolder(KeptVersions):
         """
         kept = make_versions_folder(self._models_dir, name) / f"{version}.zip"
         if os.path.lexists(kept):
+            with suppress(OSError):  # a copy, which an alias asked for, has the same content
+                if not copies and not os.path.samefile(kept, get_newest_path(self._models_dir, name)):
+                    self._link(name, kept, copies)
             return False
         self._link(name, kept, copies)
         return True

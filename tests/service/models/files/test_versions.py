@@ -403,6 +403,16 @@ class TestAliases:
         assert client.post("/inference", json=body).json() == before
         assert client.get("/models/m/versions").json()["versions"][2]["aliases"] == ["best"]
 
+    def test_its_version_keeps_its_evaluation_when_a_newer_one_comes(
+        self, client: TestClient, contents: list[bytes]
+    ) -> None:
+        publish(client, contents[:1])
+        client.put("/models/m/aliases/prod")
+        evaluated = client.post("/models/m@prod/evaluate", json={"n_episodes": 1}).json()["evaluation"]
+        publish(client, contents[1:2])
+        assert client.get("/models/m@prod").json()["evaluation"] == evaluated
+        assert client.get("/models/m/versions").json()["versions"][1]["evaluation"] == evaluated
+
     def test_it_never_answers_for_another_version(
         self, client: TestClient, settings: Settings, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
