@@ -54,7 +54,10 @@ class VersionFolder(KeptVersions):
         self._trimmer = VersionTrimmer(models_dir, self, max_versions, max_bytes)
         if not is_read_only:
             finish_deletions(self._models_dir)
-        for name in [] if is_read_only else self.list_names():
+        for name in self.list_names():
+            self.find_newest(name)  # compares its files, before a request waits for that
+            if is_read_only:
+                continue
             remove_leftovers(self._dir / name)
             try:
                 if not Path(get_newest_path(self._models_dir, name)).exists() and not self._forget_unless_pinned(name):
@@ -231,6 +234,8 @@ class VersionFolder(KeptVersions):
         except OSError:  # a file system without links
             shutil.copy2(path, temporary, follow_symlinks=False)
         os.replace(temporary, kept)
+        if copies:
+            self.is_newest(name, int(kept.stem))  # compares them now, in this thread; requests come on the event loop
 
     def _write_notes(self, name: str, notes: Notes) -> None:
         save_notes(make_versions_folder(self._models_dir, name), notes)

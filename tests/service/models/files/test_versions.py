@@ -413,6 +413,23 @@ class TestAliases:
         assert client.get("/models/m@prod").json()["evaluation"] == evaluated
         assert client.get("/models/m/versions").json()["versions"][1]["evaluation"] == evaluated
 
+    @pytest.mark.parametrize("since", ["its alias", "a save of the same bytes", "the start", "the start of a replica"])
+    def test_no_request_compares_whole_files(
+        self, tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch, since: str
+    ) -> None:
+        folder = ModelFolder(tmp_path)
+        folder.write("m", contents[0])
+        folder.versions.set_alias("m", "prod", 1)
+        if since == "a save of the same bytes":
+            folder.write("m", contents[0])
+        elif since != "its alias":
+            folder = ModelFolder(tmp_path, is_read_only="replica" in since)
+        assert not (tmp_path / "m.zip").samefile(tmp_path / ".versions" / "m" / "1.zip")
+        compare = Mock()
+        monkeypatch.setattr("service.models.files.kept.has_content", compare)
+        assert folder.canonicalize("m@prod") == "m"
+        compare.assert_not_called()
+
     def test_it_never_answers_for_another_version(
         self, client: TestClient, settings: Settings, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
