@@ -95,13 +95,15 @@ class VersionFolder(KeptVersions):
             else:
                 aliases[alias] = version
             is_new = False
-            if version is not None and version == self.find_newest(name):
-                is_new = self._keep(name, version, copies=True)
             try:
+                if version is not None and version == self.find_newest(name):
+                    is_new = self._keep(name, version, copies=True)
                 self._write_notes(name, notes._replace(aliases=aliases))
             except OSError:
                 if is_new:
                     self._undo(name, notes)
+                else:
+                    self._remove_empty(name)
                 raise
             return before
 
@@ -195,7 +197,11 @@ class VersionFolder(KeptVersions):
                 (self._dir / name / NOTES_FILE).unlink(missing_ok=True)
             else:
                 self._write_notes(name, notes)
-            # Where nothing else is left in them.
+            self._remove_empty(name)
+
+    def _remove_empty(self, name: str) -> None:
+        """Remove the hidden folders, as far as nothing is in them."""
+        with suppress(OSError):
             (self._dir / name).rmdir()
             self._dir.rmdir()
 
@@ -230,12 +236,20 @@ class VersionFolder(KeptVersions):
             if copies:
                 shutil.copy2(path, temporary, follow_symlinks=False)
             else:
-                os.link(path, temporary, follow_symlinks=False)
-        except OSError:  # a file system without links
-            shutil.copy2(path, temporary, follow_symlinks=False)
-        os.replace(temporary, kept)
+                _link_or_copy(path, temporary)
+            os.replace(temporary, kept)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # a part of it, where the disk is full
+            raise
         if copies:
             self.is_newest(name, int(kept.stem))  # compares them now, in this thread; requests come on the event loop
 
     def _write_notes(self, name: str, notes: Notes) -> None:
         save_notes(make_versions_folder(self._models_dir, name), notes)
+
+
+def _link_or_copy(path: str, target: Path) -> None:
+    try:
+        os.link(path, target, follow_symlinks=False)
+    except OSError:  # a file system without links
+        shutil.copy2(path, target, follow_symlinks=False)

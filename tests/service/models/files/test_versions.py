@@ -373,12 +373,18 @@ class TestAliases:
         (tmp_path / ".versions" / "m" / "1.zip").write_bytes(contents[2])
         assert folder.versions.is_in_use("m", "own")
 
+    @pytest.mark.parametrize("refused", ["service.models.files.notes.write_atomic", "shutil.copy2"])
     def test_one_that_the_disk_refuses_leaves_nothing(
-        self, tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch, refused: str
     ) -> None:
+        def write_a_part(*arguments: Any, **options: Any) -> None:
+            if refused == "shutil.copy2":
+                arguments[1].write_bytes(contents[0][:1000])
+            raise OSError("no space left")
+
         folder = ModelFolder(tmp_path, max_versions=3)
         folder.write("m", contents[0])
-        monkeypatch.setattr("service.models.files.notes.write_atomic", Mock(side_effect=OSError("no space left")))
+        monkeypatch.setattr(refused, write_a_part)
         with pytest.raises(OSError, match="no space"):
             folder.versions.set_alias("m", "prod", 1)
         assert list(tmp_path.rglob("*")) == [tmp_path / "m.zip"]
