@@ -186,7 +186,8 @@ class RequestRules:
                 return refusal
         path = scope["path"]
         if scope.get("method") == "GET" and path.startswith(DASHBOARD_PATH) and not path.startswith(NICEGUI_PATH):
-            return Refusal(_NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(path)}"})
+            page = f"{path}?{query}" if (query := scope.get("query_string", b"").decode("latin-1")) else path
+            return Refusal(_NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(page)}"})
         return NO_KEY
 
     def _has_known_host(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:

@@ -2,6 +2,7 @@
 
 import hmac
 import re
+from html import escape
 from pathlib import Path
 from string import Template
 from typing import Annotated
@@ -20,7 +21,9 @@ _PAGE = Template(Path(__file__).with_name("login.html").read_text(encoding="utf-
 # Of a replica, which has no dashboard.
 _REPLICA_HOME = "/docs"
 # A login may only lead to pages of this server.
-_TARGET = re.compile(rf"{DASHBOARD_PATH}(/[A-Za-z0-9._-]+)*/?|/docs|/redoc")
+_PAGE_PATH = re.compile(rf"{DASHBOARD_PATH}(/[A-Za-z0-9@._-]+)*/?|/docs|/redoc")
+# As browsers write it; a longer one would not fit into the form, which is small.
+_QUERY = re.compile(r"[A-Za-z0-9@._~%+=&,:/-]{1,1000}")
 _WRONG_KEY = "That is not this server's key. Use the value of GRPO_API_KEY that the server was started with."
 _TOO_MANY = "Too many wrong keys from your address. The right one still opens; wait a minute before you guess again."
 
@@ -71,12 +74,14 @@ async def log_out() -> Response:
 
 
 def _choose_target(wanted: str, service: Service) -> str:
-    if _TARGET.fullmatch(wanted) and not (service.settings.is_replica and wanted.startswith(DASHBOARD_PATH)):
-        return wanted
+    page, _, query = wanted.partition("?")
+    is_of_dashboard = page.startswith(DASHBOARD_PATH)
+    if _PAGE_PATH.fullmatch(page) and not (service.settings.is_replica and is_of_dashboard):
+        return wanted if is_of_dashboard and _QUERY.fullmatch(query) else page
     return _REPLICA_HOME if service.settings.is_replica else DASHBOARD_PATH
 
 
 def _render(target: str, problem: str = "", status_code: int = 200, wait_seconds: int | None = None) -> HTMLResponse:
     alert = f'<p class="problem" id="problem" role="alert">{problem}</p>' if problem else ""
     headers = None if wait_seconds is None else {"Retry-After": str(wait_seconds)}
-    return HTMLResponse(_PAGE.substitute(target=target, alert=alert), status_code, headers)
+    return HTMLResponse(_PAGE.substitute(target=escape(target), alert=alert), status_code, headers)

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from html import escape
 from http.cookies import SimpleCookie
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from fastapi import FastAPI
@@ -103,6 +105,14 @@ class TestLoggingIn:
         [
             ("/docs", "/docs"),
             ("/dashboard/models/m-1.2", "/dashboard/models/m-1.2"),
+            ("/dashboard/models/m@prod", "/dashboard/models/m@prod"),
+            ("/dashboard/side-by-side?left=a@1&right=b%20c", "/dashboard/side-by-side?left=a@1&right=b%20c"),
+            ("/dashboard?q=" + "x" * 2000, "/dashboard"),
+            ('/dashboard?q="><script>', "/dashboard"),
+            ("/dashboard?q=\r\nX: y", "/dashboard"),
+            ("/docs?url=https://evil.example", "/docs"),
+            ("/dashboard@evil.example", "/dashboard"),
+            ("//evil.example?/dashboard", "/dashboard"),
             ("//evil.example", "/dashboard"),
             ("https://evil.example/dashboard", "/dashboard"),
             ("/dashboard//evil.example", "/dashboard"),
@@ -112,7 +122,7 @@ class TestLoggingIn:
         ],
     )
     def test_it_leads_to_pages_of_this_server_only(self, client: TestClient, wanted: str, target: str) -> None:
-        assert f'value="{target}"' in client.get("/login", params={"next": wanted}).text
+        assert f'value="{escape(target)}"' in client.get("/login", params={"next": wanted}).text
         response = client.post("/login", data={"key": KEY, "next": wanted}, headers=ORIGIN, follow_redirects=False)
         assert response.headers["location"] == target
 
@@ -126,10 +136,12 @@ class TestLoggingIn:
 @with_key
 class TestSessions:
     def test_a_visitor_of_the_dashboard_is_sent_to_the_login(self, client: TestClient) -> None:
-        for path in ("/dashboard", "/dashboard/models/m"):
+        for path in ("/dashboard", "/dashboard/models/m@prod", "/dashboard/side-by-side?left=a&right=b%20c"):
             response = client.get(path, headers=PAGE_ACCEPT, follow_redirects=False)
             assert response.status_code == 303
-            assert response.headers["location"] == f"/login?next={path}"
+            location = response.headers["location"]
+            assert location == f"/login?next={quote(path)}"
+            assert f'value="{escape(path)}"' in client.get(location).text
         assert client.get("/dashboard/_nicegui/x", follow_redirects=False).status_code == 401
 
     @pytest.mark.parametrize(
