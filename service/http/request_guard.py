@@ -185,7 +185,8 @@ class RequestRules:
             if refusal is not None:
                 return refusal
         path = scope["path"]
-        if scope.get("method") == "GET" and path.startswith(DASHBOARD_PATH) and not path.startswith(NICEGUI_PATH):
+        is_read = scope.get("method") in ("GET", "HEAD")
+        if is_read and path.startswith(DASHBOARD_PATH) and not path.startswith(NICEGUI_PATH):
             page = f"{path}?{query}" if (query := scope.get("query_string", b"").decode("latin-1")) else path
             return Refusal(_NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(page)}"})
         return NO_KEY

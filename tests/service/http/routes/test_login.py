@@ -140,6 +140,8 @@ class TestSessions:
             response = client.get(path, headers=PAGE_ACCEPT, follow_redirects=False)
             assert response.status_code == 303
             location = response.headers["location"]
+            head = client.head(path, headers=PAGE_ACCEPT, follow_redirects=False)
+            assert (head.status_code, head.headers["location"]) == (303, location)
             assert location == f"/login?next={quote(path)}"
             assert f'value="{escape(path)}"' in client.get(location).text
         assert client.get("/dashboard/_nicegui/x", follow_redirects=False).status_code == 401
