@@ -54,7 +54,7 @@ def evaluate_model(
 @router.get(
     "/models/{model_name}/video",
     response_class=Response,
-    responses={**FILM_RESPONSES, **errors(404, 409, 412, 413, 416)},
+    responses={**FILM_RESPONSES, **errors(404, 409, 412, 413, 416, 507)},
     dependencies=[Depends(note_leaving)],
 )
 def film_model(

@@ -155,7 +155,7 @@ async def _read_of(
 @router.get(
     "/training/{job_id}/video",
     response_class=Response,
-    responses={**FILM_RESPONSES, **errors(404, 409, 412, 413, 416)},
+    responses={**FILM_RESPONSES, **errors(404, 409, 412, 413, 416, 507)},
     dependencies=[Depends(note_leaving)],
 )
 def film_training(

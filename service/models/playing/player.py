@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -15,7 +16,7 @@ from cachetools import LRUCache
 from grpo_core.environments.making import EnvSetup
 from grpo_core.saving import model_file
 from service.environments.catalogue import find_spec
-from service.errors import ConflictError
+from service.errors import ConflictError, StorageError
 from service.models.card import find_env_name, find_env_setup
 from service.models.files.folder import FileSignature
 from service.models.playing.play import FilmOrder, Play
@@ -113,6 +114,7 @@ class ModelPlayer:
 
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If it cannot be played in the environment that its file names.
+        :raises StorageError: If the temporary folder cannot be used.
         :raises ServiceError: If the environment fails or cannot be rendered, and whatever ``ShortTasks.run`` raises.
         """
         model, play = self._prepare(model_name, order.seed, order.deterministic)
@@ -122,6 +124,7 @@ class ModelPlayer:
         """Film one episode of a model file that is not among the models.
 
         :raises ConflictError: If only torch can run it, or it does not fit the environment.
+        :raises StorageError: If the temporary folder cannot be used.
         :raises ServiceError: If the environment fails or cannot be rendered, and whatever ``ShortTasks.run`` raises.
         """
         try:
@@ -137,8 +140,7 @@ class ModelPlayer:
             film = self._films.get(key)
         if film is not None:
             return film
-        # Created here, since a killed task could not remove it.
-        with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX, ignore_cleanup_errors=True) as folder:
+        with _make_folder() as folder:
             arguments = (play, order.video_format, order.max_steps, folder)
             task = Task("service.models.playing.episodes:film_policy", arguments, play.env_name)
             header, _, content = self._short_tasks.run(task, "ask for a lower max_steps.").partition(b"\n")
@@ -187,6 +189,18 @@ def _is_better(trained: EpisodeFigures, random: EpisodeFigures) -> bool:
     if trained.mean_reward_ci95 is None or random.mean_reward_ci95 is None:
         return False
     return trained.mean_reward_ci95[0] > random.mean_reward_ci95[1]
+
+
+def _make_folder() -> tempfile.TemporaryDirectory[str]:
+    """Create a folder for a film: here, since a killed task could not remove it."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX, ignore_cleanup_errors=True)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else "unknown reason"  # the error's own text may hold paths
+        raise StorageError(
+            f"the film cannot be made: the server's temporary folder cannot be used ({reason}); free some space there, "
+            "or start the server with another TMPDIR."
+        ) from error
 
 
 def _sweep_folders() -> None:

@@ -1,5 +1,6 @@
 """Models are evaluated and filmed in the environments that their files name, and failures are reported."""
 
+import errno
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gymnasium as gym
 import imageio_ffmpeg
@@ -536,6 +538,24 @@ def test_an_environment_that_hangs_is_killed_and_leaves_nothing_behind(
         assert not list(tmp_path.glob("grpo-film-*"))
     finally:
         del gym.registry["Line-v0"]
+
+
+@pytest.mark.parametrize("problem", [errno.ENOENT, errno.ENOSPC])
+def test_a_temporary_folder_that_cannot_be_used_is_told(
+    client: TestClient,
+    save: SaveModel,
+    register_env: RegisterEnv,
+    to_the_right: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    problem: int,
+) -> None:
+    register_env(DrawnLineEnv)
+    save(to_the_right)
+    refuse = Mock(side_effect=OSError(problem, "No usable temporary directory found in ['/srv/private']"))
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    detail = get_detail(client.get("/models/m/video"), 507)
+    assert f"temporary folder cannot be used ({os.strerror(problem)})" in detail
+    assert "private" not in detail
 
 
 def test_what_a_killed_server_left_of_a_film_goes_when_another_one_starts(
