@@ -47,7 +47,7 @@ class ModelExporter:
         self._store = store
         self._short_tasks = short_tasks
         self._lock = threading.Lock()
-        self._exports: LRUCache[tuple[FileSignature, ExportFormatName, bool], Export] = LRUCache(
+        self._exports: LRUCache[tuple[FileSignature, str, ExportFormatName, bool], Export] = LRUCache(
             _MAX_CACHED_BYTES, getsizeof=lambda export: len(export.content)
         )
 
@@ -62,8 +62,9 @@ class ModelExporter:
         :raises ServiceError: Whatever ``ShortTasks.run`` raises.
         """
         model = self._store.get(model_name)
+        name = model_name.partition("@")[0]  # whichever of its names was asked for
         with self._lock:
-            export = self._exports.get((model.signature, export_format, with_masks))
+            export = self._exports.get((model.signature, name, export_format, with_masks))
         if export is not None:
             return export
         try:
@@ -79,7 +80,7 @@ class ModelExporter:
                 make_masks_input(actor)
             except UnsupportedSpaceError as error:
                 raise InvalidRequestError(f"action_masks does not fit model '{model_name}': {error}") from error
-        card = make_card(model_name.partition("@")[0], file)  # whichever of its names was asked for
+        card = make_card(name, file)
         facts = card.model_dump(mode="json", exclude=_PASSING_FACTS, exclude_none=True)
         arguments = actor, facts, export_format, with_masks
         task = Task("service.models.exporter:write_policy", arguments, env_name=None)
@@ -87,7 +88,7 @@ class ModelExporter:
         export = Export(content, hashlib.sha256(content).hexdigest())
         with self._lock:
             if len(content) <= self._exports.maxsize:
-                self._exports[file.signature, export_format, with_masks] = export
+                self._exports[file.signature, name, export_format, with_masks] = export
         return export
 
 

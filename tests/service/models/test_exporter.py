@@ -91,8 +91,10 @@ def test_it_holds_the_facts_of_the_card(client: TestClient, settings: Settings) 
     content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
     save(settings, "m", content)
     extra = {"grpo.json": ""}
-    load(client.get("/models/m/export?format=torchscript").content, _extra_files=extra)
-    facts, card = json.loads(extra["grpo.json"]), client.get("/models/m").json()
+    assert client.get("/models/m/export?format=torchscript").status_code == 200
+    (settings.models_dir / "m.zip").rename(settings.models_dir / "renamed.zip")
+    load(client.get("/models/renamed/export?format=torchscript").content, _extra_files=extra)
+    facts, card = json.loads(extra["grpo.json"]), client.get("/models/renamed").json()
     assert facts["sha256"] == hashlib.sha256(content).hexdigest()
     for name in ("name", "env_name", "hyperparameters", "network", "n_parameters", "num_timesteps"):
         assert facts[name] == card[name], name
