@@ -81,8 +81,9 @@ class Mirror:
         self.problem: str | None = None
         #: Whether everything usable that was there at a look has been copied since.
         self.is_complete = False
-        # Marks of the copied files, and of those that cannot be used, by path.
+        # Marks of the copied files, and of those that cannot be used, by path; and what size the copies have.
         self._copied: dict[str, str] = {}
+        self._sizes: dict[str, int | None] = {}
         self._refused: dict[str, tuple[str, str]] = {}
         # Why models could not be read at the last look, by name; the next one tries again.
         self._failed: dict[str, str] = {}
@@ -111,8 +112,11 @@ class Mirror:
     def look(self) -> None:
         """Look at the store once, and copy what has changed; what fails is in ``problem``."""
         try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have removed it
+            self._renew_lock()
             if self._lock is None and not self._take_turn():
                 return
+            self._forget_lost()
             self._copy_changes(self._list_files())
             problem = "; ".join([*(reason for _, reason in self._refused.values()), *self._failed.values()]) or None
         except Exception as error:  # foreign code: every kind of store has errors of its own
@@ -142,14 +146,26 @@ class Mirror:
             return False
         state = self._read_state()
         if state is not None and state["url"] == self._url:
-            copied = state["copied"].items()
-            # A crash or a full disk may have cut a copy short, and another file may have been put in its place.
-            self._copied = {
-                path: mark
-                for path, mark in copied
-                if (size := self._get_size(path)) is not None and size == state["sizes"].get(path)
-            }
+            self._copied, self._sizes = state["copied"], state["sizes"]
         return True
+
+    def _renew_lock(self) -> None:
+        if self._lock is not None:
+            try:
+                self._lock.renew()
+            except FolderInUseError:  # the folder was removed, and another replica was quicker
+                self._release()
+
+    def _forget_lost(self) -> None:
+        """Forget copies that have gone or changed, so that they are copied again.
+
+        A crash or a full disk may have cut one short, or somebody removed it or put another file in its place.
+        """
+        self._copied = {
+            path: mark
+            for path, mark in self._copied.items()
+            if (size := self._get_size(path)) is not None and size == self._sizes.get(path)
+        }
 
     def _read_state(self) -> dict[str, Any] | None:
         with suppress(OSError, ValueError):
@@ -204,7 +220,7 @@ class Mirror:
             self._copied.pop(path, None)
         is_complete = self.is_complete or not self._failed
         if changed or gone or not self.is_complete:
-            sizes = {path: self._get_size(path) for path in self._copied}
+            sizes = {path: self._sizes.get(path) for path in self._copied}
             state = {"url": self._url, "copied": self._copied, "sizes": sizes, "is_complete": is_complete}
             _write(self.folder / _STATE_FILE, json.dumps(state).encode(), None).replace(self.folder / _STATE_FILE)
         self.is_complete = is_complete
@@ -220,7 +236,7 @@ class Mirror:
             self._mark_newest(staged)
             for path, temporary in staged.items():
                 temporary.replace(self.folder / path)
-                self._copied[path] = files[path].mark
+                self._copied[path], self._sizes[path] = files[path].mark, self._get_size(path)
                 self._refused.pop(path, None)
         except model_file.ModelFileError as error:
             self._refused[path] = file.mark, f"{printable(path)} is not copied: {error}"

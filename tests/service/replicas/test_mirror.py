@@ -155,6 +155,28 @@ def test_what_was_copied_before_is_not_copied_again(
     assert os.lstat(second.folder / "m.zip") == copied
 
 
+@pytest.mark.parametrize("lost", ["a file", "a part of a file", "the folder"])
+def test_a_copy_that_is_lost_is_made_again(
+    url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror], lost: str
+) -> None:
+    put(url, "a.zip", contents[0])
+    put(url, "m.zip", contents[1])
+    mirror = open_mirror(url)
+    mirror.look()
+    kept = os.lstat(mirror.folder / "a.zip")
+    if lost == "the folder":
+        shutil.rmtree(mirror.folder)
+    elif lost == "a file":
+        (mirror.folder / "m.zip").unlink()
+    else:
+        (mirror.folder / "m.zip").write_bytes(contents[1][:1000])
+    mirror.look()
+    assert (mirror.problem, (mirror.folder / "m.zip").read_bytes()) == (None, contents[1])
+    assert (mirror.folder / "a.zip").read_bytes() == contents[0]
+    assert lost == "the folder" or os.lstat(mirror.folder / "a.zip") == kept
+    assert (mirror.folder / ".lock").exists()
+
+
 def test_what_a_crash_has_left_is_removed(
     url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
 ) -> None:
