@@ -175,6 +175,7 @@ class GroupedAlgorithm(SavedAlgorithm):
         norm_obs=False, norm_reward=False)`` is left as it is.
 
         :raises ValueError: If the environment does not fit the model; then all stays as it was.
+        :raises AssertionError: SB3's, if there are more or fewer environments than before.
         """
         vec_env = self._wrap_env(env, self.verbose)
         if self._grouped_env is None and self._loaded is not None:
@@ -182,11 +183,6 @@ class GroupedAlgorithm(SavedAlgorithm):
         before = self._vec_normalize_env if unwrap_vec_normalize(vec_env) is None else None
         if before is not None:
             vec_env = wrap_again(before, vec_env)
-        if self._grouped_env is not None and vec_env.num_envs != self.n_envs:
-            raise ValueError(
-                f"the new environment has n_envs={vec_env.num_envs}, but the model has {self.n_envs}; make as many, or "
-                "pass it to GRPO.load(path, env=env)."
-            )
         groups = self._choose_groups(vec_env)  # it raises before anything is replaced
         if self._grouped_env is None:
             check_for_correct_spaces(vec_env, self.observation_space, self.action_space)

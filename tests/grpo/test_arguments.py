@@ -9,7 +9,6 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.dqn.policies import DQNPolicy
 
@@ -170,9 +169,3 @@ def test_what_the_group_mode_rules_out_cannot_be_assigned_either() -> None:
     model.loss_normalization = "horizon"
     with pytest.raises(ValueError, match="whole episodes have no constant horizon to divide by"):
         model.learn(32)
-
-
-def test_another_number_of_environments_is_refused() -> None:
-    model = build(make_vec_env("CartPole-v1", 2))
-    with pytest.raises(ValueError, match="the new environment has n_envs=1, but the model has 2; make as many"):
-        model.set_env(make_vec_env("CartPole-v1"))
