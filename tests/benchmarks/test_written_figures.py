@@ -72,6 +72,16 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
+        r"On Walker2d it hardly walks: (\S+) to (\S+) after",
+        [Figure(*WALKER, "grpo_general", statistic) for statistic in (np.min, np.max)],
+    ),
+    (
+        "figures",
+        r"where PPO's defaults end at (\S+) to (\S+) on three seeds",
+        [Figure(*DOOR, "ppo_default", statistic) for statistic in (np.min, np.max)],
+    ),
+    (
+        "figures",
         r"Breakout: (\S+) and PPO with the same settings (\S+) These",
         [Figure(*BREAKOUT), Figure(*BREAKOUT, "ppo_shared")],
     ),
