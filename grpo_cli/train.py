@@ -37,7 +37,7 @@ from grpo_cli.options import (
 )
 from grpo_cli.training_settings import NO_PRESET, TrainingSettings, choose_settings, resolve_classes
 from grpo_core.environments.making import EnvSetup, make_env
-from grpo_core.environments.wrappers import Wrapper, suggest_wrappers
+from grpo_core.environments.wrappers import separate_normalization, suggest_wrappers
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Group, list_group
 from grpo_core.options.presets import list_general_presets
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS
@@ -123,7 +123,7 @@ def _run(options: argparse.Namespace) -> int:
     shows_progress = _wants_progress(options)
     if options.tensorboard_log is not None:
         require_packages("--tensorboard-log", "tensorboard")
-    wrappers, normalization = _separate_normalization(parse_wrapper_options(options.wrapper))
+    wrappers, normalization = separate_normalization(parse_wrapper_options(options.wrapper))
     setup = EnvSetup(options.env, parse_env_kwargs(options.env_kwargs), wrappers)
     settings = choose_settings(options, lambda: _choose_preset(setup), normalization)
     output = _add_suffix(
@@ -149,13 +149,6 @@ def _run(options: argparse.Namespace) -> int:
     if options.eval_episodes > 0:
         print_evaluation(actor, setup, options.eval_episodes, seed=0, deterministic=True)
     return 0
-
-
-def _separate_normalization(wrappers: list[Wrapper]) -> tuple[list[Wrapper], dict[str, Any] | None]:
-    """Take a wrapper ``normalize`` out of the others, since its statistics belong to all environments together."""
-    if not wrappers or wrappers[-1]["name"] != "normalize":
-        return wrappers, None
-    return wrappers[:-1], {name: value for name, value in wrappers[-1].items() if name != "name"}
 
 
 def _describe_preset(name: str) -> str:

@@ -65,6 +65,15 @@ PATIENT: dict[str, Any] = {
 }
 PATIENT_VARIABLES = {f"GRPO_{name.upper()}": str(seconds) for name, seconds in PATIENT.items()}
 FINAL_STATUSES = {"completed", "failed", "stopped"}
+# What every training logs while it goes on.
+LIVE_METRICS = {
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "rollout/zero_std_group_fraction",
+    "time/fps",
+    "train/entropy_loss",
+    "train/clip_fraction",
+}
 PROBLEM_FIELDS = {"type", "title", "status", "detail", "instance"}
 
 #: The executor of a test that runs only where Ray is installed; the fixture ``ray_cluster`` has to be there.

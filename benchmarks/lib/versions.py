@@ -10,11 +10,11 @@ _LEARNING_CODE = ("grpo.py", "grpo_core", "benchmarks/learning", "benchmarks/lib
 
 
 def read_versions(*packages: str) -> dict[str, str]:
-    """Return the version of each package, and under ``commit`` what ``name_commit`` returns."""
-    return {name: version(name) for name in packages} | {"commit": name_commit()}
+    """Return the version of each package, and under ``commit`` what ``_name_commit`` returns."""
+    return {name: version(name) for name in packages} | {"commit": _name_commit()}
 
 
-def name_commit() -> str:
+def _name_commit() -> str:
     """Name the last commit that changed how policies learn, with a ``+`` where that is being changed.
 
     Empty outside a clone, and without git.

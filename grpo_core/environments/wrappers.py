@@ -131,6 +131,16 @@ def _parse_option(where: str, value: Any, rule: _Option) -> Any:
     return type(default)(value)
 
 
+def separate_normalization(wrappers: Sequence[Wrapper]) -> tuple[list[Wrapper], dict[str, Any] | None]:
+    """Take a last wrapper ``normalize`` out of the others, since its statistics belong to all environments together.
+
+    :return: The other wrappers, and its options; None without one.
+    """
+    if not wrappers or wrappers[-1]["name"] != "normalize":
+        return list(wrappers), None
+    return list(wrappers[:-1]), {name: value for name, value in wrappers[-1].items() if name != "name"}
+
+
 def choose_env_kwargs(wrappers: Sequence[Wrapper], spec_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that wrappers need the environment to have: AtariWrapper skips frames itself.
 

@@ -96,7 +96,7 @@ def _compute_eta(config: TrainConfig, state: JobState) -> float | None:
     if state.status is not JobStatus.RUNNING or n_taken == 0:
         return None
     n_left = max(0, config.planned_timesteps - state.current_timesteps)
-    # The limit does not count them: it goes on from the checkpoint.
+    # The limit counts the time up to the checkpoint that was gone on from, and not what was lost after it.
     counted = state.elapsed_seconds * (state.current_timesteps / n_taken)
     most = math.inf if config.max_seconds is None else max(0.0, config.max_seconds - counted)
     return min(most, state.elapsed_seconds * n_left / n_taken)

@@ -9,14 +9,6 @@ from fastapi.testclient import TestClient
 from tests.support import PROBLEM_FIELDS
 
 BALANCED = [0.1, 0.0, 0.05, 0.0]
-LIVE_METRICS = {
-    "rollout/ep_rew_mean",
-    "rollout/ep_len_mean",
-    "rollout/zero_std_group_fraction",
-    "time/fps",
-    "train/entropy_loss",
-    "train/clip_fraction",
-}
 SHORT: dict[str, Any] = {"total_timesteps": 64, "seed": 0}
 one_slot = pytest.mark.parametrize("overrides", [{"max_running_jobs": 1, "max_queued_jobs": 1}], ids=["one slot"])
 

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.api.calls import LIVE_METRICS, SHORT, list_jobs, one_slot, parse_time
+from tests.api.calls import SHORT, list_jobs, one_slot, parse_time
 from tests.conftest import RegisterEnv
 from tests.support import (
     FINAL_STATUSES,
+    LIVE_METRICS,
     PROBLEM_FIELDS,
     Gate,
     LineEnv,

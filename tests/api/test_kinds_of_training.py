@@ -14,9 +14,9 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from grpo import GRPO
 from grpo_core.options.presets import get_preset
-from tests.api.calls import LIVE_METRICS, SHORT, ask, refuse
+from tests.api.calls import SHORT, ask, refuse
 from tests.conftest import RegisterEnv
-from tests.support import SpaceEnv, train_to_end, wait_for_end
+from tests.support import LIVE_METRICS, SpaceEnv, train_to_end, wait_for_end
 
 
 def test_observations_with_keys(client: TestClient, register_env: RegisterEnv) -> None:

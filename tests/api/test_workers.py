@@ -16,9 +16,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 import api
-from tests.api.calls import LIVE_METRICS, SHORT, ask, list_jobs, refuse
+from tests.api.calls import SHORT, ask, list_jobs, refuse
 from tests.conftest import RegisterEnv
 from tests.support import (
+    LIVE_METRICS,
     PATIENCE_SECONDS,
     Gate,
     LineEnv,

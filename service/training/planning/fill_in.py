@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.environments.making import EnvSetup
+from grpo_core.environments.wrappers import separate_normalization
 from grpo_core.groups.group import GroupPlan
 from grpo_core.options.checks import DEFAULT_HORIZON, get_horizon
 from grpo_core.options.choices import NEEDS_VALUES
@@ -93,17 +94,16 @@ def fill_in_request(named: NamedRequest, progress: Progress) -> bytes:
 
 
 def _separate_normalization(given: Settings) -> Settings:
-    """Turn a wrapper ``normalize`` into the setting of that name, since statistics belong to all environments of a job.
+    """Turn a wrapper ``normalize`` into the setting of that name.
 
     :raises InvalidRequestError: If both are there.
     """
-    wrappers = given.get("wrappers", [])
-    if not wrappers or wrappers[-1]["name"] != "normalize":
+    wrappers, options = separate_normalization(given.get("wrappers", []))
+    if options is None:
         return {}
     if "normalize" in given:
         raise InvalidRequestError("wrappers ends with 'normalize' and normalize is there too; send one of them.")
-    options = {name: value for name, value in wrappers[-1].items() if name != "name"}
-    return {"wrappers": wrappers[:-1], "normalize": Normalization(**options)}
+    return {"wrappers": wrappers, "normalize": Normalization(**options)}
 
 
 def _fit_and_try(

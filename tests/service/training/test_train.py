@@ -22,18 +22,9 @@ from service.schemas.training import Activation, TrainConfig
 from service.training.order import TrainingOrder
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, Recorder, SpaceEnv, change_hyperparameters, make_plan
+from tests.support import LIVE_METRICS, LineEnv, Recorder, SpaceEnv, change_hyperparameters, make_plan
 
 pytestmark = pytest.mark.usefixtures("ample_time")
-
-REQUIRED_METRICS = {
-    "rollout/ep_rew_mean",
-    "rollout/ep_len_mean",
-    "rollout/zero_std_group_fraction",
-    "time/fps",
-    "train/entropy_loss",
-    "train/clip_fraction",
-}
 
 
 def resolve(**request: Any) -> TrainConfig:
@@ -58,7 +49,7 @@ class TestTraining:
         assert recorder.steps == sorted(recorder.steps)
         assert recorder.steps[0] <= 1  # none yet while the untrained policy is evaluated
         assert 256 <= recorder.steps[-1] < 256 + 64
-        assert set().union(*recorder.metrics) >= REQUIRED_METRICS
+        assert set().union(*recorder.metrics) >= LIVE_METRICS
         assert all(np.isfinite(value) for metrics in recorder.metrics for value in metrics.values())
 
     def test_it_computes_in_one_thread(self) -> None:
