@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from service.jobs.judging.no_signal import NoSignalCounter
+from service.jobs.judging.no_signal import describe_silence
 from service.jobs.judging.verdict import Evidence, judge
 from service.jobs.records.history import JobHistory
 from service.jobs.records.record import JobState
@@ -65,7 +65,6 @@ def describe_progress(config: TrainConfig, state: JobState) -> dict[str, Any]:
 
 def gather_evidence(plan: TrainingPlan, state: JobState, history: JobHistory) -> Evidence:
     """Return the evidence for the verdict on a job."""
-    no_signal = NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
     evidence = Evidence(
         status=state.status,
         config=plan.config,
@@ -80,8 +79,8 @@ def gather_evidence(plan: TrainingPlan, state: JobState, history: JobHistory) ->
         metrics=state.metrics,
         is_saved=state.model_name is not None or not state.status.is_final,
     )
-    warning = no_signal.make_warning(state.current_timesteps, evidence.is_over)
-    return evidence._replace(no_signal_warning=warning)
+    silence = describe_silence(state.n_silent_rollouts, state.n_silent_timesteps, evidence.is_over)
+    return evidence._replace(no_signal_warning=silence)
 
 
 def name_tensorboard_run(job_id: str, config: TrainConfig) -> str | None:

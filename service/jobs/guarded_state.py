@@ -3,7 +3,7 @@
 import threading
 
 from service.jobs.clock import JobClock
-from service.jobs.judging.no_signal import NoSignalCounter
+from service.jobs.judging.no_signal import describe_silence
 from service.jobs.records.history import JobHistory
 from service.jobs.records.record import JobEnd, JobState
 from service.workers.receipts import Receipts
@@ -24,7 +24,6 @@ class GuardedState:
         self.receipts = Receipts(state.n_restarts, state.n_reports)
         #: Once it is set, nothing changes but the status, which follows as soon as the end is written down.
         self.end: JobEnd | None = None
-        self._no_signal = NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
 
     def refresh(self) -> JobState:
         """Return the state, brought up to date."""
@@ -66,7 +65,7 @@ class GuardedState:
         rows = self.history.list_rows()
         state.metrics = rows[-1].metrics if rows else {}
         state.final_evaluation = None
-        state.n_silent_rollouts, state.last_signal_timesteps, self._no_signal = 0, 0, NoSignalCounter()
+        state.note_signal(0)
 
     def choose_evaluations(self) -> None:
         """Note the latest and the best evaluation of the history."""
@@ -79,8 +78,12 @@ class GuardedState:
 
         :param zero_std_fraction: Share of its groups without one, in [0, 1].
         """
-        state, counter = self.state, self._no_signal
-        warning = counter.count_rollout(zero_std_fraction, state.current_timesteps)
-        state.n_silent_rollouts, state.last_signal_timesteps = counter.n_rollouts, counter.since_timesteps
-        if warning is not None:
+        state = self.state
+        if zero_std_fraction < 1.0:
+            state.note_signal(state.current_timesteps)
+            return
+        state.n_silent_rollouts += 1
+        warning = describe_silence(state.n_silent_rollouts, state.n_silent_timesteps)
+        if warning is not None and not state.has_warned_of_silence:
+            state.has_warned_of_silence = True
             self.history.append("job.warning", {"warning": warning})

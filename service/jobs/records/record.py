@@ -114,6 +114,7 @@ class JobState(BaseModel):
     last_saved: tuple[str, str] | None = None
     n_silent_rollouts: int = 0
     last_signal_timesteps: int = 0
+    has_warned_of_silence: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -127,6 +128,18 @@ class JobState(BaseModel):
             return fields
         is_unsaved = "unsaved" if _UNSAVED in message else None
         return {**fields, "ended_how": "interrupted" if message.startswith(INTERRUPTED) else is_unsaved}
+
+    @property
+    def n_silent_timesteps(self) -> int:
+        """Simulator steps since a rollout had a signal, or since the start."""
+        return self.current_timesteps - self.last_signal_timesteps
+
+    def note_signal(self, timesteps: int) -> None:
+        """Count rollouts without a signal anew.
+
+        :param timesteps: Simulator steps at the end of the last rollout that had one; 0 for none.
+        """
+        self.n_silent_rollouts, self.last_signal_timesteps, self.has_warned_of_silence = 0, timesteps, False
 
     def compute_progress(self, total_timesteps: int) -> float:
         """Compute how much of the job is done, in [0, 1].

@@ -168,6 +168,18 @@ def test_a_missing_signal_causes_one_warning_each_time(job: Job) -> None:
     ] * 2
 
 
+def test_the_next_server_does_not_warn_of_the_same_silence_again() -> None:
+    job = Job(plan(total_timesteps=100_000))
+    job.start()
+    for server in range(2):
+        for rollout in range(1, 16):
+            job.progress.advance((15 * server + rollout) * 1000)
+            job.progress.publish_metrics(SILENT)
+        job = Job.revive(job.make_record(0, 1), JobServices(JobTotals()))
+    assert [event.name for event in job.history.list_events()].count("job.warning") == 1
+    assert "the last 30 rollouts (30000 steps)" in job.describe().warnings[0]
+
+
 class TestTheNoSignalWarning:
     @pytest.mark.parametrize(("n_rollouts", "steps_each"), [(10, 200), (63, 32), (10, 2048)])
     def test_it_comes_after_ten_rollouts_and_two_thousand_steps_without_a_signal(
