@@ -9,7 +9,7 @@ To read in this order:
 - ``table``: all jobs, to find, list, label and forget. ``registry``: names, places in the queue, resumes, shutdown.
 - ``admission``: from a request to a queued job. ``client_jobs``: how much one client may ask for.
 - ``records``: jobs in memory and on the disk. A ``record`` and a ``history`` are written into the ``journal`` by the
-  ``recorder``, and ``checkpoints`` keeps the files that jobs go on from.
+  ``recorder``, ``checkpoints`` keeps the files that jobs go on from, and ``unsaved`` the models that no disk takes.
 - ``description``: the status that clients see. ``judging`` says whether a job learns, and ``views`` makes lists,
   curves, films and streams of events.
 """

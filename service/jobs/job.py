@@ -17,6 +17,7 @@ from service.jobs.progress import JobProgress
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
 from service.jobs.records.record import EndedHow, JobEnd, JobRecord, JobState, PlanRecord, compute_recipe, summarize_job
+from service.jobs.records.unsaved import UnsavedModel
 from service.jobs.totals import JobTotals
 from service.jobs.transitions import JobEvent, find_next
 from service.schemas.jobs import JobCheckpoint, JobLabels, JobStatus, JobSummary, TrainingStatus
@@ -67,8 +68,8 @@ class Job:
         #: People's labels; the registry replaces them.
         self.labels = JobLabels() if record is None else record.labels
         self.finished = threading.Event()
-        #: The model file of a finished training that could not be saved.
-        self.unsaved_model: bytes | None = None
+        # What a resumed job only has to save.
+        self._unsaved_model: UnsavedModel | None = None
         self._services = services or JobServices(JobTotals())
         if record is None:
             self.job_id, self.history = str(uuid.uuid4()), _begin_history(plan)
@@ -239,6 +240,15 @@ class Job:
                 self._guarded.warn("training began again: the job's checkpoint is gone, or cannot be read.")
         return content
 
+    def take_unsaved_model(self) -> bytes | None:
+        """Return the model file that a resumed job only has to save, once; None if it has to train."""
+        unsaved, self._unsaved_model = self._unsaved_model, None
+        if unsaved is None:
+            return None
+        if unsaved.ended_by is not None:
+            self._progress.publish_ended_by(unsaved.ended_by)
+        return unsaved.content
+
     def read_finished_model(self) -> bytes | None:
         """Return the model of a job that failed after its training was over; None if it was not."""
         return None if self._services.checkpoints is None else self._services.checkpoints.read_finished(self.job_id)
@@ -379,7 +389,7 @@ class Job:
         reward: Reward | None,
         services: JobServices,
         checkpoint: JobCheckpoint | None,
-        unsaved_model: bytes | None = None,
+        unsaved_model: UnsavedModel | None = None,
     ) -> None:
         """Queue an ended job again, perhaps one of an earlier server, to go on from its checkpoint.
 
@@ -407,7 +417,7 @@ class Job:
             if checkpoint is None and state.checkpoint is not None and unsaved_model is None:
                 guarded.warn("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
-            self.unsaved_model = unsaved_model
+            self._unsaved_model = unsaved_model
             self._begin_again()
             if unsaved_model is None:
                 guarded.rewind_to_checkpoint()

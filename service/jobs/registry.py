@@ -150,7 +150,7 @@ class JobRegistry(JobTable):
                     if job.job_id not in self._jobs:
                         raise make_not_found(job.job_id)
                     self._check_queue()
-                    job.resume(reward, self._services, checkpoint, self._runner.get_unsaved(job.job_id))
+                    job.resume(reward, self._services, checkpoint, self._runner.unsaved.get(job.job_id))
                     if warning is not None:
                         job.warn(warning)
                     self._drop_ended(job.job_id)
@@ -282,7 +282,7 @@ class JobRegistry(JobTable):
 
     def _forget(self, job_id: str) -> None:
         super()._forget(job_id)
-        self._runner.forget_unsaved(job_id)
+        self._runner.unsaved.forget(job_id)
 
     def stop_all(self) -> None:
         """Refuse new jobs, and stop the active ones, which save what they have learned."""

@@ -10,8 +10,6 @@ from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 
-from cachetools import LRUCache
-
 from grpo_core.process import count_cores
 from service.context import JOB_ID
 from service.errors import ConflictError, NotFoundError, ServiceError, StorageError, describe_error
@@ -20,10 +18,11 @@ from service.jobs.job import Job
 from service.jobs.lineage import holds_content, is_own_model
 from service.jobs.records.record import INTERRUPTED
 from service.jobs.records.recorder import JobRecorder
+from service.jobs.records.unsaved import UnsavedModel, UnsavedModels
 from service.models.store import ModelStore
 from service.restart_pause import RestartPause
 from service.schemas.fields import MAX_NAME_STEM_CHARS
-from service.schemas.jobs import EndedBy, JobStatus
+from service.schemas.jobs import JobStatus
 from service.training.order import UNEVALUATED, TrainingOrder
 from service.workers.executor import Executor
 from service.workers.task import Keeper, LastingRun, Run, TaskDrainedError, TaskFailedError, WorkerLostError
@@ -36,8 +35,6 @@ _WATCH_SECONDS = 0.25
 _POLL_SECONDS = 0.05
 # A stopped training ends at its next step or minibatch; without either for this long, it hangs.
 _STOP_PATIENCE_SECONDS = 5.0
-# Memory for finished models that the disk does not take; the oldest give way.
-_MAX_UNSAVED_BYTES = 2**26
 
 
 class _UnsavedError(Exception):
@@ -76,11 +73,8 @@ class JobRunner:
         self.max_running = max_running
         self._tensorboard_dir = tensorboard_dir.absolute()
         self._n_threads_per_job = n_threads_per_job or max(1, count_cores() // max_running)
-        # By job: the finished model, and the rule that ended its training.
-        self._unsaved: LRUCache[str, tuple[bytes, EndedBy | None]] = LRUCache(
-            _MAX_UNSAVED_BYTES, lambda kept: len(kept[0])
-        )
-        self._keeping = threading.Lock()
+        #: Finished models that the disk does not take.
+        self.unsaved = UnsavedModels()
         # Each starts a training and watches it.
         self._threads = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
 
@@ -194,41 +188,15 @@ class JobRunner:
             sha256 = self._store.publish(name, content, job.job_id)
         except StorageError as error:
             # A resume could not go on from the end of a stopped job.
-            if outcome is not JobStatus.COMPLETED or not self._keep(job, content):
+            model = UnsavedModel(content, job.state.ended_by)
+            if outcome is not JobStatus.COMPLETED or not self.unsaved.keep(job.job_id, model):
                 raise
             raise _UnsavedError(
                 f"{error} The finished policy is in memory: until this server ends, "
                 f"POST /training/{job.job_id}/resume saves it without training again."
             ) from error
-        self.forget_unsaved(job.job_id)
+        self.unsaved.forget(job.job_id)
         job.record_saved_model(name, sha256)
-
-    def get_unsaved(self, job_id: str) -> bytes | None:
-        """Return the model file of a failed job that only has to be saved; None if it is gone."""
-        with self._keeping:
-            content, _ = self._unsaved.get(job_id, (None, None))
-        return content
-
-    def forget_unsaved(self, job_id: str) -> None:
-        """Drop the model of a job that is saved or forgotten."""
-        with self._keeping:
-            self._unsaved.pop(job_id, None)
-
-    def _keep(self, job: Job, content: bytes) -> bool:
-        """Keep a finished model that the disk does not take; return whether there is room for it."""
-        with suppress(ValueError), self._keeping:  # too large
-            self._unsaved[job.job_id] = content, job.state.ended_by
-            return True
-        return False
-
-    def _take_unsaved(self, job: Job) -> bytes | None:
-        """Return the model that a resumed job only has to save; None if it has to train."""
-        with self._keeping:
-            _, ended_by = self._unsaved.get(job.job_id, (None, None))  # it stays until it is saved
-        content, job.unsaved_model = job.unsaved_model, None
-        if content is not None and ended_by is not None:
-            job.progress.publish_ended_by(ended_by)
-        return content
 
     def _train(self, job: Job, held: ExitStack, run: Run | None = None) -> bytes | None:
         """Train a job's policy, and go on from its checkpoint if the worker dies.
@@ -238,7 +206,7 @@ class JobRunner:
         :return: The model file; None if the job has ended in the meantime.
         :raises Exception: Whatever the task raises.
         """
-        if (finished := self._take_unsaved(job)) is not None:
+        if (finished := job.take_unsaved_model()) is not None:
             return finished
         pause = RestartPause(is_first_at_once=True)
         while True:

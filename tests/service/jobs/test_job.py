@@ -13,6 +13,7 @@ from service.errors import ConflictError
 from service.jobs.job import Job, JobServices
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.record import EndedHow, JobRecord
+from service.jobs.records.unsaved import UnsavedModel
 from service.jobs.totals import JobTotals
 from service.schemas.jobs import EndedBy, FinalEvaluation, JobStatus
 from service.training.planning.plan import TrainingPlan
@@ -233,14 +234,16 @@ class TestOneJob:
         job.progress.publish_metrics(LOUD)
         job.progress.publish_final_evaluation(make_final_evaluation(500.0).model_dump())
         job.finish(JobStatus.FAILED, "the disk is full.", ended_how="unsaved")
-        job.resume(None, JobServices(JobTotals()), None, unsaved_model=b"a model")
+        job.resume(None, JobServices(JobTotals()), None, unsaved_model=UnsavedModel(b"a model", "patience"))
         job.start()
+        assert job.take_unsaved_model() == b"a model"
         job.finish(JobStatus.COMPLETED)
         names = [event.name for event in job.history.list_events()]
         assert "job.failed" not in names  # a client would read no further
         assert {"job.metrics", "job.final_evaluation"} <= set(names)
         assert names[-1] == "job.completed"
         assert job.describe().final_evaluation == make_final_evaluation(500.0)
+        assert job.describe().ended_by == "patience"
 
     def test_the_remaining_time_follows_from_the_pace_so_far(self, job: Job) -> None:
         job.start()

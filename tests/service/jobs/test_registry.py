@@ -785,18 +785,18 @@ class TestFailing:
     ) -> None:
         run(open_registry(), model_name="m")
         n_bytes = (tmp_path / "models" / "m.zip").stat().st_size
-        monkeypatch.setattr("service.jobs.runner._MAX_UNSAVED_BYTES", n_bytes * 3 // 2)
+        monkeypatch.setattr("service.jobs.records.unsaved._MAX_BYTES", n_bytes * 3 // 2)
         registry = open_registry()
         with monkeypatch.context() as full:
             full.setattr(store, "publish", Mock(side_effect=StorageError("the disk is full.")))
             first, second = run(registry), run(registry)
-        assert [registry._runner.get_unsaved(job.job_id) is None for job in (first, second)] == [True, False]
+        assert [registry._runner.unsaved.get(job.job_id) is None for job in (first, second)] == [True, False]
         registry.resume(first, first.plan.reward)
         assert first.finished.wait(PATIENCE_SECONDS)
         assert (first.status, first.describe().n_restarts) == (JobStatus.COMPLETED, 1)
         assert any("is not in memory any more" in warning for warning in first.warnings)
         registry.delete(second.job_id)
-        assert registry._runner.get_unsaved(second.job_id) is None
+        assert registry._runner.unsaved.get(second.job_id) is None
 
     def test_one_that_the_disk_does_not_take_says_so(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, tmp_path: Path
