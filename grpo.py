@@ -374,8 +374,8 @@ class GRPO(GroupedAlgorithm):
         """
         if self._is_collecting:
             raise RuntimeError(
-                "learn() is running already; a callback may not call it within a rollout. Let it return False, which "
-                "ends the training, and call learn() after that."
+                "learn() is running already; a callback may not call it within a rollout. Let the callback return "
+                "False, which ends the training, and call learn() after that."
             )
         self._stop_requested = False  # first: what follows may take seconds, and be stopped
         check_arguments(total_timesteps=total_timesteps, log_interval=log_interval)

@@ -75,8 +75,8 @@ cores in one machine, or `GRPO_EXECUTOR=ray` for cores of several, are all that 
 - **Longer jobs.** A start costs the server {figures.job_server_ms:.0f} ms. A sweep of short trials is the worst case.
 - **Several servers**, each with its models folder and its share of the users, on the same Ray cluster: they share
   nothing, so N of them take N times the jobs. Replicas serve from any number of folders, one each.
-- **Fewer checkpoints** (`checkpoint_every`) where the disk is slow: to write a file of their size so that it survives a
-  power cut took {figures.model_save_ms:.1f} ms of the measured one.
+- **Fewer checkpoints** (`checkpoint_every`) where the disk is slow: writing a file of their size so that it survives a
+  power cut took {figures.model_save_ms:.1f} ms on the measured disk.
 - The jobs' file is bounded: {_MAX_KEPT_JOBS:,} remembered jobs are {kept_megabytes:,.0f} MB.
 - What Ray itself adds to a report on its way is not in these figures."""
 
@@ -102,7 +102,7 @@ What breaks first, in order:
 - **The proxy.** It handles every request too. Once it takes as many cores as the replicas, spread connections without
   one: DNS, or a load balancer of layer 4.
 - **The network**: a million exchanges a second are {gigabits:.1f} Gbit/s before TCP's headers.
-- **The clients' way of asking.** Whoever has many observations at once sends them as one array to
+- **One observation per request.** A client with many observations at once should send them as one array to
   `POST /inference/batch`: {n_batch_cores} core{"s" * (n_batch_cores > 1)} would do for a million a second. Change this
   before buying the cores of the last row."""
 

@@ -5,6 +5,8 @@ from typing import Any
 
 _HEADER = "| environment | construct | mode | restored | capture | restore | step | train | save | HTTP |"
 _RULE = "|---|---|---|---|---|---|---|---|---|---|"
+# The table's word for a stage of the trial, where it has another.
+_COLUMNS = {"truth": "restored", "http": "HTTP"}
 
 _INTRODUCTION = """# Environments that were tried
 
@@ -64,7 +66,9 @@ def list_differences(label: str, outcome: Mapping[str, Any]) -> list[str]:
     if not _needs(outcome):
         expected["http"] = "yes"
     found = [
-        f"- `{label}`, {name}: {outcome[name]}" for name, value in expected.items() if outcome.get(name, value) != value
+        f"- `{label}`, {_COLUMNS.get(name, name)}: {outcome[name]}"
+        for name, value in expected.items()
+        if outcome.get(name, value) != value
     ]
     if "stopped" in outcome:
         found.append(f"- `{label}` was stopped after {outcome['stopped']:.0f} s")

@@ -1,4 +1,4 @@
-"""List what an environment is made of, and what it has."""
+"""List an environment's layers, and look up the attributes of each."""
 
 from typing import Any
 

@@ -159,7 +159,7 @@ def _check_optimizer(optimizer_class: Any, optimizer_kwargs: Any) -> None:
             "torch.optim.Optimizer.",
         )
     if needs_closure(optimizer_class):
-        rule = "its step evaluates the loss several times, GRPO's once per minibatch; use one of torch.optim."
+        rule = "it evaluates the loss several times per step, and GRPO once per minibatch; use one of torch.optim."
         refuse("optimizer_class", optimizer_class, rule + ", torch.optim.".join(OPTIMIZERS) + ".")
     if issubclass(optimizer_class, torch.optim.SparseAdam):
         rule = "it takes sparse gradients, and a policy has none; use one of torch.optim."

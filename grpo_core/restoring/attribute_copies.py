@@ -1,7 +1,7 @@
 """Compare what attributes hold with a copy that was made before, and write such a copy back in place.
 
-What is looked into are arrays and tensors, containers, and objects that are their attributes and nothing else, all of
-them small: it is done after every step.
+It looks into small arrays and tensors, small containers, and small objects that consist of their attributes alone: it
+runs after every step.
 """
 
 import copy

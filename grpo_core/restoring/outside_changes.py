@@ -43,9 +43,9 @@ _T = TypeVar("_T")
 class OutsideChanges:
     """Keeps what is set from outside on environments whose attributes are restored by copies.
 
-    Noticed is an attribute that something else is assigned to, one that is deleted, a small container, array or plain
-    object that is written to, and an edited MuJoCo model; what happens inside other objects is not. Environments all of
-    whose layers are known, or that capture and restore themselves, are left alone.
+    It notices when an attribute is assigned or deleted, when a small container, array or plain object is written to,
+    and when a MuJoCo model is edited, but not what happens inside other objects. Environments all of whose layers are
+    known, or that capture and restore themselves, are left alone.
 
     :param envs: The environments.
     """

@@ -188,5 +188,5 @@ def _receive(base: SubprocVecEnv, i: int) -> Any:
     process.join()
     return Failure(
         f"The process died with exit code {process.exitcode}; its stderr may say why. "
-        "Its environment's own errors are said here, if RestorableWrapper is the outermost wrapper."
+        "Its environment's own errors are shown here if RestorableWrapper is the outermost wrapper."
     )

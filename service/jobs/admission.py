@@ -74,7 +74,7 @@ class JobAdmission:
         """
         n_plans = self._count_plans()
         if n_plans >= self.planning_limiter.total_tokens:
-            raise QueueFullError(f"{n_plans} jobs and sweeps are being planned, the most that may; try again later.")
+            raise QueueFullError(f"{n_plans} jobs and sweeps are being planned, the most at a time; try again later.")
 
     def _count_plans(self) -> int:
         planned = self.planning_limiter.statistics()

@@ -191,7 +191,7 @@ def _describe(
     text += f" (95 % interval {lead_ci95[0]:.4g} to {lead_ci95[1]:.4g}, over seeds)"
     if lead_ci95[0] <= 0.0:
         return f"{text}, which may be chance; more seeds may tell them apart."
-    return f"{text}. As the best of {n_measured} it has some luck in its figure: with new seeds, expect a little less."
+    return f"{text}. As the best of {n_measured} it owes part of that to luck: with new seeds, expect a little less."
 
 
 def _describe_first(best: SettingRow, rows: Sequence[SettingRow]) -> str:

@@ -86,7 +86,7 @@ class SweepTable:
                 f"{n_own} of your sweeps are running, the most that one client may have; stop one, or wait."
             )
         if len(active) >= _MAX_ACTIVE:
-            raise QueueFullError(f"{_MAX_ACTIVE} sweeps are running, the most that may; stop one, or try again later.")
+            raise QueueFullError(f"{_MAX_ACTIVE} sweeps are running, the most at a time; stop one, or try again later.")
 
     def drop_old(self) -> list[str]:
         """Forget the sweeps that are too many; return their ids."""

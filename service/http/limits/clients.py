@@ -136,5 +136,5 @@ def _find_wait(strategy: FixedWindowRateLimiter | MovingWindowRateLimiter, item:
 
 
 def _refuse(wait_seconds: int, limit: str) -> Refusal:
-    detail = f"this client may send {limit}; come again in {wait_seconds} s."
+    detail = f"this client may send {limit}; try again in {wait_seconds} s."
     return Refusal(_RATE, 429, detail, {"Retry-After": str(wait_seconds)})

@@ -2,10 +2,10 @@
 
 ``models/<name>.zip`` is the newest version of a model, as if there were no others. ``models/.versions/<name>/<n>.zip``
 are earlier ones: what a newer one replaces is linked there first, under its number, and only then replaced, so that a
-crash leaves the old state or the new. The newest version has the number after the last of those, or the same if it is
-the same file, because a crash came in between, or a copy of it, because an alias points at it: then a file that
-somebody else puts in its place, or writes into it, is told apart. ``notes.json`` says what no file does (see
-``notes``).
+crash leaves the old state or the new. The newest version normally has the number after the last of those. It
+has the same number if it is the same file, because a crash came in between, or if the last one is a copy of it, kept
+because an alias points at it: the copy shows whether somebody else has replaced the newest file or written into it.
+``notes.json`` says what no file does (see ``notes``).
 """
 
 import hashlib

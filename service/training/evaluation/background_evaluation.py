@@ -34,8 +34,8 @@ class BackgroundEvaluation(BaseCallback):
 
     At which steps, and how many episodes, depends on steps alone. The clock says only when a point is played: its
     policy is frozen, and its episodes go on between rollouts whenever there is time for it, 5 % in all. Points that
-    come meanwhile are left out, else jobs of one seed draw one curve; if most of them are, a warning says so. Training
-    does not depend on any of it: its weights stay the same, and no rule sees an evaluation.
+    come due meanwhile are left out; if most of them are, a warning says so. If none are, jobs of one seed draw the same
+    curve. Training does not depend on any of it: its weights stay the same, and no rule sees an evaluation.
 
     :param evaluator: Plays the episodes.
     :param stop_rules: Pauses an evaluation when the training ends.

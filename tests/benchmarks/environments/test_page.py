@@ -32,8 +32,8 @@ def test_row_and_differences_of_one_that_does_not() -> None:
     outcome = {"construct": "yes", "truth": "ValueError: no", "http": "unknown", "stopped": 60.0}
     assert format_row("Bird-v0", outcome) == "| `Bird-v0` | yes | - | no | - | - | - | - | - | no |"
     assert list_differences("Bird-v0", outcome) == [
-        "- `Bird-v0`, truth: ValueError: no",
-        "- `Bird-v0`, http: unknown",
+        "- `Bird-v0`, restored: ValueError: no",
+        "- `Bird-v0`, HTTP: unknown",
         "- `Bird-v0` was stopped after 60 s",
     ]
 
