@@ -5,13 +5,13 @@ where they broke off.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from fastapi import Request
+from fastapi import Request, Response
 
 from service.errors import PreconditionFailedError, Problem
-from service.http.problems import Refusal
+from service.http.problems import Refusal, error_response
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 NOT_SATISFIABLE = Problem("range-not-satisfiable", "The file has no such range")
@@ -100,3 +100,23 @@ def choose_part(request: Request, n_bytes: int, etag: str) -> Part | Refusal:
         detail = f"the file has {n_bytes} bytes; ask for some of these."
         return Refusal(NOT_SATISFIABLE, 416, detail, {"Content-Range": f"bytes */{n_bytes}"})
     return Part(start, stop - start, 206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{n_bytes}"})
+
+
+def answer_content(
+    request: Request, content: bytes, sha256: str, headers: Mapping[str, str], media_type: str
+) -> Response:
+    """Answer with a file in memory, or with the part of it that was asked for.
+
+    :param sha256: Its SHA-256, in hexadecimal digits, which is its ``ETag``.
+    :param headers: More headers.
+    :raises PreconditionFailedError: If ``If-Match`` does not list it.
+    """
+    etag = f'"{sha256}"'
+    check_match(request, etag)
+    if is_known(request, etag):
+        return Response(status_code=304, headers={"ETag": etag, **headers})
+    part = choose_part(request, len(content), etag)
+    if isinstance(part, Refusal):
+        return error_response(*part)
+    asked = content[part.start : part.start + part.n_bytes]
+    return Response(asked, part.status_code, {**headers, **part.headers}, media_type)

@@ -4,8 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request, Response
 
-from service.http.file_headers import check_match, choose_part, is_known
-from service.http.problems import Refusal, error_response
+from service.http.file_headers import answer_content
 from service.models.playing.play import FilmOrder
 from service.models.playing.player import MEDIA_TYPES, Film
 from service.schemas.fields import MAX_FILM_STEPS, MAX_PLAY_SEED
@@ -34,12 +33,4 @@ OrderedFilm = Annotated[FilmOrder, Depends(_read_order)]
 def answer_film(request: Request, film: Film, more_headers: dict[str, str] | None = None) -> Response:
     """Answer with a film, or with the part of it that was asked for."""
     headers = {"X-Episode-Reward": str(film.reward), "X-Episode-Length": str(film.n_steps), **(more_headers or {})}
-    etag = f'"{film.digest}"'
-    check_match(request, etag)
-    if is_known(request, etag):
-        return Response(status_code=304, headers={"ETag": etag, **headers})
-    part = choose_part(request, len(film.content), etag)
-    if isinstance(part, Refusal):
-        return error_response(*part)
-    content = film.content[part.start : part.start + part.n_bytes]
-    return Response(content, part.status_code, {**headers, **part.headers}, film.media_type)
+    return answer_content(request, film.content, film.digest, headers, film.media_type)

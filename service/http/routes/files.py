@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from grpo_core.export.policy_file import EXPORT_FORMATS
 from service.errors import ConflictError
 from service.http import examples
-from service.http.file_headers import Part, check_change, check_match, choose_part, is_known
+from service.http.file_headers import Part, answer_content, check_change, check_match, choose_part, is_known
 from service.http.problems import Refusal, error_response
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.schemas.fields import ModelName
@@ -96,16 +96,8 @@ def export_model(
 ) -> Response:
     """Export a model for programs without this library: observations in, the most likely actions out."""
     export = service.exporter.export(model_name, export_format, action_masks)
-    etag, suffix = f'"{export.sha256}"', EXPORT_FORMATS[export_format].suffix
-    name = {"Content-Disposition": f'attachment; filename="{model_name}{suffix}"'}
-    check_match(request, etag)
-    if is_known(request, etag):
-        return Response(status_code=304, headers={"ETag": etag, **name})
-    part = choose_part(request, len(export.content), etag)
-    if isinstance(part, Refusal):
-        return error_response(*part)
-    content = export.content[part.start : part.start + part.n_bytes]
-    return Response(content, part.status_code, {**name, **part.headers}, _EXPORT_TYPE)
+    name = {"Content-Disposition": f'attachment; filename="{model_name}{EXPORT_FORMATS[export_format].suffix}"'}
+    return answer_content(request, export.content, export.sha256, name, _EXPORT_TYPE)
 
 
 @router.put(
