@@ -16,9 +16,9 @@ from grpo import GRPO
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainRequest
 from service.settings import Settings
+from service.training.build_model import build_model
 from service.training.planning.plan import TrainingPlan
 from service.training.planning.planner import Planner
-from service.training.train import build_model
 from service.workers.short_tasks import ShortTasks
 from service.workers.threads import ThreadExecutor
 

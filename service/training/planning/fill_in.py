@@ -32,12 +32,12 @@ from service.errors import InvalidRequestError, describe_error, hide_paths, prin
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS
 from service.schemas.training import ConfigOrigin, Normalization, TrainConfig
 from service.spaces import count_numbers
+from service.training.build_model import build_model, use_one_thread
 from service.training.init_model import check_init, read_init_settings
 from service.training.planning.defaults import Settings, choose_defaults, find_time_limit, list_preset_choices
 from service.training.planning.memory_limits import check_memory
 from service.training.planning.names import NO_PRESET, NamedRequest
 from service.training.planning.plan import FilledRequest
-from service.training.train import build_model, use_one_thread
 from service.workers.task import Progress
 
 _MAX_STEPS = HYPERPARAMETERS["n_steps"].request_most

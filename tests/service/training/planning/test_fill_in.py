@@ -20,8 +20,8 @@ from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.environments.build import build_vec_env
 from service.errors import InvalidRequestError
 from service.schemas.training import Normalization, TrainConfig, TrainRequest
+from service.training.build_model import build_model
 from service.training.planning.plan import TrainingPlan
-from service.training.train import build_model
 from tests.conftest import RegisterEnv
 from tests.grpo_core.options.test_presets import NEEDS
 from tests.support import ForgetfulEnv, LineEnv, SpaceEnv, make_plan
