@@ -4,32 +4,17 @@ Where policies were evaluated, only that counts: the mean reward while training 
 and averages over policies that are gone.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from grpo_core.options.presets import get_preset
+from service.jobs.judging.course import MIN_POINTS, Course, differs, find_course, judge_course
 from service.schemas.jobs import EndedBy, EpisodeFigures, EvaluationRow, JobStatus, Verdict, VerdictState
 from service.schemas.training import TrainConfig
 
-# With fewer points, a third of a curve says nothing about its spread.
-_MIN_POINTS = 12
-# The last evaluations that show a plateau already where there are fewer than that: two halves of four each.
-_MIN_PLATEAU = 8
-# A part of a curve counts as higher than another if it lies this many of their spreads above the other. Among twelve
-# random points the last third differs this much from one of the others in 1 case of 16, among twenty in 1 of 100.
-_MIN_SPREADS = 2.5
-# It must also be higher by this share of its size, since a curve of means over 100 episodes wanders smoothly.
-_MIN_CHANGE = 0.05
-# A change by more than this share that is still not clear drowns in the spread of the episodes.
-_LARGE_CHANGE = 0.25
-# Few episodes may show less spread than there is: three that earn the same say little of a fourth. The second makes the
-# 97.5 % quantile of 4 episodes 1.8 times that of many; Student's is 1.6 times.
-_HIDDEN_SPREAD, _STUDENT = 0.2, 2.4
 # The fewest updates whose size says anything. Below the first KL, they hardly change the policy; above the
 # second, by more than the clipped loss is made for.
 _MIN_UPDATES, _SMALL_KL, _LARGE_KL = 4, 1e-5, 0.1
@@ -97,34 +82,6 @@ class Evidence(NamedTuple):
         return max(since, key=_get_reward) if self.config.keep_best else since[-1]
 
 
-class Level(NamedTuple):
-    """A part of a curve.
-
-    :param reward: Reward of an episode in it.
-    :param spread: How far it may be off; infinite if unknown.
-    """
-
-    reward: float
-    spread: float
-
-
-class Course(NamedTuple):
-    """The parts of a curve.
-
-    :param start: Its beginning.
-    :param middle: Its best part since.
-    :param end: Its last part.
-    :param is_rising: Whether it may still rise in the end.
-    :param is_evaluated: Whether its points are evaluations.
-    """
-
-    start: Level
-    middle: Level
-    end: Level
-    is_rising: bool
-    is_evaluated: bool = True
-
-
 def judge(evidence: Evidence) -> Verdict:
     """Judge whether a job is learning."""
     status = evidence.status
@@ -139,8 +96,8 @@ def judge(evidence: Evidence) -> Verdict:
         solved_from = f"the environment counts as solved from {_format(threshold)} on"
         solved = "Solved" if _is_sure(threshold, evidence) else "Probably solved"
         return Verdict(state="solved", text=f"{solved}: {_say_now(evidence)}, and {solved_from}.")
-    course = _find_course(evidence)
-    state = None if course is None else _judge_course(course)
+    course = find_course(evidence.evaluations, evidence.final_evaluation, evidence.rollout_rewards)
+    state: VerdictState | None = None if course is None else judge_course(course)
     if evidence.no_signal_warning is not None and state in (None, "flat"):
         return Verdict(state="no_signal", text=_say_there_is_no_signal(evidence))
     if course is None or state is None:
@@ -152,7 +109,7 @@ def _has_reached(threshold: float, evidence: Evidence) -> bool:
     if evidence.latest is not None:
         return evidence.latest.mean_reward >= threshold
     rewards = evidence.rollout_rewards
-    return len(rewards) >= _MIN_POINTS and rewards[-1] >= threshold
+    return len(rewards) >= MIN_POINTS and rewards[-1] >= threshold
 
 
 def _is_sure(threshold: float, evidence: Evidence) -> bool:
@@ -161,94 +118,6 @@ def _is_sure(threshold: float, evidence: Evidence) -> bool:
         return False
     interval = evidence.latest.mean_reward_ci95
     return interval is None or interval[0] >= threshold
-
-
-def _find_course(evidence: Evidence) -> Course | None:
-    """Find the parts of the curve that counts; None if it has too few points."""
-    points = [*evidence.evaluations, *([] if evidence.final_evaluation is None else [evidence.final_evaluation])]
-    if len(points) < 2:
-        # A single evaluation is one of the saved policy, or of the untrained one.
-        is_known = evidence.final_evaluation is not None or len(evidence.rollout_rewards) < _MIN_POINTS
-        if is_known:
-            return None
-        return _split(np.asarray(evidence.rollout_rewards, np.float64))._replace(is_evaluated=False)
-    if len(evidence.evaluations) < _MIN_POINTS:
-        levels = [_measure_level(point) for point in points]
-        start, *between, end = levels
-        is_rising = not _has_settled(levels[: len(evidence.evaluations)])
-        return Course(start, max(between, default=start), end, is_rising)
-    course = _split(np.array([point.mean_reward for point in evidence.evaluations]))
-    levels = [_measure_level(point) for point in points]
-    # Those of single episodes have no spread of their own, but the parts of the curve have.
-    errors = [level.spread if math.isfinite(level.spread) else course.start.spread for level in levels]
-    middle, end = max(course.start, course.middle), course.end
-    if evidence.final_evaluation is not None:
-        # It plays other episodes than the evaluations before, which hardly differ from each other for that reason.
-        middle = Level(middle.reward, max(middle.spread, float(np.median(errors))))
-        end = Level(levels[-1].reward, max(end.spread, errors[-1]))
-    # Much may be learned within the first third.
-    return Course(Level(levels[0].reward, errors[0]), middle, end, course.is_rising)
-
-
-def _has_settled(evaluations: Sequence[Level]) -> bool:
-    """Return whether the last of a few evaluations have stopped rising, after one before them."""
-    if len(evaluations) <= _MIN_PLATEAU:
-        return False
-    plateau = evaluations[-_MIN_PLATEAU:]
-    halves = np.array_split(np.array([level.reward for level in plateau]), 2)
-    return _compare(plateau[0], plateau[-1]) <= 0 and _compare(*map(_measure_part, halves)) <= 0
-
-
-def _split(curve: npt.NDArray[np.float64]) -> Course:
-    """Split a curve, ``(n_points,)`` with at least ``_MIN_POINTS``, into thirds."""
-    thirds = np.array_split(curve, 3)
-    half = len(thirds[2]) // 2
-    is_rising = half >= _MIN_POINTS // 3 and _compare(*map(_measure_part, (thirds[2][:half], thirds[2][half:]))) > 0
-    start, middle, end = map(_measure_part, thirds)
-    return Course(start, middle, end, is_rising)
-
-
-def _measure_part(part: npt.NDArray[np.float64]) -> Level:
-    """Return the median, and the standard deviation about the best-fitting line: a steady rise is no spread."""
-    places = np.arange(len(part)) - (len(part) - 1) / 2
-    deviations = part - part.mean()
-    residuals = deviations - places * (places @ deviations) / (places @ places)
-    return Level(float(np.median(part)), float(np.sqrt((residuals @ residuals) / (len(part) - 2))))
-
-
-def _measure_level(figures: EpisodeFigures) -> Level:
-    """Return an evaluation's mean, and the standard error of a difference between two such means.
-
-    It is larger the fewer the episodes, about as Student's quantiles are.
-    """
-    n, reward = figures.n_episodes, figures.mean_reward
-    if n == 1:
-        return Level(reward, math.inf)
-    error = figures.std_reward * math.sqrt(2 / (n - 1)) * (1 + _STUDENT / (n - 1))
-    return Level(reward, max(error, _HIDDEN_SPREAD * abs(reward) / n))
-
-
-def _judge_course(course: Course) -> VerdictState:
-    since_start, since_middle = _compare(course.start, course.end), _compare(course.middle, course.end)
-    if since_start < 0 or since_middle < 0:
-        return "worse"
-    if since_middle > 0 or (since_start > 0 and course.is_rising):
-        return "learning"
-    return "steady" if since_start > 0 else "flat"
-
-
-def _compare(earlier: Level, later: Level) -> int:
-    """Return 1 if the later part of a curve is clearly higher, -1 if clearly lower, else 0."""
-    change, spread = later.reward - earlier.reward, (earlier.spread + later.spread) / 2
-    if abs(change) <= max(_MIN_SPREADS * spread, _MIN_CHANGE * max(abs(earlier.reward), abs(later.reward))):
-        return 0
-    return 1 if change > 0 else -1
-
-
-def _differs(course: Course) -> bool:
-    """Return whether the end is far from the start, regardless of whether their spread makes that certain."""
-    start, end = course.start.reward, course.end.reward
-    return abs(end - start) > _LARGE_CHANGE * max(abs(start), abs(end))
 
 
 def _say_now(evidence: Evidence) -> str:
@@ -317,7 +186,7 @@ def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
         }
         change = changes.get(state, unclear)
         subject = f"The policy {change}"
-        if state == "flat" and _differs(course):
+        if state == "flat" and differs(course):
             subject = "Its episodes differ too much to tell whether the policy changed"
         since = {"worse": "down from", "flat": "after"}.get(state, "up from")
         when = "at its best" if state == "worse" else "at the start"
