@@ -1,6 +1,7 @@
 """Imports go one way, as the orders have it, and the server imports nothing that trains and no environment."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -176,6 +177,17 @@ def list_modules(file: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
             nodes += ast.iter_child_nodes(node)
+
+
+@pytest.mark.parametrize("package", ["grpo_client", "grpo_core", "service"])
+def test_a_folders_map_names_all_that_is_in_it_and_nothing_else(package: str) -> None:
+    for file in list_files(package):
+        items = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n\n- ")[2]
+        if file.name == "__init__.py" and items:
+            named = set(re.findall(r"``([a-z_]+)``", items))
+            here = {path.stem for path in file.parent.iterdir()} - {"__init__", "__pycache__"}
+            below = {path.stem for path in file.parent.glob("*/*.py")}
+            assert here <= named <= here | below, f"{file}: {here ^ named}"
 
 
 def test_the_table_of_hyperparameters_is_read_without_torch() -> None:

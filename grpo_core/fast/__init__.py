@@ -1,14 +1,13 @@
 """Faster implementations of other packages' code; tests prove them equivalent.
 
-Only ``grpo.py`` and the service's evaluator use them.
+Only ``grpo.py`` and the service's evaluator use them, and ``GRPO.use_fast_path = False`` switches them all off.
 
-- ``StepThreads``: the threads that ``find_batched_simulator`` spreads long steps over.
-- ``make_batched_collector``: the rollouts of ``GroupCollector``, to the bit.
-- ``MlpLearner``: the steps of ``GRPO.train``, to rounding.
-- ``step_episodes``: the episodes of ``grpo_core.evaluation``, to rounding.
-- ``compute_values``: the values of ``grpo_core.update.policies.compute_values``, to rounding.
-
-``GRPO.use_fast_path = False`` switches them all off.
+- ``batched_collector``: the rollouts of ``GroupCollector``, to the bit. ``physics`` steps many states of an
+  environment, by ``dynamics`` for classic control; for MuJoCo, ``mujoco_physics`` steps and ``mujoco_tasks`` has the
+  rewards.
+- ``learner``: the steps of ``GRPO.train``, and the values of ``grpo_core.update.policies``, to rounding.
+- ``episodes``: those of ``grpo_core.evaluation``, to rounding.
+- ``step_threads``: the threads that long steps are spread over. ``one_thread``: NumPy's and torch's, kept to one.
 """
 
 from grpo_core.fast.batched_collector import make_batched_collector
