@@ -45,6 +45,19 @@ def find_spec(env_name: str) -> EnvSpec | None:
     return gym.registry.get(env_name) if fits else None
 
 
+def suggest_environment(env_name: str) -> str:
+    """Say where an environment that is not registered may be found, or which name may be meant."""
+    hint = describe_origin(env_name, "start the server with --env-module")
+    return (
+        hint
+        or suggest(env_name, gym.registry.copy())
+        or (
+            "GET /environments lists those that are. If a module of yours registers it, start the server with --env-module "
+            "and the module's name."
+        )
+    )
+
+
 class Catalogue:
     """Lists and describes environments and reward functions. Safe to use from any thread.
 
@@ -91,9 +104,8 @@ class Catalogue:
         """
         spec = find_spec(env_name)
         if spec is None:
-            hint = describe_origin(env_name, "start the server with --env-module")
-            hint = hint or suggest(env_name, gym.registry.copy()) or "GET /environments lists them."
-            raise NotFoundError(f"there is no registered environment '{printable(env_name)}'; {hint}")
+            name = printable(env_name)
+            raise NotFoundError(f"there is no registered environment '{name}'; {suggest_environment(env_name)}")
         facts = self._get_facts(env_name, spec)
         preset = get_preset(env_name)
         mode = "branch" if facts.obstacle is None else "episode"

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,6 @@ from grpo_core.options.presets import (
     get_preset,
     list_general_presets,
 )
-from grpo_core.options.rewards import Reward
 from grpo_core.shards.sharded_collector import count_shards
 from grpo_core.simulators.choose_bank import find_obstacle
 from service.environments.build import build_vec_env, try_methods
@@ -80,7 +79,7 @@ def fill_in_request(named: NamedRequest, progress: Progress) -> bytes:
         if named.init_meta is not None:
             defaults |= read_init_settings(named.init_meta)
         settings = {**defaults, **given, **identity, "preset": preset_name}
-        filled = _fit_and_try(env, settings, given, defaults, rewards.functions, obstacle, named.init_meta)
+        filled = _fit_and_try(env, settings, given, defaults, named, obstacle)
     except (InvalidRequestError, ValueError) as error:
         filled_in = {name for name, value in defaults.items() if value is not None} - given.keys()
         from_preset = set() if preset_name == NO_PRESET else filled_in
@@ -111,9 +110,8 @@ def _fit_and_try(
     settings: Settings,
     given: Settings,
     defaults: Settings,
-    reward_functions: Reward | None,
+    named: NamedRequest,
     obstacle: str | None,
-    init_meta: Mapping[str, Any] | None,
 ) -> FilledRequest:
     """Choose the settings that were left out to suit the given ones and the environment, and try them out.
 
@@ -133,7 +131,7 @@ def _fit_and_try(
     if settings["net_arch"] is None:
         settings["net_arch"] = [] if choose_policy(env.observation_space) == "CnnPolicy" else [64, 64]
     config = TrainConfig(**{name: settings[name] for name in TrainConfig.model_fields})
-    _try_out(config, env, reward_functions, max_episode_steps, init_meta)
+    _try_out(config, env, named, max_episode_steps)
     n_numbers = count_numbers(env.observation_space)
     if n_numbers > MAX_OBSERVATION_NUMBERS:
         warnings.append(
@@ -148,16 +146,6 @@ def _fit_and_try(
     return FilledRequest(settings=settings, warnings=warnings, reward_threshold=threshold)
 
 
-def _check_shards(config: TrainConfig) -> None:
-    """Check that a job's rollouts can be cut as it says, if its other settings make whole groups at all."""
-    mode = config.group_mode
-    horizon = get_horizon(config.horizon, mode)
-    if mode != "episode" and config.n_steps % (config.group_size * (horizon or 1)) != 0:
-        return
-    plan = GroupPlan(mode, config.group_size, horizon, config.n_steps)
-    count_shards(config.n_rollout_shards, config.n_rollout_workers, config.n_envs, plan)
-
-
 def _find_origin(name: str, value: Any, given: Settings, choices: Settings) -> ConfigOrigin:
     """Say who chose a setting; what a preset chose may have been changed to suit what the request gives."""
     if name in given:
@@ -169,14 +157,9 @@ def _to_plain(value: Any) -> Any:
     return value.model_dump() if isinstance(value, Normalization) else value
 
 
-def _try_out(
-    config: TrainConfig,
-    env: DummyVecEnv,
-    reward: Reward | None,
-    max_episode_steps: int | None,
-    init_meta: Mapping[str, Any] | None,
-) -> None:
+def _try_out(config: TrainConfig, env: DummyVecEnv, named: NamedRequest, max_episode_steps: int | None) -> None:
     """Build the model without training it, since only the algorithm itself knows everything it refuses."""
+    reward = named.rewards.functions
     config = config.model_copy(update={"device": "cpu"})
     check_memory(config, build_model(config, env, reward, _init_setup_model=False), max_episode_steps)
     # The one environment here cannot be shared out as the job's can be.
@@ -184,8 +167,18 @@ def _try_out(
     config = config.model_copy(update={"n_rollout_workers": 1, "n_rollout_shards": None})
     # Without orthogonal weights, which take up to half a second and are not used here.
     model = build_model(config, env, reward, policy_kwargs={"ortho_init": False})
-    if init_meta is not None:
-        check_init(model, config, init_meta)
+    if named.init_meta is not None:
+        check_init(model, config, named.init_meta)
+
+
+def _check_shards(config: TrainConfig) -> None:
+    """Check that a job's rollouts can be cut as it says, if its other settings make whole groups at all."""
+    mode = config.group_mode
+    horizon = get_horizon(config.horizon, mode)
+    if mode != "episode" and config.n_steps % (config.group_size * (horizon or 1)) != 0:
+        return
+    plan = GroupPlan(mode, config.group_size, horizon, config.n_steps)
+    count_shards(config.n_rollout_shards, config.n_rollout_workers, config.n_envs, plan)
 
 
 def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from grpo_core.environments.packages import describe_origin
 from grpo_core.options.presets import GENERAL_PRESET, get_preset, list_general_presets, list_presets
 from grpo_core.options.rewards import (
     CARTPOLE_ENVIRONMENTS,
@@ -18,6 +17,7 @@ from grpo_core.options.rewards import (
 )
 from grpo_core.options.rewards import REWARD_FUNCTIONS as CARTPOLE_REWARDS
 from grpo_core.suggestions import suggest
+from service.environments.catalogue import suggest_environment
 from service.errors import InvalidRequestError
 from service.schemas.training import TrainRequest
 
@@ -68,15 +68,7 @@ def resolve_names(
     :raises InvalidRequestError: If a name is unknown or does not fit the environment.
     """
     if request.env_name not in gym.registry:
-        hint = describe_origin(request.env_name, "start the server with --env-module")
-        hint = (
-            hint
-            or suggest(request.env_name, gym.registry)
-            or (
-                "GET /environments lists those that are. If a module of yours registers it, start the server with "
-                "--env-module and the module's name."
-            )
-        )
+        hint = suggest_environment(request.env_name)
         raise InvalidRequestError(f"env_name '{request.env_name}' is not a registered Gymnasium environment; {hint}")
     if request.tensorboard_log and importlib.util.find_spec("tensorboard") is None:
         raise InvalidRequestError(
