@@ -44,6 +44,7 @@ logger = logging.getLogger("grpo.service")
 _KEEP_ALIVE_SECONDS = 5
 # What is being answered at the end may take a second; a client that reads slowly does not hold the end up longer.
 _DRAIN_SECONDS = 5
+# A request waits for a training thread to release the interpreter: a tenth of the default time.
 _SWITCH_SECONDS = 0.0005
 
 
@@ -97,7 +98,6 @@ def _supervise(settings: Settings) -> int:
 
 
 def _serve(app: FastAPI, settings: Settings, listeners: list[socket.socket] | None) -> int:
-    # A request then waits a tenth of the default time for a training thread to release the interpreter.
     sys.setswitchinterval(_SWITCH_SECONDS)
     # What the imports have made is there to stay; to search it for garbage would hold all requests up for 60 ms.
     gc.freeze()

@@ -48,10 +48,10 @@ def describe_start() -> bytes:
     __name__ == "__main__"`` would start another server. Cloudpickle sends what a task needs of that script.
     """
     start = {"name": "grpo-worker", "sys_path": list_import_paths(), "dir": os.getcwd()}
-    return pickle.dumps(start) + pickle.dumps(_Start())
+    return pickle.dumps(start) + pickle.dumps(_CallInWorker())
 
 
-class _Start:
+class _CallInWorker:
     """Takes the place of ``multiprocessing.Process``: the forkserver unpickles and calls it in a new process."""
 
     def _bootstrap(self, parent_sentinel: int) -> None:
