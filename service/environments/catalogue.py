@@ -47,14 +47,11 @@ def find_spec(env_name: str) -> EnvSpec | None:
 
 def suggest_environment(env_name: str) -> str:
     """Say where an environment that is not registered may be found, or which name may be meant."""
-    hint = describe_origin(env_name, "start the server with --env-module")
-    return (
-        hint
-        or suggest(env_name, gym.registry.copy())
-        or (
-            "GET /environments lists those that are. If a module of yours registers it, start the server with --env-module "
-            "and the module's name."
-        )
+    if hint := describe_origin(env_name, "start the server with --env-module"):
+        return hint
+    return suggest(env_name, gym.registry.copy()) or (
+        "GET /environments lists those that are. If a module of yours registers it, start the server with "
+        "--env-module and the module's name."
     )
 
 
