@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any, NamedTuple, NoReturn
 
@@ -128,7 +129,7 @@ class ShardFailure(NamedTuple):
         """
         cause = RuntimeError(f"in a rollout worker:\n{self.trace}")
         try:
-            error = pickle.loads(self.error)  # a worker of this very training packed it; it never touched a disk
+            error = unpack(self.error)
         except Exception:  # foreign errors may not be made again from their arguments
             raise RuntimeError(f"a rollout worker failed:\n{self.trace}") from None
         raise error from cause
@@ -199,6 +200,42 @@ def _refuse(what: str, error: Exception) -> NotSendableError:
     )
 
 
+class _Unpickler(pickle.Unpickler):
+    """Leaves the classes that are here already as they are.
+
+    Cloudpickle sends a script's classes along, and where they arrive it would write them over those of the same
+    identity: over the user's own, whose methods would then read copies of the script's variables.
+    """
+
+    def __init__(self, message: bytes) -> None:
+        super().__init__(BytesIO(message))
+        self._made: set[type] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        if name in ("_make_skeleton_class", "_make_skeleton_enum"):
+            return partial(self._make, found)
+        return partial(self._fill, found) if name == "_class_setstate" else found
+
+    def _make(self, make: Callable[..., type], *arguments: Any) -> type:
+        *_, tracker_id, _ = arguments
+        is_new = tracker_id not in cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+        made = make(*arguments)
+        if is_new:
+            self._made.add(made)
+        return made
+
+    def _fill(self, fill: Callable[[type, Any], type], filled: type, attributes: Any) -> type:
+        return fill(filled, attributes) if filled in self._made else filled
+
+
 def unpack(message: bytes) -> Any:
-    """Read a message that another process of this training has packed."""
-    return pickle.loads(message)  # between processes of one training, over sockets or Ray that nobody else writes to
+    """Read a message that another process of this training has packed; classes that are known stay as they are."""
+    return _Unpickler(
+        message
+    ).load()  # between processes of one training, over sockets or Ray that nobody else writes to
+
+
+def unpack_setup(message: bytes) -> Any:
+    """Read a packed ``ShardSetup`` in a worker, whose classes of the user's script become those that are sent."""
+    return pickle.loads(message)  # as above

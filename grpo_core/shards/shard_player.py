@@ -15,7 +15,16 @@ from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.restoring.generators import find_noise
-from grpo_core.shards.shard_messages import ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, pack_infos, unpack
+from grpo_core.shards.shard_messages import (
+    ShardFailure,
+    ShardOrder,
+    ShardSetup,
+    ShardSteps,
+    pack,
+    pack_infos,
+    unpack,
+    unpack_setup,
+)
 from grpo_core.simulators.bank import SimulatorBank
 from grpo_core.simulators.choose_bank import make_bank
 from grpo_core.simulators.rewrapping import wrap_env
@@ -37,7 +46,7 @@ class ShardPlayer:
         self._has_company = has_company
         self._setup: ShardSetup | ShardFailure
         try:
-            self._setup = unpack(setup)
+            self._setup = unpack(setup) if has_company else unpack_setup(setup)
         except Exception as error:  # environments may need packages, files or a display that are not here
             self._setup = ShardFailure.of(error)
         self._banks: dict[int, SimulatorBank] = {}

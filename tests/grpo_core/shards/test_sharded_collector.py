@@ -82,6 +82,26 @@ def test_they_are_the_same_with_three_and_four_workers_and_in_another_training(p
     assert learn(make_model(seed=4), 2, pool) != weights[1]
 
 
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_classes_that_are_sent_along_stay_as_they_are_here(n_workers: int, pool: ProcessPool) -> None:
+    class Wind:
+        def blow(self) -> float:
+            return 0.0
+
+    class WindyCartPole(CartPoleEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wind = Wind()
+
+        def step(self, action: Any) -> Any:
+            observation, reward, *others = super().step(action)  # type: ignore[no-untyped-call]
+            return observation, reward + self.wind.blow(), *others
+
+    methods = Wind.blow, WindyCartPole.step
+    learn(make_model(wrap(WindyCartPole)), n_workers, pool)
+    assert (Wind.blow, WindyCartPole.step) == methods
+
+
 class ReplaceEnvironment(BaseCallback):
     def __init__(self, event: str) -> None:
         super().__init__()
