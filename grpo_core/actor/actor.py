@@ -37,6 +37,8 @@ ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = MappingProxyType
         "LeakyReLU": lambda x: np.where(x > 0, x, LEAKY_SLOPE * x),
     }
 )
+# A probability that is too small for single precision is 0, also for whoever has NumPy raise errors.
+_MAY_UNDERFLOW = np.errstate(under="ignore")
 
 
 class Decision(NamedTuple):
@@ -187,6 +189,7 @@ class Actor:
             normalization=normalization,
         )
 
+    @_MAY_UNDERFLOW
     def act(
         self,
         observations: Observations,
@@ -212,6 +215,7 @@ class Actor:
             actions, _ = self.distribution.sample(outputs, rng)
         return Decision(self._clip(actions), self.distribution.compute_probs(outputs), values)
 
+    @_MAY_UNDERFLOW
     def sample_actions(
         self, observations: Observations, rng: np.random.Generator, action_masks: Any = None
     ) -> tuple[Any, FloatArray]:
@@ -242,6 +246,7 @@ class Actor:
             return np.clip(actions, self.action_space.low, self.action_space.high)
         return actions
 
+    @_MAY_UNDERFLOW
     def action_probs(self, observations: Observations, action_masks: Any = None) -> Probabilities:
         """Return the probability of every action.
 
@@ -250,6 +255,7 @@ class Actor:
         """
         return self.distribution.compute_probs(self._compute_policy_outputs(observations, action_masks))
 
+    @_MAY_UNDERFLOW
     def log_probs(self, observations: Observations, action_masks: Any = None) -> FloatArray:
         """Return the log probability of every action of a Discrete space, ``(batch_size, n_actions)``.
 

@@ -547,3 +547,13 @@ def test_one_observation_of_large_numbers_is_normalised_before_it_is_rounded() -
         assert choice is not None
         expected = actor.action_probs(np.array([[seconds, 0.5]]))
         np.testing.assert_allclose(np.array(choice.probs), expected[0], rtol=1e-4)
+
+
+def test_a_policy_that_is_sure_acts_where_numpy_raises_errors() -> None:
+    model = GRPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu")
+    weights = model.policy.state_dict()
+    model.policy.load_state_dict({**weights, "action_net.weight": 1e7 * weights["action_net.weight"]})
+    observations = np.eye(4, dtype=np.float32)
+    with np.errstate(all="raise"):
+        model.make_actor().sample_actions(observations, np.random.default_rng(0))
+        assert set(np.ravel(model.make_actor().action_probs(observations))) == {0.0, 1.0}
