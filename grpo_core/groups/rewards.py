@@ -14,6 +14,9 @@ from grpo_core.groups.rollout import Array, GroupRollout
 from grpo_core.options.rewards import Reward, RewardFunction, get_reward_name
 from grpo_core.spaces import unpack
 
+# What SB3's table shows of a name at least; it refuses two keys that look alike there.
+_SHOWN_CHARS = 30
+
 
 def apply_reward_functions(
     rollout: GroupRollout,
@@ -70,8 +73,9 @@ def combine_rewards(
 
 
 def _find_free_name(name: str, taken: Collection[str]) -> str:
-    numbered = (f"{name}_{i}" for i in count(2))
-    return next(key for key in chain([name], numbered) if key not in taken)
+    shown = {key[:_SHOWN_CHARS] for key in taken}
+    numbered = (f"{name[: _SHOWN_CHARS - 4]}_{i}" for i in count(2))
+    return next(key for key in chain([name], numbered) if key[:_SHOWN_CHARS] not in shown)
 
 
 def _to_rows(batch: Array) -> Any:

@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from grpo import GRPO
 from grpo_core.groups.rewards import apply_reward_functions
+from grpo_core.options.rewards import name_reward_function
 from tests.grpo_core.groups.filled import CAR, fill
 from tests.walk import Seen, cartpole_model, collect
 
@@ -255,3 +256,10 @@ def test_a_reward_function_may_turn_gradients_off_and_return_short_numbers() -> 
 
     assert apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, turn_off) == {"turn_off": 0.5}
     assert torch.is_grad_enabled()
+
+
+def test_long_names_stay_apart_in_a_table_that_cuts_them() -> None:
+    names = ["penalise_energy_of_the_left_leg_a", "penalise_energy_of_the_left_leg_b", "short", "short"]
+    functions = [name_reward_function(lambda state, action, next_state: torch.ones(len(state)), name) for name in names]
+    means = apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, functions)
+    assert list(means) == [names[0], "penalise_energy_of_the_lef_2", "short", "short_2"]
