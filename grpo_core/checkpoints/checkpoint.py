@@ -118,7 +118,7 @@ def take(
     described = {
         "format": FORMAT,
         "num_timesteps": model.num_timesteps,
-        "total_timesteps": model._total_timesteps,
+        "total_timesteps": _to_number(model._total_timesteps),
         "episode_num": model._episode_num,
         "episodes": [list(model.ep_info_buffer or ()), [bool(success) for success in model.ep_success_buffer or ()]],
         "logged": _list_logged(model),
@@ -180,6 +180,9 @@ def from_bytes(content: bytes) -> Checkpoint:
             infos = archive.infolist()
             if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or len(content) > MAX_FILE_BYTES:
                 raise CheckpointError("the checkpoint is compressed or too large; it was not written here.")
+            # By its beginning: a checkpoint that was cut off may end as the model inside it does.
+            if content[: model_file.N_HEAD_BYTES].endswith(model_file.META_MEMBER.encode()):
+                raise CheckpointError("the file is a model, not a checkpoint; GRPO.load(path, env=env) reads it.")
             facts = json.loads(archive.read(FACTS_MEMBER))
             if facts["format"] != FORMAT:
                 raise CheckpointError(f"the checkpoint's format is not {FORMAT}; another version wrote it.")
@@ -376,6 +379,11 @@ def _list_names(names: Sequence[str], folder: str) -> list[str]:
 def _read_npy(content: bytes) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
     return array
+
+
+def _to_number(value: Any) -> int | float:
+    """Turn a number of any make, infinity too, into Python's."""
+    return int(value) if float(value).is_integer() else float(value)
 
 
 def _to_json(value: Any) -> Any:

@@ -52,15 +52,23 @@ class KeepCheckpoint(BaseCallback):
         self.path = Path(path)
         self._every_steps, self._every_seconds = every_steps, every_seconds
         self._taken_timesteps, self._taken_at = 0, 0.0
+        self._sees_rollouts = False
 
     def _on_training_start(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)  # now, and not when there is something to lose
         self._taken_timesteps, self._taken_at = self.model.num_timesteps, time.monotonic()
+        self._sees_rollouts = False
 
     def _on_step(self) -> bool:
+        if not self._sees_rollouts:
+            raise ValueError(
+                "KeepCheckpoint takes checkpoints between rollouts, of which a callback inside another one, such as "
+                "EveryNTimesteps or EvalCallback, is not told; give it to learn() itself, or in a list."
+            )
         return True
 
     def _on_rollout_start(self) -> None:
+        self._sees_rollouts = True
         # At the start, nothing can be lost yet, and the file may be the one that training continues from. After a stop,
         # the update before this may have been cut short.
         model: Any = self.model

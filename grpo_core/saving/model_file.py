@@ -29,6 +29,7 @@ from grpo_core.saving.space_json import space_from_json
 from grpo_core.spaces import count_outputs
 
 __all__ = [
+    "CHECKPOINT_MEMBER",
     "FORMAT",
     "LIBRARY_LIMITS",
     "META_MEMBER",
@@ -50,6 +51,8 @@ __all__ = [
 
 FORMAT = "grpo-model/1"
 META_MEMBER = "grpo_meta.json"
+# Of a training's checkpoint, which is no model file but has its suffix.
+CHECKPOINT_MEMBER = "checkpoint.json"
 #: Every JSON reader represents integers up to here exactly.
 MAX_INTEGER = 2**53
 # At most what a zip's two headers of a member take, its name included.
@@ -334,6 +337,10 @@ def _check_directory(content: bytes, limits: Limits) -> None:
 def _check_members(archive: zipfile.ZipFile, limits: Limits) -> dict[str, zipfile.ZipInfo]:
     infos = archive.infolist()
     members = {info.filename: info for info in infos}
+    if CHECKPOINT_MEMBER in members:
+        raise ModelFileError(
+            "the file is the checkpoint of a training, not a model; go_on(model, path) goes on with that training."
+        )
     if META_MEMBER not in members:
         raise ForeignModelError(
             "the file was not saved by GRPO. Files of other algorithms hold pickles, which run code when loaded, "

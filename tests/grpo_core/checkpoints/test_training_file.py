@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
@@ -16,6 +16,7 @@ from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.checkpoints.training_file import KeepCheckpoint, go_on
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from grpo_core.saving.atomic_write import UnconfirmedWriteError
+from grpo_core.saving.model_file import ModelFileError
 from tests.suites import DEVICE
 
 TOTAL = 600
@@ -185,3 +186,25 @@ def test_a_file_of_another_training_is_refused(tmp_path: Path) -> None:
 def test_settings_out_of_their_range_are_refused(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         KeepCheckpoint(tmp_path / "training.zip", **settings)
+
+
+def test_one_that_is_told_of_no_rollouts_is_refused(tmp_path: Path) -> None:
+    keep = KeepCheckpoint(tmp_path / "training.zip", every_steps=100)
+    with pytest.raises(ValueError, match="such as EveryNTimesteps or EvalCallback, is not told; give it to learn"):
+        make_model().learn(TOTAL, EveryNTimesteps(100, keep))
+
+
+def test_models_and_checkpoints_are_told_apart(tmp_path: Path) -> None:
+    crash(tmp_path / "training.zip", every_steps=100)
+    make_model().save(tmp_path / "model.zip")
+    with pytest.raises(CheckpointError, match=r"is a model, not a checkpoint; GRPO.load\(path, env=env\) reads it"):
+        go_on(make_model(), tmp_path / "model.zip")
+    with pytest.raises(ModelFileError, match=r"is the checkpoint of a training, not a model; go_on\(model, path\)"):
+        GRPO.load(tmp_path / "training.zip")
+
+
+def test_the_steps_may_be_a_number_of_torchs(tmp_path: Path) -> None:
+    total: Any = torch.tensor(TOTAL)
+    make_model().learn(total, KeepCheckpoint(tmp_path / "training.zip", every_steps=100))
+    resumed = make_model()
+    assert go_on(resumed, tmp_path / "training.zip") == TOTAL - resumed.num_timesteps
