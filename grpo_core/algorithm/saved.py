@@ -24,6 +24,7 @@ from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.copies import reduce_model, restore_model
 from grpo_core.saving.model_state import (
     ModelPath,
+    choose_spaces,
     describe_model,
     describe_normalization,
     get_optimizer_state,
@@ -124,7 +125,8 @@ class SavedAlgorithm(ActingAlgorithm):
         :param env: Environment to go on training in, or its id; its spaces must be those of the model. If the model was
             trained in a ``VecNormalize``, it is put into one unless it is in one, and the statistics of the file are
             restored. It is seeded with ``seed + num_timesteps``.
-        :param custom_objects: The same as ``kwargs`` under SB3's name; unknown names are ignored.
+        :param custom_objects: The same as ``kwargs`` under SB3's name; unknown names are ignored. ``observation_space``
+            and ``action_space`` may have other bounds than those of the file.
         :param print_system_info: Print the versions that the model was saved with.
         :param force_reset: Start new episodes; groups always do after loading.
         :param kwargs: Arguments of ``GRPO`` to change, such as ``reward_function`` or ``learning_rate``. A policy class
@@ -145,7 +147,7 @@ class SavedAlgorithm(ActingAlgorithm):
             del arguments["reward_function"]  # a subclass may bring one that the file only names
         for name, value in arguments.items():
             setattr(model, _ATTRIBUTES.get(name, name), value)
-        model.observation_space, model.action_space = content.observation_space, content.action_space
+        model.observation_space, model.action_space = choose_spaces(content, custom_objects or {})
         model.n_envs = meta["n_envs"]
         if model.reward_function is None and "reward_function" not in changes:
             model._lost_reward_function = meta["reward_function"]

@@ -109,6 +109,7 @@ def check_hyperparameters(model: Any) -> None:
         refuse("seed", model.seed, "it must be a whole number of at least 0, or None for a fresh one.")
     if not (is_whole(model._stats_window_size) and model._stats_window_size >= 1):
         refuse("stats_window_size", model._stats_window_size, "it must be a whole number of at least 1.")
+    model._stats_window_size = int(model._stats_window_size)  # a deque takes no number of NumPy's
     check_rewards(model)
     _check_combinations(model)
 

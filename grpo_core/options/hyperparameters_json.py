@@ -61,9 +61,9 @@ def _revive_schedules(arguments: dict[str, Any]) -> dict[str, Any]:
 def _schedule_to_json(name: str, schedule: Any) -> Any:
     if isinstance(schedule, FloatSchedule):
         schedule = schedule.value_schedule
-    if isinstance(schedule, LinearSchedule):
+    if type(schedule) is LinearSchedule:  # a subclass may compute anything
         return {"linear": [schedule.start, schedule.end, schedule.end_fraction]}
-    if isinstance(schedule, ConstantSchedule):
+    if type(schedule) is ConstantSchedule:
         return schedule.val
     if callable(schedule):
         value = float(schedule(1.0))

@@ -4,10 +4,11 @@ import pickle
 from collections.abc import Mapping
 from typing import Any
 
-from stable_baselines3.common.vec_env import unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
 
 from grpo_core.restoring.copying.copier import CopyError, describe_kind
 from grpo_core.restoring.copying.layers import LayerReference
+from grpo_core.restoring.outside_changes import find_monitor
 from grpo_core.simulators.rewrapping import unwrap_env, wrap_env
 
 # Simulators and their storage are made anew. A logger holds open files, and a copy should not write into them.
@@ -20,17 +21,36 @@ _LEFT_OUT = frozenset(
 def reduce_model(model: Any) -> dict[str, Any]:
     """Return the attributes to pickle.
 
-    :raises TypeError: If the environment is in worker processes, which belong to this one alone.
+    :raises TypeError: If the environment is in worker processes, which belong to this one alone, or writes a file.
     """
     # The last forward pass left a tensor of a graph there, which cannot be copied.
     model.policy.action_dist.distribution = None
     state = {name: value for name, value in vars(model).items() if name not in _LEFT_OUT}
     if model.env is not None:
+        _refuse_files(model.env)
         if model.env is model._grouped_env:  # else it was replaced since groups were played
             state["_findings"] = model._collector.findings
             state["_starts"] = None if model._collector.is_outdated() else _pickle_starts(model._collector)
         state["env"], state["_wrappers"] = unwrap_env(model.env)
     return {**state, "_vec_normalize_env": None}
+
+
+def _refuse_files(env: VecEnv) -> None:
+    """Refuse monitors that write a file, which two copies of one would spoil.
+
+    :raises TypeError: If there is one.
+    """
+    monitors: list[Any] = []
+    while isinstance(env, VecEnvWrapper):
+        monitors.append(env)
+        env = env.venv
+    monitors += map(find_monitor, getattr(env, "envs", ()))
+    for monitor in monitors:
+        if (writer := getattr(monitor, "results_writer", None)) is not None:
+            raise TypeError(
+                f"the model cannot be copied or pickled: a monitor writes {writer.file_handler.name}, and two copies "
+                "would spoil that file; make the environment without monitor_dir or filename."
+            )
 
 
 def restore_model(model: Any, state: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import stable_baselines3 as sb3
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
@@ -140,6 +141,34 @@ def make_changes(custom_objects: Mapping[str, Any], arguments: Mapping[str, Any]
         )
     of_policy = {name: value for name, value in custom_objects.items() if name in _POLICY_ARGUMENTS}
     return {**custom_objects_to_arguments(custom_objects), **of_policy, **arguments}
+
+
+def choose_spaces(
+    content: ModelContent, custom_objects: Mapping[str, Any]
+) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """Return the observation and action spaces of a model that is loaded: those of its file, or given ones.
+
+    :param custom_objects: May hold ``observation_space`` and ``action_space``, as SB3 takes them.
+    :raises ValueError: If a given one differs by more than the bounds of a Box.
+    """
+    saved = {"observation_space": content.observation_space, "action_space": content.action_space}
+    given = {name: custom_objects.get(name, space) for name, space in saved.items()}
+    for name, space in saved.items():
+        if not _differs_in_bounds_alone(given[name], space):
+            raise ValueError(
+                f"custom_objects['{name}'] is {given[name]}, and the model was saved with {space}; only the bounds of "
+                "a Box may differ."
+            )
+    return given["observation_space"], given["action_space"]
+
+
+def _differs_in_bounds_alone(given: Any, saved: spaces.Space[Any]) -> bool:
+    if isinstance(saved, spaces.Box):
+        return isinstance(given, spaces.Box) and (given.shape, given.dtype) == (saved.shape, saved.dtype)
+    if isinstance(saved, spaces.Dict):
+        has_all = isinstance(given, spaces.Dict) and list(given) == list(saved)
+        return has_all and all(_differs_in_bounds_alone(given[key], saved[key]) for key in saved)
+    return bool(given == saved)
 
 
 def describe_model(model: Any, version: str) -> dict[str, Any]:

@@ -112,7 +112,8 @@ def _read_flags(policy: ActorCriticPolicy) -> tuple[Any, ...]:
     """Return a policy's flags, the kind of its distribution, and which methods of that are replaced."""
     distribution = policy.action_dist
     replaced = [name for name, value in vars(distribution).items() if callable(value)]
-    flags = policy.share_features_extractor, policy.normalize_images, policy.squash_output
+    # A policy that was loaded may have None for False.
+    flags = map(bool, (policy.share_features_extractor, policy.normalize_images, policy.squash_output))
     return type(distribution), replaced, *flags
 
 

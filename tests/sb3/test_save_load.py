@@ -1,5 +1,6 @@
 """Models come back from their file as they were, for every space and policy, and go on learning the same way."""
 
+import copy
 import io
 import json
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -540,3 +542,40 @@ def test_an_update_that_leaves_weights_that_are_not_finite_is_refused_at_once() 
     plain.batch_size = plain.n_steps * 100  # one step: no loss sees where it leads
     with pytest.raises(ValueError, match=r"^the update left NaN or infinite numbers in \S+; lower learning_rate"):
         plain.learn(1)
+
+
+def test_spaces_with_other_bounds_are_taken_from_custom_objects() -> None:
+    model = build()
+    wider = spaces.Box(-2.0, 2.0, model.observation_space.shape, np.float32)
+    env = DummyVecEnv([lambda: MatchEnv(wider, model.action_space)])
+    loaded = reload(model, env=env, custom_objects={"observation_space": wider, "action_space": model.action_space})
+    assert loaded.learn(64).observation_space == wider
+    with pytest.raises(ValueError, match=r"custom_objects\['action_space'\] is Discrete\(7\), and the model was saved"):
+        reload(model, custom_objects={"action_space": spaces.Discrete(7)})
+
+
+def test_a_policy_that_sb3_has_loaded_is_none_of_the_users_own(tmp_path: Path) -> None:
+    model = build()
+    model.policy.save(str(tmp_path / "policy"))
+    model.policy = ActorCriticPolicy.load(str(tmp_path / "policy"), device=DEVICE)
+    assert is_same(copy_weights(reload(model)), copy_weights(model))
+
+
+def test_a_schedule_of_a_class_that_only_looks_linear_is_told_of() -> None:
+    class WarmUp(LinearSchedule):
+        def __call__(self, progress_remaining: float) -> float:
+            return 1e-3 * min(1.0, 1.1 - progress_remaining)
+
+    with pytest.warns(UserWarning, match="learning_rate is a function, which a model file does not hold"):
+        build(learning_rate=WarmUp(1e-3, 0.0, 1.0)).to_bytes()
+
+
+def test_a_model_whose_monitor_writes_a_file_is_not_copied(tmp_path: Path) -> None:
+    model = GRPO("MlpPolicy", make_vec_env("CartPole-v1", monitor_dir=str(tmp_path)), device=DEVICE)
+    with pytest.raises(TypeError, match=r"a monitor writes .*0\.monitor\.csv, and two copies would spoil that file"):
+        copy.deepcopy(model)
+    model.get_env().close()  # type: ignore[union-attr]
+
+
+def test_a_number_of_numpys_may_say_how_many_episodes_are_averaged() -> None:
+    assert build(stats_window_size=np.int64(3)).learn(64).ep_info_buffer.maxlen == 3  # type: ignore[union-attr]
