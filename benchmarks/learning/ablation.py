@@ -123,7 +123,7 @@ ABLATIONS = {
     "starts": Ablation(
         "where groups start, what is subtracted, how fast the value network learns",
         _vary_starts(),
-        env_names=("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "InvertedDoublePendulum-v5"),
+        env_names=("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "InvertedDoublePendulum-v5"),
     ),
     "branching": Ablation(
         "where groups start, what is subtracted",

@@ -77,7 +77,7 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"where PPO's defaults end at (\S+) to (\S+) on three seeds",
+        r"where PPO's defaults end at (\S+) to (\S+) on five seeds",
         [Figure(*DOOR, "ppo_default", statistic) for statistic in (np.min, np.max)],
     ),
     (
@@ -94,7 +94,7 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"one of our five seeds fails, at (\S+) so that the mean is (\S+)\.",
+        r"one of our five seeds fails, at (\S+) so that the mean is (\S+) \(",
         [Figure(*SWIMMER, statistic=statistic) for statistic in (np.min, np.mean)],
     ),
     (
