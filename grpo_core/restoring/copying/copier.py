@@ -188,11 +188,10 @@ class Copier:
             return way_to_leave
         if isinstance(value, _ATOMIC) or is_tool(value):
             return None
-        if isinstance(value, gym.Env):
-            return self._copy_env
+        is_env = isinstance(value, gym.Env)  # copied by its attributes, whatever it says of deep copies
         if is_frame(value):
             return _copy_frame
-        if hasattr(kind, "__deepcopy__"):
+        if hasattr(kind, "__deepcopy__") and not is_env:
             return self._copy_as_told
         if isinstance(value, _ONE_OF_A_KIND) and not isinstance(value, io.StringIO | io.BytesIO):
             raise CopyError(f"({describe_kind(value)}) cannot be copied")
@@ -203,6 +202,8 @@ class Copier:
             )
         if hasattr(kind, "__swig_destroy__"):
             raise CopyError(f"({describe_kind(value)}) cannot be copied: it lives in native code")
+        if is_env:
+            return self._copy_env
         if kind.__bases__ == (tuple,) and hasattr(kind, "_make"):
             return self._copy_named_tuple
         return self._copy_instance if is_plain(value) else self._copy_reduced

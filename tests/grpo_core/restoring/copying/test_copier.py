@@ -8,6 +8,7 @@ import socket
 import threading
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -132,6 +133,18 @@ def test_an_object_with_a_finaliser_is_refused_before_it_is_touched() -> None:
     with pytest.raises(CopyError, match=r"\['arm'\]\[0\].values\[1\] \(.*Client\) must not be copied: its __del__"):
         copy_one({"arm": [plain]})
     assert Client.connected == [7]
+
+
+class Remote(gym.Env[Any, Any], Client):
+    """Closes its connection with its end."""
+
+
+def test_an_environment_with_a_finaliser_is_refused_before_it_is_touched() -> None:
+    remote = Remote()
+    connected = list(Client.connected)
+    with pytest.raises(CopyError, match=r"\['game'\] \(.*Remote\) must not be copied: its __del__"):
+        copy_one({"game": remote})
+    assert Client.connected == connected
 
 
 def test_an_object_that_says_how_it_is_copied_is_copied_so() -> None:
