@@ -48,7 +48,7 @@ from grpo_core.options.policies import POLICIES, get_policy_name
 from grpo_core.options.policy_kwargs import check_built_policy, check_policy_fits, check_policy_kwargs
 from grpo_core.options.rewards import Reward
 from grpo_core.options.unknown_arguments import explain_unknown_arguments
-from grpo_core.restoring.errors import ReplacedLayerError
+from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.simulator import check_branchable
 from grpo_core.saving.model_state import warn_if_too_large
 from grpo_core.shards.shard_messages import MakeCollector
@@ -559,7 +559,7 @@ class GRPO(GroupedAlgorithm):
         if (archive := anchors.archive) is not None:
             self.logger.record("rollout/archive_size", len(archive))
             self.logger.record("rollout/archive_share", archive.share)
-        with suppress(ReplacedLayerError):  # by a reset: the next rollout makes the groups anew
+        with suppress(NotBranchableError):  # after a reset: the next rollout makes the groups anew, or meets it again
             anchors.choose(
                 self._collector.groups,
                 discounted_returns,

@@ -289,9 +289,9 @@ class GroupedAlgorithm(SavedAlgorithm):
         """Let every branch of every group follow the policy; return False if a callback or ``stop`` ended it early.
 
         Where a wrapper exchanges the environment inside it on the way, the rollout begins anew. Where wrappers go on
-        with that, groups are whole episodes with ``"auto"``.
+        with that, or where a state can no longer be captured or restored, groups are whole episodes with ``"auto"``.
 
-        :raises ReplacedLayerError: If they do so with another ``group_mode``, or in rollout workers.
+        :raises NotBranchableError: If that is so with another ``group_mode``, or in rollout workers.
         """
         assert self._grouped_env is not None, "it was set with the groups"
         n_exchanges = 0
@@ -299,14 +299,15 @@ class GroupedAlgorithm(SavedAlgorithm):
             collector, rollout = self._collector, self.rollout_buffer
             rollout.buffer_size, rollout.n_envs, rollout.device = self.n_steps, self.n_envs, self.device
             rollout.gamma, rollout.gae_lambda = self.gamma, self.gae_lambda
-            collector.follow_outside_changes()
             collector.n_threads = self.n_simulator_threads
             on_vec_step = self._make_vec_step_callback(rollout, self._grouped_env, callback, n_rollout_steps)
             try:
+                collector.follow_outside_changes()
                 is_complete = collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop)
-            except ReplacedLayerError as error:
+            except NotBranchableError as error:
                 n_exchanges += 1
-                if collector.n_shards == 1 and n_exchanges <= _MAX_EXCHANGES:
+                is_exchange = isinstance(error, ReplacedLayerError)
+                if collector.n_shards == 1 and is_exchange and n_exchanges <= _MAX_EXCHANGES:
                     self._make_groups_anew()
                 elif collector.n_shards == 1 and self.group_mode == "auto":
                     self._use_groups(self._fall_back_to_episodes(self._grouped_env, error))

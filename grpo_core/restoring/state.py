@@ -309,13 +309,19 @@ class _CopiedAttributes:
                 raise _refuse(self._env, "its attributes are nested too deep to be copied") from error
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put copies of them back."""
+        """Put copies of them back.
+
+        :raises NotBranchableError: If one cannot be copied again.
+        """
         attributes = self._attributes
         # Attributes created since the capture are state too.
         for name in [name for name, value in attributes.items() if name not in state and self._is_state(name, value)]:
             del attributes[name]
         kept = {name: value for name, value in state.items() if name not in self._left_out}
-        attributes.update(self._layers.copy(kept, is_capture=False))
+        try:
+            attributes.update(self._layers.copy(kept, is_capture=False))
+        except CopyError as error:
+            raise _refuse(self._env, str(error)) from error
 
     def _is_state(self, name: str, value: Any) -> bool:
         if name in self._left_out or self._layers.is_layer(value):

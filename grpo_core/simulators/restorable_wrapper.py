@@ -25,17 +25,17 @@ class Failure(NamedTuple):
     """An error of an environment in a worker.
 
     :param traceback: The traceback as text.
-    :param replaced: What a ``ReplacedLayerError`` says, which training can go on from; None for other errors.
+    :param obstacle: The error itself where training can go on from it.
     """
 
     traceback: str
-    replaced: str | None = None
+    obstacle: NotBranchableError | None = None
 
     @classmethod
     def of_current_error(cls) -> "Failure":
         """Describe the error that is being handled."""
         error = sys.exception()
-        return cls(traceback.format_exc(), str(error) if isinstance(error, ReplacedLayerError) else None)
+        return cls(traceback.format_exc(), error if isinstance(error, NotBranchableError) else None)
 
 
 def _return_errors(method: Callable[_Given, _T]) -> Callable[_Given, _T | Failure]:

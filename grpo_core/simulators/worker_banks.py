@@ -7,7 +7,7 @@ from typing import Any
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from grpo_core.environments.first_calls import check_masks, check_observation, check_reset, check_step, is_usual
-from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
+from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import SimulatorState
@@ -154,6 +154,7 @@ def call_workers(base: SubprocVecEnv, calls: Mapping[int, Sequence[_Call]]) -> d
 
     :param calls: The methods to call in turn, by index of the environment.
     :return: What they returned, by index.
+    :raises NotBranchableError: If an environment's state cannot be captured or restored.
     :raises RuntimeError: If a worker dies or its environment fails. It is raised after all others have answered, since
         an answer left in a pipe would be mistaken for that of the next call.
     """
@@ -164,8 +165,8 @@ def call_workers(base: SubprocVecEnv, calls: Mapping[int, Sequence[_Call]]) -> d
     for i, worker_replies in replies.items():
         for reply in worker_replies:
             if isinstance(reply, Failure):
-                if reply.replaced is not None:
-                    raise ReplacedLayerError(reply.replaced)
+                if reply.obstacle is not None:
+                    raise reply.obstacle
                 raise RuntimeError(f"Environment {i} failed in its worker process:\n{reply.traceback}")
     return replies
 

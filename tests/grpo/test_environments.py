@@ -11,10 +11,11 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from grpo import GRPO
+from grpo import GRPO, RestorableWrapper
 from grpo_core.options.choices import GroupMode
 from grpo_core.restoring.errors import NotBranchableError
 from tests.grpo.small_models import Stateless, build, constant, copy_weights, is_same
@@ -124,6 +125,61 @@ def test_a_refused_environment_leaves_the_old_one_in_place() -> None:
         model.set_env(gym.wrappers.TimeLimit(LockedCartPole(), 500))
     assert model.get_env() is before
     model.learn(32)
+
+
+class Locking(gym.Env[Any, Any]):
+    """Comes to hold what nothing can copy, in a method, once it is told to."""
+
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (1,)), spaces.Discrete(2)
+
+    def __init__(self, method: str) -> None:
+        self.method, self.is_told, self.held = method, False, dict[str, Any]()
+
+    def tell(self) -> None:
+        self.is_told = True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.n_left = int(self.np_random.integers(3, 9))
+        self.hold("reset")
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.n_left -= 1
+        self.hold("step")
+        return np.zeros(1, np.float32), float(action), False, self.n_left == 0, {}
+
+    def hold(self, method: str) -> None:
+        if self.is_told and self.method == method:
+            self.held[method] = threading.Lock()
+
+
+class Telling(BaseCallback):
+    def _on_step(self) -> bool:
+        if self.n_calls == 20:
+            self.training_env.env_method("tell")
+        return True
+
+
+@pytest.mark.parametrize("in_worker", [False, True])
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_training_goes_on_in_whole_episodes_once_an_environment_cannot_be_copied(method: str, in_worker: bool) -> None:
+    env = SubprocVecEnv([lambda: RestorableWrapper(Locking(method))], "fork") if in_worker else Locking(method)
+    model = build(env)
+    try:
+        assert model._mode == "branch"
+        with pytest.warns(UserWarning, match=rf"held\['{method}'\] \(_thread.lock\) cannot be copied.* whole episodes"):
+            model.learn(256, Telling())
+        assert model._mode == "episode"
+        assert model.num_timesteps >= 256
+    finally:
+        model.env.close()
+
+
+def test_with_branches_alone_an_environment_that_cannot_be_copied_any_more_ends_the_training() -> None:
+    model = build(Locking("step"), group_mode="branch")
+    with pytest.raises(NotBranchableError, match=r"Locking cannot be restored.* Train with group_mode=\"episode\""):
+        model.learn(256, Telling())
 
 
 def test_an_environment_whose_rollouts_cannot_be_cut_leaves_the_old_one_in_place() -> None:
