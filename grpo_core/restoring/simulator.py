@@ -87,6 +87,7 @@ class Simulator:
         parts = [of_core, *reversed(of_wrappers), *([of_generators] if of_generators else [])]
         if self._layers.are_copied:
             native = self._layers.native
+            native.settle()
             parts.append(StateAccess(native.capture, native.restore, is_cheap=False, is_copied=True))
         self._captures = [part.capture for part in parts]
         self._restores = [part.restore for part in parts]

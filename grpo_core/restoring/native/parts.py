@@ -7,9 +7,11 @@ it no longer. Engines stay where they are when attributes are copied, and copy t
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 
+from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.native.mujoco_state import STRUCTS_MODULE, MujocoData, MujocoModel, Window, is_model
 
 # Copies by the id of the original, as in ``copy.deepcopy``.
@@ -28,9 +30,12 @@ _CONSTANT_MODULES = (
     "gymnasium_robotics.utils.mujoco_utils",
 )
 _DM_CONTROL_PHYSICS = "dm_control.mujoco.engine"
-# Environments that build their engine anew at each reset would fill the memory with old ones.
-_MAX_ENGINES = 8
-_MAX_LEFT = 4096
+# Captured states keep the engine that they are of. Where an environment builds one anew at each reset, all of them may
+# take so much, each at least this beside its arrays.
+_MAX_BYTES = 2**30
+_MIN_ENGINE_BYTES = 2**19
+# Objects that environments make later and that are to travel, engines apart, are kept up to this number.
+_MAX_KEPT = 4096
 
 
 class Engine(Protocol):
@@ -49,17 +54,44 @@ class Engine(Protocol):
         """Return an array that shows a part of the engine's memory."""
 
 
-@dataclass(frozen=True)
-class _Placeholder:
-    """Stands in a captured state for an object that stays where it is.
+class _Left:
+    """An object that stays where it is. A captured state holds this in its place, and so keeps it.
 
-    :param index: Its number among those that stayed.
+    :param value: The object.
+    :param engine: Access to its state; None if it is no engine.
+    :param index: Its number, by which it travels to another process, where the environment has one like it; None if
+        it has been built since, so that the one there may be another.
+    """
+
+    __slots__ = ("__weakref__", "engine", "index", "value")
+
+    def __init__(self, value: Any, engine: Engine | None, index: int | None) -> None:
+        self.value, self.engine, self.index = value, engine, index
+
+    def __deepcopy__(self, memo: Memo) -> Any:
+        return self.value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.index is None:
+            raise NotBranchableError(
+                f"The environment builds its {type(self.value).__name__} anew, so that no other process has this one, "
+                "and states of it cannot be sent there. Build it once and edit it at resets, keep it in a DummyVecEnv "
+                'without rollout workers, or train with group_mode="episode", which only resets and steps.'
+            )
+        return _Number, (self.index,)
+
+
+@dataclass(frozen=True)
+class _Number:
+    """Stands for an object that stays where it is in a state that has travelled.
+
+    :param index: Its number.
     """
 
     index: int
 
     def __deepcopy__(self, memo: Memo) -> Any:
-        return memo["native"].get(self.index)
+        return memo["native"].find(self).value
 
 
 @dataclass
@@ -67,35 +99,36 @@ class _Outlook:
     """Stands in a captured state for an array over memory that is not NumPy's.
 
     :param values: A copy; None once the memory is known to be an engine's.
-    :param index: The engine's number.
+    :param left: The engine.
     :param window: The part of its memory.
     """
 
     values: Any
-    index: int | None = None
+    left: _Left | _Number | None = None
     window: Window | None = None
 
     def __deepcopy__(self, memo: Memo) -> Any:
-        if self.index is None:
+        if self.left is None:
             return self.values.copy()
-        return memo["native"].get_engine(self.index).open_window(self.window)
-
-
-class EngineGoneError(RuntimeError):
-    """A captured state belongs to an engine that the environment has since replaced many times."""
+        return memo["native"].find(self.left).engine.open_window(self.window)
 
 
 class NativeParts:
     """The objects that copies of an environment's attributes leave in place, and the state of engines among them."""
 
     def __init__(self) -> None:
-        self._n_left = 0
-        self._left: dict[int, Any] = {}
-        self._indices: dict[int, int] = {}
-        self._engines: dict[int, Engine] = {}
+        # By the id of the object.
+        self._left: WeakValueDictionary[int, _Left] = WeakValueDictionary()
+        # By their numbers, for states that come back.
+        self._kept: list[_Left] = []
+        self._is_settled = False
         # Belongs to the capture that is being made.
-        self._used: set[int] = set()
+        self._used: dict[int, _Left] = {}
         self._outlooks: list[tuple[Any, _Outlook]] = []
+
+    def settle(self) -> None:
+        """Take the engines that are there, if any, for those that are in every process."""
+        self._is_settled = any(left.engine is not None for left in self._kept)
 
     def find_way(self, value: Any) -> Way | None:
         """Return how to leave a value where it is; None if it is to be copied."""
@@ -109,72 +142,77 @@ class NativeParts:
         self._outlooks.append((array, outlook))
         return outlook
 
-    def get(self, index: int) -> Any:
-        """Return an object that stayed where it is.
+    def find(self, left: _Left | _Number) -> _Left:
+        """Return the object itself for what stands in a state.
 
-        :raises EngineGoneError: If it was forgotten since.
+        :raises LookupError: If there is none here.
         """
-        if index not in self._left:
-            raise EngineGoneError("the environment has replaced its physics engine many times since the capture")
-        return self._left[index]
+        if isinstance(left, _Left):
+            return left
+        if left.index >= len(self._kept):
+            raise LookupError("it was made in another process, and not in this one")
+        return self._kept[left.index]
 
-    def get_engine(self, index: int) -> Engine:
-        """Return an engine, see ``get``."""
-        self.get(index)
-        return self._engines[index]
-
-    def capture(self) -> list[tuple[int, Any]]:
+    def capture(self) -> list[tuple[_Left, Any]]:
         """Copy the states of the engines that the attributes copied since the last capture lead to."""
+        engines = [(left, left.engine) for left in self._used.values() if left.engine is not None]
         for array, outlook in self._outlooks:
-            for index in self._used:
-                window = self._engines[index].find_window(array)
+            for left, engine in engines:
+                window = engine.find_window(array)
                 if window is not None:
-                    outlook.values, outlook.index, outlook.window = None, index, window
+                    outlook.values, outlook.left, outlook.window = None, left, window
                     break
-        states = [(index, self._engines[index].capture()) for index in sorted(self._used)]
-        self._used, self._outlooks = set(), []
-        return states
+        self._used, self._outlooks = {}, []
+        if not self._is_settled:
+            self.settle()
+        return [(left, engine.capture()) for left, engine in engines]
 
-    def restore(self, states: list[tuple[int, Any]]) -> None:
+    def restore(self, states: list[tuple[_Left | _Number, Any]]) -> None:
         """Put captured states back into their engines."""
-        for index, state in states:
-            self.get_engine(index).restore(state)
+        for left, state in states:
+            engine = self.find(left).engine
+            assert engine is not None, "it has a state"
+            engine.restore(state)
 
-    def _leave(self, value: Any, memo: Memo) -> _Placeholder:
-        index = self._indices.get(id(value))
-        if index is None:
-            index = self._register(value)
-        # The last used are the last to be forgotten.
-        self._left[index] = self._left.pop(index)
-        if index in self._engines:
-            self._engines[index] = self._engines.pop(index)
-            self._used.add(index)
-        placeholder: _Placeholder = memo.setdefault(id(value), _Placeholder(index))
-        return placeholder
+    def _leave(self, value: Any, memo: Memo) -> _Left:
+        left = self._left.get(id(value)) or self._register(value)
+        if left.engine is not None:
+            self._used[id(value)] = left
+        memo[id(value)] = left
+        return left
 
-    def _leave_physics(self, value: Any, memo: Memo) -> _Placeholder:
+    def _leave_physics(self, value: Any, memo: Memo) -> _Left:
         for struct in (value.model.ptr, value.data.ptr):
-            engine = self._engines[self._leave(struct, memo).index]
+            engine = self._leave(struct, memo).engine
             if isinstance(engine, MujocoData):
                 engine.is_half_stepped = True
         return self._leave(value, memo)
 
-    def _register(self, value: Any) -> int:
-        index = self._n_left
-        self._n_left += 1
-        self._left[index], self._indices[id(value)] = value, index
+    def _register(self, value: Any) -> _Left:
         engine = _make_engine(value)
         if engine is not None:
-            self._engines[index] = engine
-            if len(self._engines) > _MAX_ENGINES:
-                self._forget(next(iter(self._engines)))
-        if len(self._left) > _MAX_LEFT:
-            self._forget(next(iter(self._left)))
-        return index
+            self._check_memory()
+        is_built_anew = self._is_settled and _is_from(value, STRUCTS_MODULE, _DM_CONTROL_PHYSICS)
+        travels = not is_built_anew and len(self._kept) < _MAX_KEPT
+        left = self._left[id(value)] = _Left(value, engine, len(self._kept) if travels else None)
+        if travels:
+            self._kept.append(left)
+        return left
 
-    def _forget(self, index: int) -> None:
-        self._engines.pop(index, None)
-        del self._indices[id(self._left.pop(index))]
+    def _check_memory(self) -> None:
+        """Check that the engines of all captured states leave room for more.
+
+        :raises NotBranchableError: If they do not.
+        """
+        engines = [left.value for left in self._left.values() if left.engine is not None]
+        n_bytes = sum(_MIN_ENGINE_BYTES + engine.nbuffer for engine in engines)
+        if n_bytes > _MAX_BYTES:
+            raise NotBranchableError(
+                f"The environment builds its physics engine anew, and captured states hold {len(engines)} of these, "
+                f"{n_bytes / 2**20:,.0f} MiB and more than the {_MAX_BYTES / 2**20:,.0f} MiB that branching groups may "
+                'take for them. Build it once and edit it at resets, or train with group_mode="episode", which only '
+                "resets and steps."
+            )
 
 
 def shows_foreign_memory(array: Any) -> bool:

@@ -1,6 +1,7 @@
 """Small environments that hold MuJoCo as gymnasium-robotics, dm_control and Meta-World do."""
 
 import pickle
+import weakref
 from typing import Any
 
 import gymnasium as gym
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from gymnasium.utils import EzPickle
 
-from grpo_core.restoring.native.parts import EngineGoneError, NativeParts
+from grpo_core.restoring.errors import NotBranchableError
+from grpo_core.restoring.native import parts
 from grpo_core.restoring.simulator import Simulator, check_branchable
 
 mujoco: Any = pytest.importorskip("mujoco")
@@ -239,18 +241,48 @@ def test_restores_half_stepped_physics() -> None:
     check_branchable(HalfSteppedArena())
 
 
-def test_engines_in_use_are_the_last_to_be_forgotten() -> None:
-    parts, worlds = NativeParts(), [World() for _ in range(12)]
-    kept = worlds[0].data
-    leave = parts.find_way(kept)
-    assert leave is not None
-    placeholders = []
-    for world in worlds:
-        placeholders.append(leave(world.data, {}))
-        first = leave(kept, {})
-    assert parts.get(first.index) is kept
-    with pytest.raises(EngineGoneError, match="replaced its physics engine"):
-        parts.get(placeholders[1].index)
+class RebuildingArena(Arena):
+    """Builds its engine anew at each reset, as environments do that draw a shape."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self.worlds = [World()]
+        return super().reset(**kwargs)
+
+
+def test_states_of_any_number_of_engines_are_restored_as_long_as_there_are_states() -> None:
+    env, states = RebuildingArena(), []
+    simulator = Simulator(env)
+    for seed in range(20):
+        env.reset(seed=seed)
+        states.append((simulator.capture(), weakref.ref(env.worlds[0].model), env.worlds[0].data.qvel.copy()))
+    for state, model, velocities in states:
+        simulator.restore(state)
+        assert env.worlds[0].model is model()
+        assert np.array_equal(env.worlds[0].data.qvel, velocities)
+    models = [model for _, model, _ in states]
+    del states, state
+    env.reset()
+    assert sum(model() is not None for model in models) <= 1, "but for what restores would write into"
+
+
+def test_a_state_of_an_engine_that_no_other_process_has_does_not_travel() -> None:
+    env = RebuildingArena()
+    simulator = Simulator(env)
+    pickle.dumps(simulator.capture())
+    env.reset(seed=0)
+    with pytest.raises(NotBranchableError, match=r"builds its MjModel anew.* group_mode=\"episode\""):
+        pickle.dumps(simulator.capture())
+
+
+def test_states_that_would_fill_the_memory_with_engines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_MAX_BYTES", 5 * 2**20)
+    env, states = RebuildingArena(), []
+    simulator = Simulator(env)
+    for _ in range(20):  # a state is freed before the next
+        env.reset(seed=0)
+        simulator.capture()
+    with pytest.raises(NotBranchableError, match=r"hold \d+ of these, \d MiB and more than the 5 MiB"):
+        states += [simulator.capture() for _ in range(20) if env.reset(seed=0)]
 
 
 def test_state_travels_to_another_process_and_back() -> None:
