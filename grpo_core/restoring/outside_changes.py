@@ -25,7 +25,7 @@ from grpo_core.restoring.attribute_copies import (
 )
 from grpo_core.restoring.native.mujoco_state import MujocoModel, is_model
 from grpo_core.restoring.simulator import Simulator, SimulatorState
-from grpo_core.restoring.state import BOOKKEEPING, CONSTANTS, DRAWING_NAMES, access_own_methods, is_known
+from grpo_core.restoring.state import BOOKKEEPING, DRAWING_NAMES, access_own_methods, is_known, list_constants
 
 # Of these packages' environments only the engine's state is restored.
 _ENGINES = ("gymnasium.envs.mujoco.", "ale_py.")
@@ -53,6 +53,7 @@ class OutsideChanges:
     def __init__(self, envs: Sequence[Env]) -> None:
         copied = [_list_copied(env) for env in envs]
         self._layers = [layer for layers in copied for layer in layers]
+        self._constants = [list_constants(layer) for layer in self._layers]
         # The environment of each layer, by its place.
         self._env_indices = [i for i, layers in enumerate(copied) for _ in layers]
         self._monitors = [find_monitor(env) for env in envs]
@@ -180,7 +181,7 @@ class OutsideChanges:
             (i, name): copy_contents(value)
             for i, held in enumerate(self._held)
             for name, value in held.items()
-            if name not in CONSTANTS and is_small(value)
+            if name not in self._constants[i] and is_small(value)
         }
         self._edited = [model.capture() for model in self._models]
         self._calls = self._list_calls()
@@ -197,7 +198,7 @@ class OutsideChanges:
                 continue
             for name in held.keys() | now.keys():
                 value, before = now.get(name, _DELETED), held.get(name, _DELETED)
-                if value is before or name in CONSTANTS or (name in DRAWING_NAMES and not is_plain(value)):
+                if value is before or name in self._constants[i] or (name in DRAWING_NAMES and not is_plain(value)):
                     continue
                 if not (is_same(before, value) or holds(value, self._contents.get((i, name), _DELETED))):
                     changed[i, name] = value

@@ -78,8 +78,9 @@ _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
 }
 #: Known wrappers that only keep records that no other code changes: of episodes, and of what was checked.
 BOOKKEEPING = (Monitor, OrderEnforcing, PassiveEnvChecker)
-# Attributes of every gym.Env or gym.Wrapper that are no part of a state.
-CONSTANTS = CONSTANTS_OF_ENVS | {"env", "_action_space", "_observation_space", "_np_random", "_np_random_seed"}
+# Attributes of every gym.Env, and of every gym.Wrapper, that are no part of a state.
+_CONSTANTS = CONSTANTS_OF_ENVS | {"_action_space", "_observation_space", "_np_random", "_np_random_seed"}
+_CONSTANTS_OF_WRAPPERS = _CONSTANTS | {"env"}
 # A reference to a window is often called so. Such an attribute is copied like any other, and left out only if it
 # cannot be copied; a replay then has to prove that no step depends on it.
 DRAWING_NAMES = frozenset({"screen", "surf", "clock", "window", "viewer", "renderer"})
@@ -116,6 +117,11 @@ def is_known(env: Env) -> bool:
     """
     is_known_kind = type(env) in _WRAPPER_STATE or type(env) in _SIMULATOR_STATE
     return is_known_kind and not {"step", "reset"} & env.__dict__.keys()
+
+
+def list_constants(env: Env) -> frozenset[str]:
+    """List the attributes of a layer that are no part of its state; what is no wrapper may call its game ``env``."""
+    return _CONSTANTS_OF_WRAPPERS if isinstance(env, gym.Wrapper) else _CONSTANTS
 
 
 def access_own_methods(env: Env) -> StateAccess | None:
@@ -241,7 +247,7 @@ def _access_parameters(env: Env) -> StateAccess:
     kinds = (*IMMUTABLE, np.ndarray)
     return _access_some(
         env,
-        lambda held: [name for name in held if name not in CONSTANTS and isinstance(held[name], kinds)],
+        lambda held: [name for name in held if name not in _CONSTANTS and isinstance(held[name], kinds)],
         "parameters",
     )
 
@@ -285,7 +291,7 @@ class _CopiedAttributes:
     def __init__(self, env: Env, engine: frozenset[str], layers: Layers) -> None:
         self._env = env
         self._attributes = env.__dict__
-        self._left_out = set(CONSTANTS | engine)
+        self._left_out = set(list_constants(env) | engine)
         self._layers = layers
         layers.include(env, self._is_state)
         self._growth = Growth(type(env).__name__)

@@ -604,6 +604,26 @@ def test_a_vectorised_environment_that_cannot_be_restored_is_refused() -> None:
         make_bank(DummyVecEnv([HiddenSpring]), needs_restore=True)
 
 
+class Adapter(gym.Env[Any, Any]):
+    """Plays in an object of another library that it calls ``env``, as adapters do, and makes it anew at each reset."""
+
+    observation_space, action_space = Spring.observation_space, Spring.action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.env = types.SimpleNamespace(x=0.0)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.env.x += float(action) - 0.5
+        return np.array([self.env.x], np.float32), self.env.x, False, False, {}
+
+
+def test_what_an_environment_calls_env_is_copied_like_anything_else() -> None:
+    check_branchable(Adapter())
+    check_branchable(gym.Wrapper(gym.wrappers.TimeLimit(Adapter(), 20)))
+
+
 class RestoredByReference(Spring):
     """Captures a copy of its state, but restores the captured object itself and changes it in steps."""
 
