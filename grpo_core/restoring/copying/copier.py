@@ -23,6 +23,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from grpo_core.restoring.copying.references import ArrayView, measure_offset
 from grpo_core.restoring.copying.tables import Tables, is_frame
 from grpo_core.restoring.native.parts import Memo, NativeParts, Way, shows_foreign_memory
 from grpo_core.restoring.object_graph import GENERATORS
@@ -84,7 +85,8 @@ _DRAWING_MODULES = (
 CONSTANTS_OF_ENVS = frozenset(
     {"_cached_spec", "spec", "_metadata", "metadata", "render_mode", "_ezpickle_args", "_ezpickle_kwargs"}
 )
-# Views are copied together with the array that they show a part of, unless that is this many times as large.
+# Views are copied together with the array that they show a part of. Where that is this many times as large, it must be
+# copied for its own sake.
 _MAX_BASE_FACTOR = 4
 _MISSING = object()
 
@@ -146,6 +148,7 @@ class Copier:
             frozenset: self._copy_frozenset,
             np.ndarray: self._copy_array,
             types.MethodType: self._copy_method,
+            ArrayView: self._copy_reference,
         }
 
     def copy(self, value: Any, memo: Memo) -> Any:
@@ -166,6 +169,11 @@ class Copier:
             if way is None:
                 return value
         return way(value, memo)  # type: ignore[operator]  # _MISSING is replaced above
+
+    def finish(self, memo: Memo) -> None:
+        """Lead what only refers to objects to the copies of these, now that everything in a state is copied."""
+        for reference, original in memo.get("references", ()):
+            reference.lead_to(memo.get(id(original)))
 
     def copies_attributes_of(self, value: Any) -> bool:
         """Return whether the attributes of an object that has been copied are all that was copied of it."""
@@ -271,17 +279,31 @@ class Copier:
             for index, item in np.ndenumerate(value):
                 copied[index] = self.copy(item, memo)
             return copied
-        copied = None
         if base is not None and shows_foreign_memory(value):
             return self._native.look_out(value, memo)
-        if type(base) is np.ndarray and base.flags.c_contiguous and base.nbytes <= _MAX_BASE_FACTOR * value.nbytes:
-            copied_base = self.copy(base, memo)
-            # Otherwise it is a placeholder for what is not copied.
-            if type(copied_base) is np.ndarray:
-                copied = _show_again(value, base, copied_base)
-        if copied is None:
-            copied = value.copy(order="K")
+        if type(base) is np.ndarray and base.flags.c_contiguous:
+            return self._copy_view(value, base, memo)
+        copied = memo[id(value)] = value.copy(order="K")
+        return copied
+
+    def _copy_view(self, value: Any, base: Any, memo: Memo) -> Any:
+        """Copy an array that shows a part of another one.
+
+        :param base: The other one, of one piece.
+        """
+        is_small = base.nbytes > _MAX_BASE_FACTOR * value.nbytes
+        if is_small and not _is_restore(memo):
+            reference = ArrayView(value.copy(order="K"), measure_offset(value, base), value.strides)
+            return _refer(value, reference, base, memo)
+        copied_base = None if is_small else self.copy(base, memo)
+        # Otherwise it is a placeholder for what is not copied.
+        is_copied = type(copied_base) is np.ndarray
+        copied = _show_again(value, base, copied_base) if is_copied else value.copy(order="K")
         memo[id(value)] = copied
+        return copied
+
+    def _copy_reference(self, value: Any, memo: Memo) -> Any:
+        copied = memo[id(value)] = value.make(lambda target: self.copy(target, memo))
         return copied
 
     def _copy_method(self, value: Any, memo: Memo) -> Any:
@@ -364,6 +386,13 @@ def is_constant_of_env(name: str, value: Any) -> bool:
     return name in CONSTANTS_OF_ENVS or isinstance(value, gym.Space)
 
 
+def _refer(value: Any, reference: Any, original: Any, memo: Memo) -> Any:
+    """Return what stands in a state for a value that refers to an original; ``finish`` leads it to the copy of that."""
+    memo[id(value)] = reference
+    memo.setdefault("references", []).append((reference, original))
+    return reference
+
+
 def _is_restore(memo: Memo) -> bool:
     return "envs" in memo
 
@@ -414,8 +443,7 @@ def _set_state(copied: Any, state: Any) -> None:
 
 def _show_again(view: Any, base: Any, copied_base: Any) -> Any:
     """Return what shows the same part of a copied array as a view shows of the original."""
-    offset = view.__array_interface__["data"][0] - base.__array_interface__["data"][0]
-    return np.ndarray(view.shape, view.dtype, copied_base, offset, view.strides)
+    return np.ndarray(view.shape, view.dtype, copied_base, measure_offset(view, base), view.strides)
 
 
 def _name(error: Exception) -> str:

@@ -95,6 +95,7 @@ class Layers:
         self._memo, self._noted, self._has_failed = self._make_memo(is_capture), noted, False
         try:
             yield
+            self._copier.finish(self._memo)
         finally:
             self._memo = self._noted = None
 

@@ -604,6 +604,53 @@ def test_a_vectorised_environment_that_cannot_be_restored_is_refused() -> None:
         make_bank(DummyVecEnv([HiddenSpring]), needs_restore=True)
 
 
+class RoomWithADoor(Spring):
+    """Makes a grid at each reset, and writes to a small part of it."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.order = order
+
+    def reset(self, **kwargs: Any) -> Any:
+        grid = np.zeros((20, 20))
+        parts = {"grid": grid, "door": grid[5, 5:6], "column": grid[:, 3]}
+        self.parts = {name: parts[name] for name in self.order.split()}
+        return super().reset(**kwargs)
+
+
+@pytest.mark.parametrize("order", ["grid door column", "door column grid"])
+@pytest.mark.parametrize("travels", [False, True])
+@pytest.mark.parametrize("is_first_grid", [False, True])
+def test_a_view_of_a_much_larger_array_shows_it_after_a_restore(order: str, travels: bool, is_first_grid: bool) -> None:
+    env = RoomWithADoor(order)
+    env.reset(seed=0)
+    simulator = Simulator(env)
+    simulator.capture()
+    if not is_first_grid:
+        env.reset(seed=1)
+    env.parts["door"][0] = 1
+    state = simulator.capture()
+    env.parts["door"][0] = 2
+    simulator.restore(pickle.loads(pickle.dumps(state)) if travels else state)
+    assert env.parts["grid"][5, 5] == env.parts["door"][0] == 1
+    env.parts["door"][0] = env.parts["column"][2] = 3
+    assert env.parts["grid"][5, 5] == env.parts["grid"][2, 3] == 3
+
+
+def test_a_view_of_a_much_larger_array_that_nothing_holds_is_copied_alone() -> None:
+    env = RoomWithADoor("door")
+    env.reset(seed=0)
+    simulator = Simulator(env)
+    env.parts["door"][0] = 1
+    state = simulator.capture()
+    env.parts["door"][0] = 2
+    assert len(pickle.dumps(state)) < 1600
+    for _ in range(2):
+        simulator.restore(state)
+        assert env.parts["door"].tolist() == [1]
+        env.parts["door"][0] = 3
+
+
 class Adapter(gym.Env[Any, Any]):
     """Plays in an object of another library that it calls ``env``, as adapters do, and makes it anew at each reset."""
 
