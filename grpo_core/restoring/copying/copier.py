@@ -23,7 +23,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from grpo_core.restoring.copying.references import ArrayView, measure_offset
+from grpo_core.restoring.copying.references import (
+    ArrayView,
+    WeakContainer,
+    WeakReference,
+    find_target,
+    list_entries,
+    measure_offset,
+)
 from grpo_core.restoring.copying.tables import Tables, is_frame
 from grpo_core.restoring.native.parts import Memo, NativeParts, Way, shows_foreign_memory
 from grpo_core.restoring.object_graph import GENERATORS
@@ -148,7 +155,15 @@ class Copier:
             frozenset: self._copy_frozenset,
             np.ndarray: self._copy_array,
             types.MethodType: self._copy_method,
+            weakref.ref: self._copy_weak_reference,
+            weakref.ProxyType: self._copy_weak_reference,
+            weakref.CallableProxyType: self._copy_weak_reference,
+            weakref.WeakSet: self._copy_weak_container,
+            weakref.WeakKeyDictionary: self._copy_weak_container,
+            weakref.WeakValueDictionary: self._copy_weak_container,
             ArrayView: self._copy_reference,
+            WeakReference: self._copy_reference,
+            WeakContainer: self._copy_reference,
         }
 
     def copy(self, value: Any, memo: Memo) -> Any:
@@ -301,6 +316,19 @@ class Copier:
         copied = _show_again(value, base, copied_base) if is_copied else value.copy(order="K")
         memo[id(value)] = copied
         return copied
+
+    def _copy_weak_reference(self, value: Any, memo: Memo) -> Any:
+        target = find_target(value)
+        if target is None:
+            return value
+        return _refer(value, WeakReference(value, is_proxy=type(value) is not weakref.ref), target, memo)
+
+    def _copy_weak_container(self, value: Any, memo: Memo) -> Any:
+        container = memo[id(value)] = WeakContainer(type(value), [])
+        for target, *strong in list_entries(value):
+            reference = self._copy_weak_reference(weakref.ref(target), memo)
+            container.items.append((reference, *[self.copy(item, memo) for item in strong]))
+        return container
 
     def _copy_reference(self, value: Any, memo: Memo) -> Any:
         copied = memo[id(value)] = value.make(lambda target: self.copy(target, memo))

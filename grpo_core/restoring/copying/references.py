@@ -3,6 +3,7 @@
 Whether the object is copied at all, for its own sake, is known once everything is.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 Copy = Callable[[Any], Any]
 
 
-@dataclass
+@dataclass(eq=False)
 class ArrayView:
     """Stands for an array that shows a small part of another one.
 
@@ -37,6 +38,81 @@ class ArrayView:
         if self.base is None:
             return self.values.copy(order="K")
         return np.ndarray(self.values.shape, self.values.dtype, copy(self.base), self.offset, self.strides)
+
+
+@dataclass(eq=False)
+class WeakReference:
+    """Stands for a weak reference.
+
+    :param original: The reference itself; None once it is led to a copy of its object.
+    :param is_proxy: Whether it is a proxy, and not to be called.
+    :param target: The copy of its object; None if that is not copied.
+    """
+
+    original: Any
+    is_proxy: bool = False
+    target: Any = None
+
+    def lead_to(self, copied: Any) -> None:
+        """Take the copy of the object."""
+        if copied is not None:
+            self.original, self.target = None, copied
+
+    def make(self, copy: Copy) -> Any:
+        """Return such a reference for the environment."""
+        if self.target is None:
+            return self.original
+        target = copy(self.target)
+        return weakref.proxy(target) if self.is_proxy else weakref.ref(target)
+
+
+@dataclass(eq=False)
+class WeakContainer:
+    """Stands for a container of the ``weakref`` module.
+
+    :param kind: Its class.
+    :param items: Of each entry what it holds weakly, as a ``WeakReference``, and what else there is: a key or a value.
+    """
+
+    kind: Any
+    items: list[tuple[Any, ...]]
+
+    def make(self, copy: Copy) -> Any:
+        """Return such a container for the environment."""
+        made = self.kind()
+        for weak, *strong in self.items:
+            if (target := copy(weak)()) is None:
+                continue
+            if self.kind is weakref.WeakSet:
+                made.add(target)
+            elif self.kind is weakref.WeakKeyDictionary:
+                made[target] = copy(strong[0])
+            else:
+                made[copy(strong[0])] = target
+        return made
+
+
+def list_entries(container: Any) -> list[tuple[Any, ...]]:
+    """List the entries of a container of the ``weakref`` module, of each first what it holds weakly."""
+    if isinstance(container, weakref.WeakSet):
+        return [(target,) for target in container]
+    if isinstance(container, weakref.WeakKeyDictionary):
+        return list(container.items())
+    return [(target, key) for key, target in container.items()]
+
+
+def find_target(reference: Any) -> Any:
+    """Return the object of a weak reference or a proxy; None if it has gone, or if its end is to be told to someone.
+
+    Copies come to their ends often, and nobody is to be told of those.
+    """
+    if type(reference) is weakref.ref:
+        return None if reference.__callback__ is not None else reference()
+    try:
+        target = reference.__reduce_ex__.__self__  # a proxy hands out its object's methods
+        return target if weakref.proxy(target) is reference else None  # one with a callback is another
+    except (ReferenceError, AttributeError, TypeError):  # gone, or a method of foreign code
+        return None
 
 
 def measure_offset(view: Any, base: Any) -> int:

@@ -7,6 +7,7 @@ import pickle
 import random
 import threading
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -649,6 +650,80 @@ def test_a_view_of_a_much_larger_array_that_nothing_holds_is_copied_alone() -> N
         simulator.restore(state)
         assert env.parts["door"].tolist() == [1]
         env.parts["door"][0] = 3
+
+
+class World:
+    gain = 1
+
+
+class Body:
+    def __init__(self, world: World, env: gym.Env[Any, Any]) -> None:
+        self.world, self.ref, self.env = weakref.proxy(world), weakref.ref(world), weakref.proxy(env)
+        self.key = Key()
+        self.worlds = weakref.WeakSet([world])
+        self.names = weakref.WeakKeyDictionary({world: [1]})
+        self.by_key = weakref.WeakValueDictionary({self.key: world})
+
+
+class Key:
+    """A key of a weak dictionary."""
+
+
+class SpringWithBodies(Spring):
+    """Makes a world and what refers to it weakly at each reset."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.order = order
+
+    def reset(self, **kwargs: Any) -> Any:
+        world = World()
+        parts: dict[str, Any] = {"body": Body(world, self), "world": world}
+        self.parts = {name: parts[name] for name in self.order.split()}
+        return super().reset(**kwargs)
+
+
+@pytest.mark.parametrize("order", ["world body", "body world"])
+@pytest.mark.parametrize("travels", [False, True])
+@pytest.mark.parametrize("is_first_world", [False, True])
+def test_weak_references_lead_to_what_a_restore_puts_in_place(order: str, travels: bool, is_first_world: bool) -> None:
+    env = SpringWithBodies(order)
+    env.reset(seed=0)
+    simulator = Simulator(env)
+    simulator.capture()
+    if not is_first_world:
+        env.reset(seed=1)
+    state = simulator.capture()
+    env.reset(seed=2)
+    for _ in range(2):
+        simulator.restore(pickle.loads(pickle.dumps(state)) if travels else state)
+        world, body = env.parts["world"], env.parts["body"]
+        world.gain = 5
+        assert body.world.gain == 5
+        assert body.ref() is world
+        assert body.env.parts is env.parts
+        assert list(body.worlds) == [world]
+        assert list(body.names.items()) == [(world, [1])]
+        assert list(body.by_key.items()) == [(body.key, world)]
+    assert type(body.world) is type(body.env) is weakref.ProxyType
+
+
+def test_a_weak_reference_to_what_is_not_copied_stays_and_one_with_a_callback_is_told_of_no_copy() -> None:
+    env, told = SpringWithBodies("world"), list[Any]()
+    env.reset(seed=0)
+    outside, world = World(), env.parts["world"]
+    env.parts["outside"] = weakref.ref(outside), weakref.proxy(outside)
+    env.parts["told"] = weakref.ref(world, told.append)
+    simulator = Simulator(env)
+    state = simulator.capture()
+    env.step(0)
+    simulator.restore(state, in_place=False)
+    assert env.parts["outside"][0]() is outside
+    outside.gain = 5
+    assert env.parts["outside"][1].gain == 5
+    simulator.restore(state, in_place=False)
+    assert env.parts["world"] is not world
+    assert told == []
 
 
 class Adapter(gym.Env[Any, Any]):
