@@ -127,9 +127,16 @@ def list_constants(env: Env) -> frozenset[str]:
 def access_own_methods(env: Env) -> StateAccess | None:
     """Return an object's own ``capture_state`` and ``restore_state``, which include all it wraps; None without them."""
     capture, restore = get_own(env, "capture_state"), get_own(env, "restore_state")
-    if not (callable(capture) and callable(restore)):
+    if not (callable(capture) and callable(restore)) or _passes_on(env, "capture_state", capture):
         return None
     return StateAccess(capture, restore, is_proven=False, means=OWN_METHODS)
+
+
+def _passes_on(env: Env, name: str, method: Any) -> bool:
+    """Return whether a method is that of what a wrapper holds, whose ``__getattr__`` just looks everything up there."""
+    if hasattr(type(env), name) or name in vars(env):
+        return False
+    return any(method == get_own(inner, name) for inner in list_nested_envs(env)[1:])
 
 
 def list_restored_layers(env: Env) -> list[Env]:

@@ -726,6 +726,27 @@ def test_a_weak_reference_to_what_is_not_copied_stays_and_one_with_a_callback_is
     assert told == []
 
 
+class Forwarding(gym.Wrapper[Any, Any, Any, Any]):
+    """Shows a count of its own, and looks up in what it wraps whatever it does not have."""
+
+    n_steps = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "env":
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        observation, _, *rest = self.env.step(action)
+        return observation, float(self.n_steps), *rest
+
+
+def test_a_wrapper_that_forwards_the_methods_of_what_it_wraps_is_restored_itself() -> None:
+    report = check_branchable(gym.wrappers.TimeLimit(Forwarding(Forwarding(RestorableSpring())), 20))
+    assert [layer.name for layer in report.layers] == ["TimeLimit", "Forwarding", "Forwarding", "RestorableSpring"]
+
+
 class Adapter(gym.Env[Any, Any]):
     """Plays in an object of another library that it calls ``env``, as adapters do, and makes it anew at each reset."""
 
