@@ -65,7 +65,7 @@ from grpo_core.update.losses import (
     compute_step_weights,
     measure_move,
 )
-from grpo_core.update.optimizers import ParameterGroups
+from grpo_core.update.optimizers import ParameterGroups, forget_zero_gradients
 from grpo_core.update.policies import (
     build_in_float32,
     compute_log_prob,
@@ -487,7 +487,7 @@ class GRPO(GroupedAlgorithm):
             groups = self._compute_advantages(rollout, values, next_values)
             rollout.values = rollout.lay_out(values)
             rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
-            batch = rollout.flatten(observations, self._compute_weights(rollout, groups))
+            batch = rollout.flatten(observations, *self._compute_weights(rollout, groups))
             # Copied by now: a callback that writes to them is to hear of it.
             rollout.advantages.flags.writeable = rollout.value_targets.flags.writeable = False
             self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
@@ -534,14 +534,18 @@ class GRPO(GroupedAlgorithm):
             self._group_correlation.update(groups.gae, rollout.step_mask)
         return groups
 
-    def _compute_weights(self, rollout: GroupRollout, groups: GroupAdvantages) -> Floats:
-        """Compute how much every step counts in the loss, ``(horizon, n_groups, group_size)``."""
+    def _compute_weights(self, rollout: GroupRollout, groups: GroupAdvantages) -> tuple[Floats, Floats]:
+        """Compute how much every step counts in the loss, and would without the filter.
+
+        :return: Two arrays of shape ``(horizon, n_groups, group_size)``; one and the same if nothing is filtered.
+        """
         weights = compute_step_weights(rollout.step_mask, self.loss_normalization)
         if self._mode == "action":
             weights[0] *= rollout.first_action_weights
-        if self.filter_zero_std_groups:
-            weights *= compute_filter_weights(groups.informative, rollout.step_mask, self.loss_normalization)
-        return weights
+        if not self.filter_zero_std_groups:
+            return weights, weights
+        factors = compute_filter_weights(groups.informative, rollout.step_mask, self.loss_normalization)
+        return weights * factors, weights
 
     def _sync_ref_policy(self) -> ActorCriticPolicy:
         """Return the reference policy, a copy of the policy that is renewed after every ``ref_sync_steps``."""
@@ -616,13 +620,15 @@ class GRPO(GroupedAlgorithm):
                 metrics["kl_ref"] = (batch.weights * compute_kl(batch.ref_log_prob - log_prob)).mean()
                 loss = loss + self.kl_coef * metrics["kl_ref"]
 
-            metrics |= measure_move(log_ratio, ratio, batch.weights, lowest_ratio, 1.0 + clip_range_high)
+            metrics |= measure_move(log_ratio, ratio, batch.unfiltered_weights, lowest_ratio, 1.0 + clip_range_high)
             measured.append({name: metric.detach() for name, metric in {"loss": loss, **metrics}.items()})
             if self.target_kl is not None and metrics["approx_kl"] > TARGET_KL_TOLERANCE * self.target_kl:
                 break
 
             self.policy.optimizer.zero_grad()
             loss.backward()
+            if self.ent_coef == 0.0 and not self._batch.weights[chosen].any():  # all groups are filtered out
+                forget_zero_gradients(networks[0])
             # Clipped apart: the value network's gradient grows with the rewards and would drown the policy's.
             for parameters in networks:
                 torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)

@@ -89,4 +89,5 @@ def _make_batch(actor: Actor, rng: np.random.Generator) -> StepBatch:
         value_targets,
         branch_index=np.zeros(N_STEPS, np.int64),
         weights=np.ones(N_STEPS, np.float32),
+        unfiltered_weights=np.ones(N_STEPS, np.float32),
     )

@@ -63,9 +63,9 @@ def _is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
         return False
     first, *others = groups = optimizer.param_groups
     # Parameters that were frozen for a while, or not in the state that was loaded, have taken fewer steps.
-    n_steps = {_count_steps(optimizer, p) for group in groups for p in group["params"]}
+    n_steps = [{_count_steps(optimizer, p) for p in group["params"]} for group in groups]
     return (
-        len(n_steps) == 1
+        all(len(of_group) == 1 for of_group in n_steps)
         and not any(group.get(name) for group in groups for name in _ADAM_EXTRAS)
         and all(group[name] == first[name] for group in others for name in ("betas", "eps"))
     )
@@ -115,18 +115,22 @@ class _FlatParameters:
         n_policy, n_all = sum(sizes[0]), sum(map(sum, sizes))
         self._halves = slice(0, n_policy), slice(n_policy, n_all)
         vectors = tuple(np.zeros(n_all, np.float32) for _ in range(4))
-        self._parameters, self.gradient, self._mean, self._square = vectors
-        self._scratch = np.empty(n_all, np.float32)
+        self.gradient, self._scratch = vectors[1], np.empty(n_all, np.float32)
+        # What a step works on: everything, or all but the policy.
+        self._all = (*vectors, self._scratch)
+        self._of_values = tuple(vector[n_policy:] for vector in self._all)
         self.parts: dict[torch.Tensor, _Part] = {}
         start = 0
         for p in (p for group in optimizer.param_groups for p in group["params"]):
             end = start + p.numel()
             self.parts[p] = _Part(*[vector[start:end].reshape(p.shape) for vector in vectors])
             start = end
-        self._n_steps = self._n_steps_before = _count_steps(optimizer, next(iter(self.parts)))
+        # Of either group: a step may leave the policy out.
+        self._n_steps = [_count_steps(optimizer, group["params"][0]) for group in optimizer.param_groups]
+        self._n_steps_before = tuple(self._n_steps)
         for p, part in self.parts.items():
             part.parameter[...] = p.detach().numpy()
-            if self._n_steps > 0:
+            if optimizer.state.get(p):
                 part.mean[...] = optimizer.state[p]["exp_avg"].numpy()
                 part.square[...] = optimizer.state[p]["exp_avg_sq"].numpy()
 
@@ -138,39 +142,50 @@ class _FlatParameters:
             if factor < 1.0:
                 part *= factor
 
-    def step(self) -> None:
-        """Take a step of Adam (https://arxiv.org/abs/1412.6980, algorithm 1), as ``torch.optim.Adam`` does."""
-        self._n_steps += 1
-        (beta_1, beta_2), eps = self._optimizer.param_groups[0]["betas"], self._optimizer.param_groups[0]["eps"]
-        scratch, mean, square = self._scratch, self._mean, self._square
-        np.subtract(self.gradient, mean, out=scratch)
+    def step(self, moves_policy: bool = True) -> None:
+        """Take a step of Adam (https://arxiv.org/abs/1412.6980, algorithm 1), as ``torch.optim.Adam`` does.
+
+        :param moves_policy: Whether the policy takes it as well as the value network.
+        """
+        groups = self._optimizer.param_groups
+        (beta_1, beta_2), eps = groups[0]["betas"], groups[0]["eps"]
+        moved = range(0 if moves_policy else 1, len(groups))
+        parameters, gradient, mean, square, scratch = self._all if moves_policy else self._of_values
+        np.subtract(gradient, mean, out=scratch)
         scratch *= 1.0 - beta_1
         mean += scratch
-        np.multiply(self.gradient, self.gradient, out=scratch)
+        np.multiply(gradient, gradient, out=scratch)
         scratch *= 1.0 - beta_2
         square *= beta_2
         square += scratch
         np.sqrt(square, out=scratch)
-        scratch /= math.sqrt(1.0 - beta_2**self._n_steps)
+        for i in moved:
+            self._n_steps[i] += 1
+            self._scratch[self._halves[i]] /= math.sqrt(1.0 - beta_2 ** self._n_steps[i])
         scratch += eps
         np.divide(mean, scratch, out=scratch)
-        for half, group in zip(self._halves, self._optimizer.param_groups, strict=True):
-            scratch[half] *= group["lr"] / (1.0 - beta_1**self._n_steps)
-        self._parameters -= scratch
+        for i in moved:
+            self._scratch[self._halves[i]] *= groups[i]["lr"] / (1.0 - beta_1 ** self._n_steps[i])
+        parameters -= scratch
 
     def write_back(self) -> None:
         """Leave the parameters, their last gradients and the moments in the policy and its optimizer."""
-        if self._n_steps == self._n_steps_before:
-            return
-        for p, part in self.parts.items():
-            state = self._optimizer.state[p]
-            if not state:  # as Adam's first step finds it
-                state |= {"step": torch.tensor(0.0), "exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
-            state["step"].fill_(self._n_steps)
-            p.detach().numpy()[...] = part.parameter
-            p.grad = torch.from_numpy(part.gradient)  # as after autograd: that of the last step, clipped
-            state["exp_avg"].detach().numpy()[...] = part.mean
-            state["exp_avg_sq"].detach().numpy()[...] = part.square
+        groups = self._optimizer.param_groups
+        for group, n_steps, n_before in zip(groups, self._n_steps, self._n_steps_before, strict=True):
+            if n_steps == n_before:
+                continue
+            for p in group["params"]:
+                self._write_back(p, n_steps)
+
+    def _write_back(self, p: torch.nn.Parameter, n_steps: int) -> None:
+        state, part = self._optimizer.state[p], self.parts[p]
+        if not state:  # as Adam's first step finds it
+            state |= {"step": torch.tensor(0.0), "exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
+        state["step"].fill_(n_steps)
+        p.detach().numpy()[...] = part.parameter
+        p.grad = torch.from_numpy(part.gradient)  # as after autograd: that of the last step, clipped
+        state["exp_avg"].detach().numpy()[...] = part.mean
+        state["exp_avg_sq"].detach().numpy()[...] = part.square
 
 
 class _Mlp:
@@ -280,6 +295,7 @@ class _Steps(NamedTuple):
     advantages: FloatArray
     value_targets: FloatArray
     weights: FloatArray
+    unfiltered_weights: FloatArray
     ref_log_prob: FloatArray | None
 
     def select(self, chosen: Indices) -> "_Steps":
@@ -328,6 +344,7 @@ class MlpLearner:
             advantages=batch.advantages,
             value_targets=batch.value_targets,
             weights=batch.weights,
+            unfiltered_weights=batch.unfiltered_weights,
             ref_log_prob=batch.ref_log_prob,
         )
         self._rule = rule
@@ -379,18 +396,20 @@ class MlpLearner:
             kl_ref = (np.dot(steps.weights, over - log_ref) / n_steps,)
             loss += rule.kl_coef * kl_ref[0]
             slopes -= rule.kl_coef * over
-        all_weights = max(np.add.reduce(steps.weights), TINY)
-        approx_kl = np.dot(steps.weights, np.expm1(log_ratio) - log_ratio) / all_weights
-        clip_fraction = np.dot(steps.weights, too_low | too_high) / all_weights
+        all_weights = max(np.add.reduce(steps.unfiltered_weights), TINY)
+        approx_kl = np.dot(steps.unfiltered_weights, np.expm1(log_ratio) - log_ratio) / all_weights
+        clip_fraction = np.dot(steps.unfiltered_weights, too_low | too_high) / all_weights
         self._measured.append((loss, policy_loss, value_loss, entropy_loss, *kl_ref, approx_kl, clip_fraction))
         if rule.target_kl is not None and approx_kl > TARGET_KL_TOLERANCE * rule.target_kl:
             return False
 
-        slopes *= steps.weights / n_steps
-        self._policy_net.backward(self._head.backward(slopes, -rule.ent_coef / n_steps))
+        moves_policy = rule.ent_coef != 0.0 or bool(np.count_nonzero(steps.weights))  # or all groups are filtered out
+        if moves_policy:
+            slopes *= steps.weights / n_steps
+            self._policy_net.backward(self._head.backward(slopes, -rule.ent_coef / n_steps))
         self._value_net.backward((errors * (2.0 * rule.vf_coef / n_steps))[:, None])
         self._flat.clip(rule.max_grad_norm)
-        self._flat.step()
+        self._flat.step(moves_policy)
         return True
 
     def _compute_means(self) -> dict[str, float]:

@@ -63,6 +63,7 @@ class StepBatch(NamedTuple):
     :param value_targets: Targets of the value network, ``(batch_size,)``.
     :param branch_index: Which branch of the rollout a step belongs to, integers ``(batch_size,)``.
     :param weights: How much a step counts in the policy's loss, ``(batch_size,)``.
+    :param unfiltered_weights: The same as if no group were left out of it, ``(batch_size,)``.
     :param action_masks: Which actions were legal, ``(batch_size, n_bits)``; None where all always are.
     :param ref_log_prob: Log probability under the reference policy, ``(batch_size,)``; None without one.
     """
@@ -74,6 +75,7 @@ class StepBatch(NamedTuple):
     value_targets: Any
     branch_index: Any
     weights: Any
+    unfiltered_weights: Any
     action_masks: Any = None
     ref_log_prob: Any = None
 
@@ -376,11 +378,12 @@ class GroupRollout:
         laid_out[self.step_mask] = numbers
         return laid_out
 
-    def flatten(self, observations: Observations, weights: Floats) -> StepBatch:
+    def flatten(self, observations: Observations, weights: Floats, unfiltered_weights: Floats) -> StepBatch:
         """Gather the live steps of all branches, shapes ``(n_live_steps, ...)``.
 
         :param observations: What the policy saw at the live steps, shape ``(n_live_steps, *observation_shape)``.
         :param weights: How much steps count in the loss, shape ``(horizon, n_groups, group_size)``.
+        :param unfiltered_weights: The same as if no group were left out of it.
         """
         mask, (_, n_groups, group_size) = self.step_mask, self.shape
         branch_index = np.broadcast_to(np.arange(n_groups * group_size).reshape(n_groups, group_size), self.shape)
@@ -397,6 +400,7 @@ class GroupRollout:
             value_targets=self.value_targets[mask],
             branch_index=branch_index[mask],
             weights=weights[mask],
+            unfiltered_weights=unfiltered_weights[mask],
             action_masks=None if self.action_masks is None else self.action_masks[mask],
         )
 

@@ -141,11 +141,12 @@ def measure_move(
 ) -> dict[str, torch.Tensor]:
     """Measure how far the policy has moved from the one that acted; no gradient flows through it.
 
-    Steps are weighed as in the loss: enumerated first actions were not drawn from the old policy.
+    Steps are weighed as in the loss, since enumerated first actions were not drawn from the old policy; but those of
+    groups that are left out of it count, too, for they move with the others.
 
     :param log_ratio: Log of new over old probability of each step's action, shape ``(batch_size,)``.
     :param ratio: What the loss bounds, of a step or of its whole branch, same shape.
-    :param weights: How much each step counts, same shape, at least 0.
+    :param weights: How much each step counts, without the filter, same shape, at least 0.
     :param lowest: Ratios below this are outside the trust interval.
     :param highest: Ratios above this are, too.
     :return: ``approx_kl``, and ``clip_fraction``, the share of steps outside, in [0, 1]; one number each.

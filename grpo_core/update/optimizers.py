@@ -1,5 +1,6 @@
 """Build the optimizer, keep it in step with the policy's layers, and set its step sizes."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -71,6 +72,13 @@ class ParameterGroups:
         for group in optimizer.param_groups:
             if of_values.issuperset(id(p) for p in group["params"]):
                 group["lr"] *= factor
+
+
+def forget_zero_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Let an optimizer pass over the parameters that the loss does not move, or its momentum would move them on."""
+    for p in parameters:
+        if p.grad is not None and not p.grad.any():
+            p.grad = None
 
 
 def _list_ids(policy: ActorCriticPolicy) -> tuple[Any, ...]:

@@ -208,6 +208,7 @@ def test_groups_whose_members_earned_the_same_are_left_out_if_asked_for(is_filte
         anchors = set((batch.branch_index[batch.weights > 0] // 2).tolist())
         assert anchors == {i for i, told in enumerate(tells_apart) if told or not is_filtered}
         assert batch.weights.mean().item() == pytest.approx(1.0 if anchors else 0.0)
+        assert (batch.unfiltered_weights == 1.0).all()
     assert n_mixed > 0
 
 

@@ -104,14 +104,17 @@ def draw_batch(model: GRPO, has_reference: bool = False) -> StepBatch:
     def draw(spread: float) -> npt.NDArray[np.float32]:
         return rng.normal(0.0, spread, N_STEPS).astype(np.float32)
 
+    noise, advantages, value_targets = draw(0.8), draw(1.0), draw(3.0)
+    weights = rng.uniform(0.2, 2.0, N_STEPS).astype(np.float32)
     batch = StepBatch(
         observations,
         actions,
-        old_log_prob=log_prob + draw(0.8),
-        advantages=draw(1.0),
-        value_targets=draw(3.0),
+        old_log_prob=log_prob + noise,
+        advantages=advantages,
+        value_targets=value_targets,
         branch_index=np.zeros(N_STEPS, np.int64),
-        weights=rng.uniform(0.2, 2.0, N_STEPS).astype(np.float32),
+        weights=weights,
+        unfiltered_weights=weights,
     )
     return batch._replace(ref_log_prob=log_prob + draw(0.3)) if has_reference else batch
 
@@ -325,10 +328,14 @@ def test_given_the_same_gradients_the_optimizer_takes_adams_steps(optimizer_kwar
 
 
 @pytest.mark.parametrize("loss_type", ["clip", "cispo"])
-@pytest.mark.parametrize("weight", [1.0, 0.16, 0.0])  # 0.16: branches of 20 steps where the horizon is 128
-def test_how_far_the_policy_moved_does_not_depend_on_the_size_of_the_weights(weight: float, loss_type: str) -> None:
+@pytest.mark.parametrize("weight", [1.0, 0.16])  # 0.16: branches of 20 steps where the horizon is 128
+@pytest.mark.parametrize("is_filtered", [False, True])
+def test_how_far_the_policy_moved_depends_neither_on_the_size_of_the_weights_nor_on_the_filter(
+    is_filtered: bool, weight: float, loss_type: str
+) -> None:
     models = build_two(net_arch=[4], arguments={"loss_type": loss_type, "target_kl": 1e-9})
-    batch = draw_batch(models[0])._replace(weights=np.full(N_STEPS, weight, np.float32))
+    weights = np.full(N_STEPS, weight, np.float32)
+    batch = draw_batch(models[0])._replace(weights=weights * (not is_filtered), unfiltered_weights=weights)
     tensors = batch.to_tensors(models[0].device)
     with torch.no_grad():
         _, log_prob, _ = evaluate_actions(models[0].policy, tensors.observations, tensors.actions, None)
@@ -338,9 +345,27 @@ def test_how_far_the_policy_moved_does_not_depend_on_the_size_of_the_weights(wei
     assert min(expected) > 0.1
     for model in models:
         logged = train(model, batch, [np.arange(N_STEPS)])
-        assert (logged["approx_kl"], logged["clip_fraction"]) == pytest.approx(
-            expected if weight > 0.0 else (0.0, 0.0), rel=1e-5
-        )
+        assert (logged["approx_kl"], logged["clip_fraction"]) == pytest.approx(expected, rel=1e-5)
+
+
+@with_either_action
+@pytest.mark.parametrize("ent_coef", [0.0, 0.1])
+def test_momentum_does_not_move_the_policy_where_all_groups_are_filtered_out(
+    action_space: spaces.Space[Any], ent_coef: float
+) -> None:
+    models = build_two(action_space, arguments={"ent_coef": ent_coef, "kl_coef": 0.2}, net_arch=[4])
+    batch, minibatches = draw_batch(models[0], has_reference=True), draw_indices(3)
+    filtered_out = batch._replace(weights=np.zeros_like(batch.weights))
+    assert_same_training(models, filtered_out, minibatches)  # and without a first step
+    assert_same_training(models, batch, minibatches)
+    parts = [split_parameters(model.policy) for model in models]
+    before = [[[p.detach().clone() for p in part] for part in of_model] for of_model in parts]
+    assert_same_training(models, filtered_out, minibatches)
+    for now, then in zip(parts, before, strict=True):
+        policy, values = (list(map(torch.equal, *pair)) for pair in zip(now, then, strict=True))
+        assert all(policy) == (ent_coef == 0.0)
+        assert not any(values)
+    assert_same_training(models, batch, minibatches)
 
 
 @with_either_action

@@ -33,9 +33,10 @@ def set_judgement(rollout: GroupRollout) -> None:
 
 
 def flatten(rollout: GroupRollout) -> StepBatch:
-    """With the number of its place as a step's observation and weight."""
+    """With the number of its place as a step's observation and weights."""
     set_judgement(rollout)
-    return rollout.flatten(rollout.advantages[rollout.step_mask][:, None], 2 * rollout.advantages)
+    numbers = rollout.advantages
+    return rollout.flatten(numbers[rollout.step_mask][:, None], 2 * numbers, 3 * numbers)
 
 
 def test_what_was_made_of_one_rollout_is_not_laid_out_with_the_next() -> None:
@@ -166,8 +167,8 @@ def test_live_steps_are_gathered_with_what_belongs_to_them(
         assert batch.observations[row].tolist() == [number]
         assert batch.actions[row].flatten().tolist() == rollout.actions[place].flatten().tolist()
         assert batch.old_log_prob[row] == rollout.log_probs[place]
-        judgement = (batch.advantages[row], batch.value_targets[row], batch.weights[row])
-        assert [x.item() for x in judgement] == [number, -number, 2 * number]
+        judgement = (batch.advantages[row], batch.value_targets[row], batch.weights[row], batch.unfiltered_weights[row])
+        assert [x.item() for x in judgement] == [number, -number, 2 * number, 3 * number]
         assert batch.branch_index[row] == 3 * place[1] + place[2]
         assert (batch.action_masks[row] == rollout.action_masks[place]).all()
     assert batch.ref_log_prob is None
@@ -198,8 +199,9 @@ def make_batch(branch_index: Sequence[int], has_options: bool = True) -> StepBat
         index * 4.0,
         np.array(branch_index),
         index * 5.0,
+        index * 6.0,
         np.stack([index % 2 == 0, index % 3 == 0], axis=1) if has_options else None,
-        index * 6.0 if has_options else None,
+        index * 7.0 if has_options else None,
     )
 
 
