@@ -23,6 +23,8 @@ from grpo_core.update.torch_actor import TorchActor
 class ActingAlgorithm(OnPolicyAlgorithm):
     """The base of ``GRPO`` that acts, through NumPy where that computes what the policy computes."""
 
+    # An argument of ``GRPO``.
+    antithetic_actions: bool
     #: The policy's layers as they were built, whether some of them are of the user's own make, and how a file describes
     #: them.
     _structure: StructureCheck
@@ -96,9 +98,13 @@ class ActingAlgorithm(OnPolicyAlgorithm):
 
     def _make_rollout_actor(self) -> PolicyActor:
         """Make an actor for while the policy stays as it is; ``make_actor`` copies it."""
-        if self._is_known_to_numpy() and not self._convolves_on_gpu():
+        if self._plays_by_numpy():
             return self.make_numpy_actor()
         return TorchActor(self.policy, self._freeze_observation_statistics())
+
+    def _plays_by_numpy(self) -> bool:
+        """Tell whether rollouts are played through NumPy; torch would not draw opposite noise."""
+        return self._is_known_to_numpy() and (self.antithetic_actions or not self._convolves_on_gpu())
 
     def make_numpy_actor(self) -> Actor:
         """Copy a policy with SB3's own layers as ``make_actor`` does, into what is served."""

@@ -53,7 +53,6 @@ class GroupedAlgorithm(SavedAlgorithm):
     fill_rollouts: bool
     anchor_selection: AnchorSelection
     common_random_numbers: bool
-    antithetic_actions: bool
     reward_weights: Sequence[float] | None
     n_rollout_workers: int
     n_rollout_shards: int | None

@@ -134,9 +134,11 @@ def compute_group_advantages(
         returns, members = returns[:1], members[:1]
     if baseline == "value" and scaling == "batch":
         baseline = "batch"  # as PPO does, which centres on the rollout before it scales
-    unscaled = _SUBTRACT_BASELINE[baseline](judged)
+    unscaled = weighed = _SUBTRACT_BASELINE[baseline](judged)
+    if baseline == "adaptive":
+        weighed = unscaled / np.sqrt(_compute_variance_left(judged.members, correlations))
     # The spread of a group includes members that ended earlier, so it is measured before they are masked out.
-    scaled = scale_advantages(unscaled, judged.step_mask, judged.members, scaling)
+    scaled = scale_advantages(weighed, judged.step_mask, judged.members, scaling)
     return GroupAdvantages(
         np.where(steps.step_mask, scaled, 0.0),
         value_targets,

@@ -250,7 +250,7 @@ def check_noise(model: Any) -> None:
 
     :raises ValueError: If it has layers that are not SB3's own, or hooks watch it.
     """
-    if model.antithetic_actions and not model._is_known_to_numpy():
+    if model.antithetic_actions and not model._plays_by_numpy():
         refuse("antithetic_actions", True, "torch draws the actions of networks that are not SB3's own; use False.")
 
 

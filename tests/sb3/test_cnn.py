@@ -51,12 +51,19 @@ def test_images_train_with_every_action_space(action: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "observation", "kind"), [("cuda", "image", TorchActor), ("cpu", "image", Actor), ("cuda", "box", Actor)]
+    ("device", "observation", "is_antithetic", "kind"),
+    [
+        ("cuda", "image", False, TorchActor),
+        ("cuda", "image", True, Actor),  # torch draws no opposite noise
+        ("cpu", "image", False, Actor),
+        ("cuda", "box", False, Actor),
+    ],
 )
 def test_rollouts_of_images_are_played_where_the_policy_is(
-    device: str, observation: str, kind: type, monkeypatch: pytest.MonkeyPatch
+    device: str, observation: str, is_antithetic: bool, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build(MatchEnv(OBSERVATION_SPACES[observation]), POLICY_OF[observation])
+    env = MatchEnv(OBSERVATION_SPACES[observation], ACTION_SPACES["box"])
+    model = build(env, POLICY_OF[observation], antithetic_actions=is_antithetic)
     # Machines without a GPU are to say so too; nothing is computed there.
     monkeypatch.setattr(type(model.policy), "device", torch.device(device))
     assert type(model._make_rollout_actor()) is kind
