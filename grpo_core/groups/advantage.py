@@ -76,7 +76,7 @@ class GroupAdvantages(NamedTuple):
     :param informative: Bool, shape ``(n_groups,)``: whether the rewards tell the group's branches apart, see
         ``compute_informative``.
     :param gae: Generalised advantage estimates, shape as ``advantages``, 0 outside the step mask.
-    :param unscaled: The advantages before they were scaled, likewise.
+    :param unscaled: The advantages before anything was divided, likewise.
     """
 
     advantages: Floats
@@ -135,8 +135,8 @@ def compute_group_advantages(
     if baseline == "value" and scaling == "batch":
         baseline = "batch"  # as PPO does, which centres on the rollout before it scales
     unscaled = weighed = _SUBTRACT_BASELINE[baseline](judged)
-    if baseline == "adaptive":
-        weighed = unscaled / np.sqrt(_compute_variance_left(judged.members, correlations))
+    if baseline == "adaptive":  # which makes steps comparable, before all are scaled
+        weighed = equalize_variance(unscaled, judged.members, correlations)
     # The spread of a group includes members that ended earlier, so it is measured before they are masked out.
     scaled = scale_advantages(weighed, judged.step_mask, judged.members, scaling)
     return GroupAdvantages(
@@ -266,24 +266,36 @@ def compute_adaptive_deviation(gae: Floats, step_mask: Bools, correlations: Floa
     (Spearman, 1910; Brown, 1910). What is subtracted depends on no action of the branch itself, as long as rho is
     estimated from earlier rollouts: it does not change the expected gradient.
 
-    A share of ``1 - rho c`` of GAE's variance is left: little where members are alike, all of it where a branch has no
-    other left. Dividing by its square root gives steps equal variance (unless the share is below the least that is
-    allowed); otherwise the noise of the last survivors would drown what whole groups tell.
-
     :param gae: Shape ``(horizon, n_groups, group_size)``.
     :param step_mask: The members that are compared, bool, same shape.
     :param correlations: rho of each step, in [0, 1], shape ``(horizon,)``.
     :return: Deviations, same shape; meaningless outside ``step_mask``.
     """
-    n_members = step_mask.sum(axis=_GROUP, keepdims=True, dtype=gae.dtype)
-    n_others = np.maximum(n_members - 1.0, 0.0)
-    rho = correlations.astype(gae.dtype)[:, None, None]
-    coefficients = compute_coefficients(n_others, rho)
-    variance_left = np.maximum(1.0 - rho * coefficients, _LEAST_VARIANCE_LEFT)
-
+    n_others = _count_others(step_mask, gae.dtype)
+    coefficients = compute_coefficients(n_others, correlations.astype(gae.dtype)[:, None, None])
     deviation = np.where(step_mask, gae - _compute_mean_of_other_groups(gae, step_mask), 0.0)
     mean_of_others = (deviation.sum(axis=_GROUP, keepdims=True) - deviation) / np.maximum(n_others, 1.0)
-    return np.asarray((deviation - coefficients * mean_of_others) / np.sqrt(variance_left))
+    return np.asarray(deviation - coefficients * mean_of_others)
+
+
+def equalize_variance(deviation: Floats, step_mask: Bools, correlations: Floats) -> Floats:
+    """Divide adaptive deviations by the square root of the share of GAE's variance that is left in them, ``1 - rho c``.
+
+    It is little where members are alike, and all where a branch has no other left. Steps then have equal variance
+    (unless the share is below the least that is allowed); otherwise the noise of the last survivors would drown what
+    whole groups tell.
+
+    :param deviation: As ``compute_adaptive_deviation`` returns it, which takes the other parameters likewise.
+    :return: Same shape.
+    """
+    rho = correlations.astype(deviation.dtype)[:, None, None]
+    coefficients = compute_coefficients(_count_others(step_mask, deviation.dtype), rho)
+    return np.asarray(deviation / np.sqrt(np.maximum(1.0 - rho * coefficients, _LEAST_VARIANCE_LEFT)))
+
+
+def _count_others(step_mask: Bools, dtype: npt.DTypeLike) -> Floats:
+    """Count the members that each one is compared with, ``(horizon, n_groups, 1)``."""
+    return np.asarray(np.maximum(step_mask.sum(axis=_GROUP, keepdims=True, dtype=dtype) - 1.0, 0.0))
 
 
 def compute_coefficients(n_others: Floats, correlations: Floats) -> Floats:
@@ -303,9 +315,9 @@ def describe_adaptive(groups: GroupAdvantages, step_mask: Bools, correlations: F
 
     :param correlations: The correlations that the advantages were computed with.
     :return: ``group_coefficient``, how much of the others' mean was subtracted on average, in [0, 1], and
-        ``group_variance_saved``, by how much, as a share of GAE's variance, that of the advantages is smaller.
+        ``group_variance_saved``, by how much, as a share of GAE's variance, subtracting it made that smaller.
     """
-    n_others = np.maximum(step_mask.sum(axis=_GROUP, keepdims=True) - 1.0, 0.0)
+    n_others = _count_others(step_mask, np.float64)
     coefficients = np.broadcast_to(compute_coefficients(n_others, correlations[:, None, None]), step_mask.shape)
     variance = float(groups.gae[step_mask].var())
     saved = 1.0 - float(groups.unscaled[step_mask].var()) / variance if variance > 0.0 else 0.0

@@ -23,6 +23,8 @@ from grpo_core.groups.advantage import (
     compute_informative,
     compute_leave_one_out_deviation,
     compute_returns,
+    describe_adaptive,
+    equalize_variance,
     scale_advantages,
 )
 from grpo_core.options.choices import COMPARES_IN_GROUPS, NEEDS_VALUES, AdvantageScaling, Baseline, Supervision
@@ -358,15 +360,18 @@ def test_adaptive_subtracts_as_much_of_the_others_as_members_have_in_common() ->
     everyone = np.ones_like(quantity, np.bool_)
     # The other groups' mean is 4. With a correlation of 1/2, c = 2 * 0.5 / (1 + 0.5) = 2/3 of the others' 4 - 4 = 0.
     deviation = compute_adaptive_deviation(quantity, everyone, np.array([0.5]))
-    # 1 - 0.5 * 2/3 = 2/3 of the variance is left.
-    expected = np.array([-3 - 2 / 3 * 0, -2 - 2 / 3 * -0.5, 2 - 2 / 3 * -2.5]) / math.sqrt(2 / 3)
+    expected = np.array([-3 - 2 / 3 * 0, -2 - 2 / 3 * -0.5, 2 - 2 / 3 * -2.5])
     np.testing.assert_allclose(deviation[0, 0], expected)
+    # 1 - 0.5 * 2/3 = 2/3 of the variance is left.
+    np.testing.assert_allclose(equalize_variance(deviation, everyone, np.array([0.5])), deviation / math.sqrt(2 / 3))
 
 
 @pytest.mark.parametrize("group_size", [2, 5])
 def test_adaptive_lies_between_gae_and_what_leaving_one_out_leaves(group_size: int) -> None:
     quantity, everyone = draw_numbers(0, (3, 4, group_size)).astype(np.float64), np.ones((3, 4, group_size), np.bool_)
-    alike = compute_adaptive_deviation(quantity, everyone, np.ones(3)) * math.sqrt(0.05)  # the least that is left
+    alike = compute_adaptive_deviation(quantity, everyone, np.ones(3))
+    least_left = math.sqrt(0.05)
+    np.testing.assert_allclose(equalize_variance(alike, everyone, np.ones(3)), alike / least_left)
     np.testing.assert_allclose(alike, compute_leave_one_out_deviation(quantity, everyone), atol=1e-9)
     elsewhere = (quantity.sum() - quantity.sum(axis=(0, 2))) / (9 * group_size)
     unlike = compute_adaptive_deviation(quantity, everyone, np.zeros(3))
@@ -377,9 +382,30 @@ def test_adaptive_weighs_a_pair_by_the_noise_that_is_left_and_a_survivor_by_all_
     quantity = np.array([[[3.0, 9.0], [1.0, 1.0]]], dtype=np.float64)
     alone = np.array([[[True, False], [True, True]]])
     # The other group's means are 1 and 3. A pair leaves 1 - 0.8^2 of the variance, a survivor has all of it.
-    deviation = compute_adaptive_deviation(quantity, alone, np.array([0.8]))
+    correlations = np.array([0.8])
+    deviation = equalize_variance(compute_adaptive_deviation(quantity, alone, correlations), alone, correlations)
     np.testing.assert_allclose(deviation[0, 0, 0], 3 - 1)
     np.testing.assert_allclose(deviation[0, 1], (-2 - 0.8 * -2) / 0.6)
+
+
+@pytest.mark.parametrize(("group_size", "saved"), [(2, 0.8 * 0.8), (4, 0.8 * 2.4 / 2.6)])  # rho c
+def test_the_variance_saved_is_what_subtracting_the_others_takes_away(group_size: int, saved: float) -> None:
+    rng, shape = np.random.default_rng(0), (1, 20_000, group_size)
+    rewards = math.sqrt(0.8) * rng.normal(size=(*shape[:2], 1)) + math.sqrt(0.2) * rng.normal(size=shape)
+    everyone, correlations = np.ones(shape, np.bool_), np.array([0.8])
+    groups = compute_group_advantages(
+        BranchSteps(rewards, everyone, everyone, ~everyone),
+        np.zeros(shape),
+        np.zeros(shape),
+        gamma=1.0,
+        gae_lambda=1.0,
+        baseline="adaptive",
+        supervision="process",
+        bootstrap_value=True,
+        scaling="batch",
+        correlations=correlations,
+    )
+    assert describe_adaptive(groups, everyone, correlations)["group_variance_saved"] == pytest.approx(saved, abs=0.02)
 
 
 N_DRAWN_GROUPS = 100_000
