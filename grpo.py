@@ -63,6 +63,7 @@ from grpo_core.update.losses import (
     compute_kl,
     compute_sequence_ratio,
     compute_step_weights,
+    compute_weighted_mean,
     measure_move,
 )
 from grpo_core.update.optimizers import ParameterGroups, forget_zero_gradients
@@ -617,8 +618,9 @@ class GRPO(GroupedAlgorithm):
             loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
             metrics = {"policy_gradient_loss": policy_loss, "value_loss": value_loss, "entropy_loss": entropy_loss}
             if batch.ref_log_prob is not None:
-                metrics["kl_ref"] = (batch.weights * compute_kl(batch.ref_log_prob - log_prob)).mean()
-                loss = loss + self.kl_coef * metrics["kl_ref"]
+                kl = compute_kl(batch.ref_log_prob - log_prob)
+                metrics["kl_ref"] = compute_weighted_mean(kl, batch.unfiltered_weights)
+                loss = loss + self.kl_coef * (batch.weights * kl).mean()
 
             metrics |= measure_move(log_ratio, ratio, batch.unfiltered_weights, lowest_ratio, 1.0 + clip_range_high)
             measured.append({name: metric.detach() for name, metric in {"loss": loss, **metrics}.items()})

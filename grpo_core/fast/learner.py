@@ -389,14 +389,14 @@ class MlpLearner:
         policy_loss, value_loss = np.dot(steps.weights, losses) / n_steps, np.dot(errors, errors) / n_steps
         entropy_loss = -entropy.sum() / n_steps
         loss = policy_loss + rule.ent_coef * entropy_loss + rule.vf_coef * value_loss
+        all_weights = max(np.add.reduce(steps.unfiltered_weights), TINY)
         kl_ref: tuple[float, ...] = ()
         if steps.ref_log_prob is not None:
             log_ref = steps.ref_log_prob - log_prob
             over = np.expm1(log_ref)
-            kl_ref = (np.dot(steps.weights, over - log_ref) / n_steps,)
-            loss += rule.kl_coef * kl_ref[0]
+            loss += rule.kl_coef * (np.dot(steps.weights, over - log_ref) / n_steps)
+            kl_ref = (np.dot(steps.unfiltered_weights, over - log_ref) / all_weights,)
             slopes -= rule.kl_coef * over
-        all_weights = max(np.add.reduce(steps.unfiltered_weights), TINY)
         approx_kl = np.dot(steps.unfiltered_weights, np.expm1(log_ratio) - log_ratio) / all_weights
         clip_fraction = np.dot(steps.unfiltered_weights, too_low | too_high) / all_weights
         self._measured.append((loss, policy_loss, value_loss, entropy_loss, *kl_ref, approx_kl, clip_fraction))

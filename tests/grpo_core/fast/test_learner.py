@@ -333,19 +333,25 @@ def test_given_the_same_gradients_the_optimizer_takes_adams_steps(optimizer_kwar
 def test_how_far_the_policy_moved_depends_neither_on_the_size_of_the_weights_nor_on_the_filter(
     is_filtered: bool, weight: float, loss_type: str
 ) -> None:
-    models = build_two(net_arch=[4], arguments={"loss_type": loss_type, "target_kl": 1e-9})
+    models = build_two(net_arch=[4], arguments={"loss_type": loss_type, "target_kl": 1e-9, "kl_coef": 0.3})
     weights = np.full(N_STEPS, weight, np.float32)
-    batch = draw_batch(models[0])._replace(weights=weights * (not is_filtered), unfiltered_weights=weights)
+    batch = draw_batch(models[0], has_reference=True)
+    batch = batch._replace(weights=weights * (not is_filtered), unfiltered_weights=weights)
     tensors = batch.to_tensors(models[0].device)
     with torch.no_grad():
         _, log_prob, _ = evaluate_actions(models[0].policy, tensors.observations, tensors.actions, None)
     ratio = np.exp(log_prob.numpy() - batch.old_log_prob)
     is_outside = (ratio > 1.2) | ((ratio < 0.8) & (loss_type == "clip"))
-    expected = float((ratio - 1.0 - np.log(ratio)).mean()), float(is_outside.mean())
-    assert min(expected) > 0.1
+    log_ref = batch.ref_log_prob - log_prob.numpy()
+    kl_ref = float((np.exp(log_ref) - 1.0 - log_ref).mean())
+    expected = float((ratio - 1.0 - np.log(ratio)).mean()), float(is_outside.mean()), kl_ref
+    assert min(expected) > 0.03
     for model in models:
         logged = train(model, batch, [np.arange(N_STEPS)])
-        assert (logged["approx_kl"], logged["clip_fraction"]) == pytest.approx(expected, rel=1e-5)
+        assert [logged[name] for name in ("approx_kl", "clip_fraction", "kl_ref")] == pytest.approx(expected, rel=1e-5)
+        # In the loss the penalty is weighed as the surrogate is.
+        rest = logged["policy_gradient_loss"] + 0.5 * logged["value_loss"]
+        assert logged["loss"] - rest == pytest.approx(0.3 * batch.weights.mean() * kl_ref, abs=2e-6)
 
 
 @with_either_action
