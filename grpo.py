@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from grpo_core import __version__, fast
 from grpo_core.actor.actor import Actor
 from grpo_core.algorithm.grouped import GroupedAlgorithm
-from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages, describe_adaptive
+from grpo_core.groups.advantage import ROUNDING, Floats, GroupAdvantages, compute_group_advantages, describe_adaptive
 from grpo_core.groups.archive import compute_spreads
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.normalization import Normalizer
@@ -492,7 +492,7 @@ class GRPO(GroupedAlgorithm):
             # Copied by now: a callback that writes to them is to hear of it.
             rollout.advantages.flags.writeable = rollout.value_targets.flags.writeable = False
             self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
-            self.logger.record("train/explained_variance", explained_variance(values, batch.value_targets))
+            self.logger.record("train/explained_variance", _explain_variance(values, batch.value_targets))
         if self.kl_coef > 0.0:
             ref_policy = self._sync_ref_policy()
             with self._layer_noise():
@@ -722,6 +722,18 @@ class GRPO(GroupedAlgorithm):
             self.action_space.seed(seed)
             if self.env is not None:
                 self.env.seed(seed)
+
+
+def _explain_variance(values: Floats, value_targets: Floats) -> float:
+    """Compute SB3's ``explained_variance``; NaN, as there, where targets do not differ: their rounding does not count.
+
+    :param values: Shape ``(n_live_steps,)``.
+    :param value_targets: Sums of rewards and values, same shape.
+    """
+    largest = max(np.abs(values).max(), np.abs(value_targets).max())
+    if value_targets.std() <= ROUNDING * largest:
+        return math.nan
+    return float(explained_variance(values, value_targets))
 
 
 def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

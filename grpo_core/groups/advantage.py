@@ -38,6 +38,9 @@ from grpo_core.options.choices import NEEDS_VALUES, AdvantageScaling, Baseline, 
 # TRL's GRPOTrainer uses the same 1e-4.
 STD_EPSILON = 1e-4
 
+# The rounding of a sum of float32 numbers, in shares of the largest: 6e-8 each time, over hundreds of steps.
+ROUNDING = 1e-5
+
 # Keeps 0 / 0 out of coefficients where members are all alike.
 _TINY = 1e-30
 # An estimate that says more than this of members' likeness is not to be trusted with a weight.
