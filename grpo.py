@@ -563,7 +563,7 @@ class GRPO(GroupedAlgorithm):
         anchors = self._collector.anchors
         if (archive := anchors.archive) is not None:
             self.logger.record("rollout/archive_size", len(archive))
-            self.logger.record("rollout/archive_share", archive.share)
+            self.logger.record("rollout/archive_share", archive.n_drawn / len(self._collector.groups))
         with suppress(NotBranchableError):  # after a reset: the next rollout makes the groups anew, or meets it again
             anchors.choose(
                 self._collector.groups,

@@ -58,7 +58,7 @@ class Anchors:
         :return: False if it was stopped.
         """
         if self.archive is not None and not self.starts:
-            self.archive.share = 0.0
+            self.archive.n_drawn = 0
         for i, start in enumerate(self.starts):
             if start is None:
                 if should_stop():
@@ -157,7 +157,7 @@ class Anchors:
         for env_index in range(self._n_envs):
             theirs = [i for i in leaving if predecessors[i].env_index == env_index]
             archived |= dict(zip(theirs, archive.draw(env_index, len(theirs), rng), strict=False))
-        archive.share = len(archived) / len(predecessors)
+        archive.n_drawn = len(archived)
         return archived
 
     def _begin_episode(self, env_index: int, rng: np.random.Generator) -> AnchorState | None:

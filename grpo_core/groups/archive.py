@@ -75,8 +75,8 @@ class AnchorArchive:
         self._shelves: list[dict[bytes, _Entry]] = [{} for _ in range(n_envs)]
         self._n_rollouts = 0
         self._capacity = 0  # of a shelf; unknown until there is a state to measure
-        #: Share of the groups of the next rollout, in [0, 1], that start from the archive.
-        self.share = 0.0
+        #: How many groups of the next rollout start from the archive.
+        self.n_drawn = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._shelves))
@@ -87,15 +87,15 @@ class AnchorArchive:
             [(key, entry.anchor, entry.spread, entry.played_at) for key, entry in shelf.items()]
             for shelf in self._shelves
         ]
-        return [shelves, self._n_rollouts, self._capacity, self.share]
+        return [shelves, self._n_rollouts, self._capacity, self.n_drawn]
 
     @classmethod
     def from_state(cls, state: list[Any]) -> "AnchorArchive":
         """Return an archive that holds what ``to_state`` returned."""
-        shelves, n_rollouts, capacity, share = state
+        shelves, n_rollouts, capacity, n_drawn = state
         archive = cls(len(shelves))
         archive._shelves = [{key: _Entry(*entry) for key, *entry in shelf} for shelf in shelves]
-        archive._n_rollouts, archive._capacity, archive.share = n_rollouts, capacity, share
+        archive._n_rollouts, archive._capacity, archive.n_drawn = n_rollouts, capacity, n_drawn
         return archive
 
     def list_anchors(self) -> list[tuple[int, AnchorState]]:

@@ -262,3 +262,24 @@ def test_enumerated_first_actions_do_not_inflate_the_divergence(algorithm: type[
     old, new = torch.tensor([3.0, -3.0]).log_softmax(0), torch.tensor([2.0, -2.0]).log_softmax(0)
     exact = (old.exp() * (old - new)).sum().item()
     assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("fill_rollouts", [False, True])
+def test_the_share_from_the_archive_is_of_all_groups_of_the_rollout(fill_rollouts: bool) -> None:
+    n_groups: list[int] = []
+    n_from_archive = [0]  # before each rollout
+
+    def count(model: GRPO) -> None:
+        anchors = model._collector.anchors
+        assert anchors.archive is not None
+        archived = {id(anchor) for _, anchor in anchors.archive.list_anchors()}
+        n_groups.append(len(model._collector.groups))
+        n_from_archive.append(sum(id(start) in archived for start in anchors.starts))
+
+    model = build(anchor_selection="archive", fill_rollouts=fill_rollouts, horizon=32, n_steps=128)
+    record = Record(on_end=count)
+    model.learn(512, callback=record)
+    shares = [n / of for n, of in zip(n_from_archive, n_groups, strict=False)]
+    assert [row["rollout/archive_share"] for row in record.logged] == shares
+    assert max(n_from_archive) > 0
+    assert (max(n_groups) > 2) == fill_rollouts
