@@ -40,6 +40,8 @@ STD_EPSILON = 1e-4
 
 # The rounding of a sum of float32 numbers, in shares of the largest: 6e-8 each time, over hundreds of steps.
 ROUNDING = 1e-5
+# Returns that differ by a smaller share of the rewards' sizes are the same rewards in another order.
+_LEAST_DIFFERENCE = 1e-6
 
 # Keeps 0 / 0 out of coefficients where members are all alike.
 _TINY = 1e-30
@@ -126,6 +128,7 @@ def compute_group_advantages(
     gae = compute_gae(steps, values, next_values, gamma, gae_lambda)
     value_targets = np.where(steps.step_mask, gae + values, 0.0)
     returns = compute_returns(steps, gamma)
+    sizes = compute_returns(steps._replace(rewards=np.abs(steps.rewards)), gamma)
     members = compute_group_members(steps)
     judged = _Judged(value_targets if bootstrap_value else returns, steps.step_mask, members, correlations)
     if baseline in NEEDS_VALUES:
@@ -134,7 +137,7 @@ def compute_group_advantages(
     if supervision == "outcome":
         # The return of a whole branch is the one from its first step, which every branch has.
         judged = _Judged(judged.quantity[:1], judged.step_mask[:1], judged.members[:1], correlations[:1])
-        returns, members = returns[:1], members[:1]
+        returns, sizes, members = returns[:1], sizes[:1], members[:1]
     if baseline == "value" and scaling == "batch":
         baseline = "batch"  # as PPO does, which centres on the rollout before it scales
     unscaled = weighed = _SUBTRACT_BASELINE[baseline](judged)
@@ -145,7 +148,7 @@ def compute_group_advantages(
     return GroupAdvantages(
         np.where(steps.step_mask, scaled, 0.0),
         value_targets,
-        compute_informative(returns, members),
+        compute_informative(returns, sizes, members),
         gae,
         np.where(steps.step_mask, unscaled, 0.0),
     )
@@ -350,16 +353,17 @@ def scale_advantages(advantages: Floats, step_mask: Bools, members: Bools, scali
     return advantages / (np.sqrt(variance) + STD_EPSILON)
 
 
-def compute_informative(returns: Floats, members: Bools) -> Bools:
+def compute_informative(returns: Floats, sizes: Floats, members: Bools) -> Bools:
     """Tell which groups have branches that earned differently from some step on.
 
-    If the baseline compares members of a group by their rewards alone, the other groups' advantages are exactly 0;
+    If the baseline compares members of a group by their rewards alone, the other groups' advantages are 0, or rounding;
     under any other baseline, only the value network or the rest of the rollout gives them one.
 
     :param returns: Returns from each step on, without estimates, shape ``(horizon, n_groups, group_size)``.
+    :param sizes: The same of the rewards' sizes, whatever their signs, which the returns' rounding grows with.
     :param members: Which branches are compared at each step, bool, same shape.
     :return: Bool, shape ``(n_groups,)``.
     """
     largest = np.where(members, returns, -np.inf).max(axis=_GROUP)
     smallest = np.where(members, returns, np.inf).min(axis=_GROUP)
-    return np.asarray((largest > smallest).any(axis=0))
+    return np.asarray((largest - smallest > _LEAST_DIFFERENCE * sizes.max(axis=_GROUP)).any(axis=0))

@@ -769,10 +769,33 @@ def test_branches_that_earn_the_same_in_another_order_differ_only_to_process_sup
     assert (outcome.advantages == 0).all()
 
 
+@pytest.mark.parametrize("extra", [0.0, 1e-4])
+def test_the_rounding_of_rewards_in_another_order_tells_no_branches_apart(extra: float) -> None:
+    rng, rewards = np.random.default_rng(0), np.full((16, 50, 2), -0.1, np.float32)
+    for group, branch in np.ndindex(50, 2):
+        rewards[rng.integers(16), group, branch] += np.float32(0.5)
+    rewards[0, :, 0] += np.float32(extra)
+    everyone, nothing = np.ones(rewards.shape, np.bool_), np.zeros_like(rewards)
+    groups = compute_group_advantages(
+        BranchSteps(rewards, everyone, ~everyone, ~everyone),
+        nothing,
+        nothing,
+        gamma=1.0,
+        gae_lambda=1.0,
+        baseline="group",
+        supervision="outcome",
+        bootstrap_value=False,
+        scaling="group",
+        correlations=CORRELATIONS[:1],
+    )
+    assert len(set(rewards.sum(axis=0).flat)) > 2
+    assert groups.zero_std_group_fraction == (extra == 0.0)
+
+
 def test_what_lies_outside_the_members_tells_nothing_apart() -> None:
     returns = np.array([[[1.0, 1.0, 9.0, -9.0], [1.0, 2.0, 9.0, -9.0]]])
     members = np.array([[[True, True, False, False]] * 2])
-    assert compute_informative(returns, members).tolist() == [False, True]
+    assert compute_informative(returns, abs(returns), members).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
