@@ -16,9 +16,9 @@ from grpo_core.groups.advantage import Bools, Floats
 _N_RANGES = 14
 # How much of the sums is left at each rollout: about ten rollouts count.
 _DECAY = 0.9
-# Pairs of equal members that an estimate begins with. Before the value network has learned anything, GAEs are returns,
-# and most of a return is common to all members.
-_N_FIRST_PAIRS = 8.0
+# What an estimate begins with: four pairs of equal members, each counted either way round. Before the value network has
+# learned anything, GAEs are returns, and most of a return is common to all members.
+_FIRST_SUM = 8.0
 
 
 class GroupCorrelation:
@@ -27,7 +27,7 @@ class GroupCorrelation:
     def __init__(self) -> None:
         # Each shape ``(n_ranges,)``: products of the deviations of two members, their number, squares of deviations,
         # their number.
-        self._sums = np.full((4, _N_RANGES), _N_FIRST_PAIRS)
+        self._sums = np.full((4, _N_RANGES), _FIRST_SUM)
 
     def estimate(self, horizon: int) -> Floats:
         """Return rho at each step since the anchor, in [0, 1], shape ``(horizon,)``."""
