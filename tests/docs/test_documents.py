@@ -31,6 +31,7 @@ from grpo import GRPO
 from grpo_core.options.presets import list_presets
 from grpo_core.options.rewards import optimized_cartpole
 from service.errors import ServiceError
+from service.models.files.folder import ModelFolder
 from service.schemas.jobs import VerdictState
 from service.schemas.training import TrainRequest
 from service.settings import Settings
@@ -129,6 +130,31 @@ def test_a_tutorial_runs_as_written_from_top_to_bottom(page: Path, python: str, 
     server = {"GRPO_URL": f"http://localhost:{port}", "GRPO_EXECUTOR": "thread"}
     server["GRPO_TASK_SECONDS"] = str(PATIENCE_SECONDS)
     run(command, tmp_path, PYTHONPATH=path, PATH=programs, MPLBACKEND="Agg", **server)
+
+
+def test_the_documented_backup_brings_back_what_versions_and_aliases_mean(tmp_path: Path) -> None:
+    (backup,) = [
+        block.code
+        for block in list_blocks((ROOT / "docs" / "deploying.md").read_text())
+        if block.language == "bash" and block.code.startswith("tar ")
+    ]
+    models = tmp_path / "models"
+    folder = ModelFolder(models, max_versions=3)
+    for content in (b"first", b"second", b"third"):
+        folder.write("m", content)
+    folder.versions.set_alias("m", "prod", 1)
+    for leftover in (".tmp-m", ".versions/m/.tmp-1", ".lock", ".folder-id", ".jobs.sqlite3", ".jobs.sqlite3-wal"):
+        (models / leftover).touch()
+    (models / ".checkpoints").mkdir()
+
+    run(make_strict(backup), tmp_path)
+    models.rename(tmp_path / "aside")
+    run(["tar", "-xzf", "models-backup.tar.gz"], tmp_path)
+
+    assert {path.name for path in models.rglob("*")} == {"m.zip", ".versions", "m", "1.zip", "2.zip", "notes.json"}
+    restored = ModelFolder(models, max_versions=3)
+    expected = {"m": b"third", "m@prod": b"first", "m@1": b"first", "m@2": b"second", "m@3": b"third"}
+    assert {reference: restored.find_content(reference, None) for reference in expected} == expected
 
 
 def test_the_server_of_a_tutorial_does_not_meet_the_one_that_readme_has_started() -> None:
