@@ -14,7 +14,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from grpo_core.environments.packages import describe_missing_package, describe_origin
+from grpo_core.environments.making import resolve_env_name
+from grpo_core.environments.packages import describe_missing_package, describe_origin, explain_missing_packages
 from grpo_core.environments.wrappers import WRAPPERS, Wrapper, parse_wrappers
 from grpo_core.suggestions import suggest
 from grpo_terminal import Parser, UsageError
@@ -189,6 +190,18 @@ def import_env_modules(names: Sequence[str]) -> None:
             raise UsageError(
                 f"--env-module {name} cannot be imported ({error}); run from the folder it is in. Or {missing}"
             ) from error
+
+
+def resolve_env(env_name: str) -> str:
+    """Return the full id of the environment that ``--env`` names.
+
+    :raises UsageError: If it is not written as an id, or its module cannot be found.
+    """
+    try:
+        with explain_missing_packages(env_name):
+            return resolve_env_name(env_name)
+    except (gym.error.Error, ImportError) as error:
+        raise UsageError(f"--env {env_name} cannot be made: {explain(error, env_name)}") from error
 
 
 def explain(error: Exception, env_name: str) -> str:

@@ -33,6 +33,7 @@ from grpo_cli.options import (
     parse_wrapper_options,
     prepare_output,
     require_packages,
+    resolve_env,
     write,
 )
 from grpo_cli.training_settings import NO_PRESET, TrainingSettings, choose_settings, resolve_classes
@@ -124,8 +125,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.tensorboard_log is not None:
         require_packages("--tensorboard-log", "tensorboard")
     wrappers, normalization = separate_normalization(parse_wrapper_options(options.wrapper))
-    setup = EnvSetup(options.env, parse_env_kwargs(options.env_kwargs), wrappers)
-    settings = choose_settings(options, lambda: _choose_preset(setup), normalization)
+    setup = EnvSetup(resolve_env(options.env), parse_env_kwargs(options.env_kwargs), wrappers)
+    settings = choose_settings(options, setup.env_name, lambda: _choose_preset(setup), normalization)
     output = _add_suffix(
         options.output or options.log_folder / f"{options.env.replace('/', '-').replace(':', '-')}.zip"
     )
@@ -137,7 +138,7 @@ def _run(options: argparse.Namespace) -> int:
             prepare_output("--tensorboard-log", options.tensorboard_log / "GRPO")
         preset = _describe_preset(settings.preset_name)
         with _stop_on_interrupt(model) as interrupted:
-            write(f"training on {options.env} for {settings.n_timesteps:,} steps with {preset}, seed {seed}")
+            write(f"training on {setup.env_name} for {settings.n_timesteps:,} steps with {preset}, seed {seed}")
             begun = time.monotonic()
             model.learn(settings.n_timesteps, callback=lambda *_: not interrupted.is_set(), progress_bar=shows_progress)
         write_model(output, model.to_bytes(**setup._asdict()))

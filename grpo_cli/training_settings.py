@@ -50,10 +50,14 @@ class TrainingSettings(NamedTuple):
 
 
 def choose_settings(
-    options: argparse.Namespace, choose_general: Callable[[], str], normalization: Mapping[str, Any] | None = None
+    options: argparse.Namespace,
+    env_name: str,
+    choose_general: Callable[[], str],
+    normalization: Mapping[str, Any] | None = None,
 ) -> TrainingSettings:
     """Combine the preset, the options and ``--hyperparams``; later ones override earlier ones.
 
+    :param env_name: Full id of the environment.
     :param choose_general: Names the preset for an environment that has none of its own.
     :param normalization: The options of a wrapper ``normalize``; None without one.
     :raises UsageError: If a name is unknown, or a value does not fit.
@@ -64,13 +68,13 @@ def choose_settings(
     if normalization is not None:
         given["normalize"] = normalization
     is_own_reward = options.reward_function == ENVIRONMENT_REWARD
-    if not is_own_reward and options.env not in CARTPOLE_ENVIRONMENTS:
+    if not is_own_reward and env_name not in CARTPOLE_ENVIRONMENTS:
         raise UsageError(
-            f"--reward-function {options.reward_function} reads the observations of CartPole, which {options.env} "
-            f"does not have; take --reward-function {ENVIRONMENT_REWARD}."
+            f"--reward-function {options.reward_function} reads the observations of CartPole, which {env_name} does "
+            f"not have; take --reward-function {ENVIRONMENT_REWARD}."
         )
     # Presets are tuned to the environment's own reward.
-    preset_name = options.preset or (options.env if is_own_reward else NO_PRESET)
+    preset_name = options.preset or (env_name if is_own_reward else NO_PRESET)
     preset = None if preset_name == NO_PRESET else get_preset(preset_name)
     if preset is None and options.preset not in (None, NO_PRESET, GENERAL_PRESET):
         raise UsageError(f"--preset {options.preset} is not known; choose {_list_preset_choices()}.")

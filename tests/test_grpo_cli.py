@@ -193,6 +193,8 @@ def test_the_file_goes_into_the_log_folder_under_the_name_of_the_environment(tmp
         (["-o", "m.pt"], "--output m.pt would be taken for an export; name it m.zip"),
         (["--preset", "Foo"], "--preset Foo is not known; choose none, Acrobot-v1, Ant-v5, CartPole-v1"),
         (["--env", "CartPol-v1"], "--env CartPol-v1 cannot be made: it is not registered; did you mean CartPole-v"),
+        (["--env", "no_such_module:Docking-v0"], "the module 'no_such_module' is missing; if a package of that name"),
+        (["--env", "a:b:c"], "--env a:b:c cannot be made: "),
         (["--env", "Docking-v0"], "it is not registered; if a module of yours registers it, add --env-module"),
         (["--env", "Acrobot-v1", "--reward-function", "simple_cartpole"], "take --reward-function environment"),
         (["--env-module", "no_such_module"], "--env-module no_such_module cannot be imported"),
@@ -236,6 +238,19 @@ def test_environments_of_a_module_in_the_current_folder_are_found(python: str, t
     assert "2 episodes of MyLine-v0" in trained.stdout
     assert "no time limit: episodes are cut after 10,000 steps" in trained.stdout
     assert read_meta(tmp_path / "MyLine-v0.zip")["env_name"] == "MyLine-v0"
+
+
+@pytest.mark.parametrize("env_name", ["CartPole", "gymnasium:CartPole-v1"])
+def test_an_id_is_resolved_before_its_preset_is_chosen(
+    env_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "m.zip"
+    options = ["--env", env_name, "-n", "1", "--eval-episodes", "0", "-o", str(output)]
+    assert main(["train", *options, "--env-kwargs", "size=9"]) == 2
+    assert "unexpected keyword argument 'size'" in capsys.readouterr().err
+    assert main(["train", *options, "--env-kwargs", "sutton_barto_reward=true"]) == 0
+    assert "training on CartPole-v1 for 1 steps with the preset of CartPole-v1" in capsys.readouterr().out
+    assert read_meta(output)["env_name"] == "CartPole-v1"
 
 
 def test_a_bar_is_shown_when_asked_for_and_not_in_a_pipe(

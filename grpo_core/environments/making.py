@@ -1,9 +1,11 @@
 """Make registered environments, with arguments of their constructor and named wrappers."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+from gymnasium.envs.registration import find_highest_version, get_env_id, parse_env_id
 
 from grpo_core.environments.packages import explain_missing_packages
 from grpo_core.environments.wrappers import SetupError, Wrapper, apply_wrappers, choose_env_kwargs
@@ -12,7 +14,7 @@ from grpo_core.environments.wrappers import SetupError, Wrapper, apply_wrappers,
 class EnvSetup(NamedTuple):
     """An environment to make.
 
-    :param env_name: Id of a registered environment.
+    :param env_name: Id of a registered environment, as ``gym.make`` takes it.
     :param env_kwargs: Arguments of its constructor.
     :param wrappers: Wrappers to put around it, the innermost first, as ``parse_wrappers`` returns it.
     """
@@ -20,6 +22,22 @@ class EnvSetup(NamedTuple):
     env_name: str
     env_kwargs: Mapping[str, Any] = {}  # never changed
     wrappers: Sequence[Wrapper] = ()
+
+
+def resolve_env_name(env_name: str) -> str:
+    """Return the full id of an environment, as ``gym.make`` finds it: the newest version, where none is named.
+
+    :param env_name: May begin with a module and a colon; the module is imported.
+    :raises ImportError: If there is no such module.
+    :raises gymnasium.error.Error: If it is not written as an id.
+    """
+    module, _, name = env_name.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    if name in gym.registry:
+        return name
+    namespace, base, version = parse_env_id(name)
+    return get_env_id(namespace, base, find_highest_version(namespace, base) if version is None else version)
 
 
 def make_env(
@@ -36,12 +54,12 @@ def make_env(
     """
     # Not every environment takes the argument.
     arguments: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-    spec = gym.registry.get(setup.env_name)
-    if spec is not None:
-        arguments = {**choose_env_kwargs(setup.wrappers, spec.kwargs), **setup.env_kwargs, **arguments}
     with explain_missing_packages(setup.env_name, option=option):
+        env_name = resolve_env_name(setup.env_name)
+        spec_kwargs = gym.registry[env_name].kwargs if env_name in gym.registry else {}
+        arguments = {**choose_env_kwargs(setup.wrappers, spec_kwargs), **setup.env_kwargs, **arguments}
         # The checker warns about harmless things, and makes a step take half as long again.
-        env = gym.make(setup.env_name, disable_env_checker=True, **arguments)
+        env = gym.make(env_name, disable_env_checker=True, **arguments)
     try:
         return apply_wrappers(env, setup.wrappers, is_training)
     except SetupError:

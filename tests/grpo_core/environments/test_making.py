@@ -1,5 +1,6 @@
 """Environments are made with named wrappers, the same for training and playing."""
 
+from contextlib import closing
 from typing import Any
 
 import gymnasium as gym
@@ -26,6 +27,12 @@ ROOM = spaces.Dict(image=spaces.Box(0, 255, (4, 4, 3), np.uint8), door=spaces.Di
 
 def wrap(env: gym.Env[Any, Any], *wrappers: Any, is_training: bool = False) -> gym.Env[Any, Any]:
     return apply_wrappers(env, parse_wrappers(list(wrappers)), is_training)
+
+
+@pytest.mark.parametrize("env_name", ["FrozenLake-v1", "FrozenLake", "gymnasium:FrozenLake-v1", "gymnasium:FrozenLake"])
+def test_arguments_reach_an_environment_however_its_id_is_written(env_name: str) -> None:
+    with closing(make_env(EnvSetup(env_name, {"map_name": "8x8"}))) as env:
+        assert env.observation_space == spaces.Discrete(64)
 
 
 @pytest.mark.parametrize(

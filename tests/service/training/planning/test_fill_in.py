@@ -499,9 +499,9 @@ class TestFitting:
     )
     def test_the_command_line_fits_a_general_preset_alike(self, sizes: dict[str, Any], fitted: dict[str, Any]) -> None:
         words = [f"{name}={value}" for name, value in sizes.items()]
-        options = Namespace(**dict.fromkeys(HYPERPARAMETERS), env="FrozenLake-v1", preset="general", n_envs=None)
+        options = Namespace(**dict.fromkeys(HYPERPARAMETERS), preset="general", n_envs=None)
         options.total_timesteps, options.reward_function, options.hyperparams = 10_000, "environment", words
-        settings = choose_settings(options, lambda: "general-discrete")
+        settings = choose_settings(options, "FrozenLake-v1", lambda: "general-discrete")
         config = resolve(env_name="FrozenLake-v1", preset="general-discrete", total_timesteps=10_000, **sizes)
         assert {name: settings.arguments[name] for name in fitted} == fitted
         assert {name: getattr(config, name) for name in fitted} == fitted
