@@ -76,6 +76,14 @@ def test_replicas_only_read_and_one_trainer_writes() -> None:
     assert (target["kind"], target["name"]) == ("Deployment", "grpo-replica")
 
 
+def test_a_full_disk_takes_replicas_off_the_network_and_not_the_only_trainer() -> None:
+    probes = {
+        name: PODS[f"grpo-{name}"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"]
+        for name in ("trainer", "replica")
+    }
+    assert probes == {"trainer": "/health/live", "replica": "/health/ready"}
+
+
 def test_every_setting_exists_and_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     environments = [service.get("environment", {}) for service in COMPOSE["services"].values()]
     for pod in PODS.values():

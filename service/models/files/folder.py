@@ -120,7 +120,7 @@ class ModelFolder:
             self._renew_lock()
             self.check_can_save()
         except StorageLowError as error:
-            return error.detail
+            return error.detail.removesuffix(".")  # callers join what stands in the way
         except OSError as error:
             return f"the models folder cannot be locked: {describe_refusal(error)}"
         return None

@@ -68,6 +68,7 @@ def test_a_full_disk_holds_up_jobs_until_there_is_space(client: TestClient, leav
     detail = get_obstacle(client)
     assert detail is not None
     assert "GRPO_MIN_FREE_BYTES" in detail
+    assert detail.endswith("disk space.")
     refusal = client.post("/train", json={"total_timesteps": 64})
     assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "60")
     assert refusal.json()["type"] == "urn:grpo:problem:storage-low"
