@@ -11,7 +11,7 @@ _USAGE_ERROR = 2
 
 def run(arguments: Sequence[str] | None) -> int:
     """Run one command, and return the exit status."""
-    options = _make_parser().read(arguments)
+    options = make_parser().read(arguments)
     try:
         status: int = options.run(options)
         return status
@@ -23,7 +23,8 @@ def run(arguments: Sequence[str] | None) -> int:
         return INTERRUPTED
 
 
-def _make_parser() -> Parser:
+def make_parser() -> Parser:
+    """Make what reads the command line."""
     parser = Parser(prog="grpo", description="Train policies with GRPO, play them, serve them.")
     commands = parser.add_commands()
     for module in (train, evaluate, play, info, export, serve):

@@ -116,6 +116,8 @@ def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
         name, sign, text = pair.partition("=")
         if not sign or not name.isidentifier():
             raise UsageError(f"--env-kwargs {pair} is not written NAME=VALUE, such as map_name=8x8.")
+        if name in env_kwargs:
+            raise UsageError(f"--env-kwargs {pair} is not allowed: it sets {name} for the second time; leave one out.")
         env_kwargs[name] = read_literal(text)
         try:
             json.dumps(env_kwargs[name], allow_nan=False)

@@ -68,6 +68,7 @@ def add_command(commands: Any) -> None:
         "-params",
         "--hyperparams",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
         help="hyperparameters, policy_kwargs or normalize",
@@ -78,8 +79,9 @@ def add_command(commands: Any) -> None:
         default=ENVIRONMENT_REWARD,
         help="reward to train on (%(default)s)",
     )
-    parser.add_argument("-o", "--output", type=Path, help="model file; default: ENV.zip")
-    parser.add_argument("-f", "--log-folder", type=Path, default=Path(), help="folder for ENV.zip")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("-o", "--output", type=Path, help="model file; default: ENV.zip")
+    place.add_argument("-f", "--log-folder", type=Path, default=Path(), help="folder for ENV.zip")
     parser.add_argument(
         "--eval-episodes",
         type=make_int_parser(0),

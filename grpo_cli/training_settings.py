@@ -55,12 +55,12 @@ def choose_settings(
     choose_general: Callable[[], str],
     normalization: Mapping[str, Any] | None = None,
 ) -> TrainingSettings:
-    """Combine the preset, the options and ``--hyperparams``; later ones override earlier ones.
+    """Combine the preset with the options and ``--hyperparams``, which override it.
 
     :param env_name: Full id of the environment.
     :param choose_general: Names the preset for an environment that has none of its own.
     :param normalization: The options of a wrapper ``normalize``; None without one.
-    :raises UsageError: If a name is unknown, or a value does not fit.
+    :raises UsageError: If a name is unknown or set twice, or a value does not fit.
     """
     given = _collect_hyperparameters(options)
     if normalization is not None and "normalize" in given:
@@ -128,6 +128,10 @@ def _collect_hyperparameters(options: argparse.Namespace) -> dict[str, Any]:
         if name not in known or not sign:
             hint = suggest(name, known, n_most=1, spell="{}=...".format) or f"choose among {', '.join(known)}."
             raise UsageError(f"--hyperparams {pair} does not set a hyperparameter of GRPO as NAME=VALUE; {hint}")
+        if name in given:
+            raise UsageError(
+                f"--hyperparams {pair} is not allowed: {name} is already set to {given[name]}; leave one out."
+            )
         given[name] = text
     return {name: _parse_value(name, text) for name, text in given.items()}
 

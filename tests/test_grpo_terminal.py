@@ -1,15 +1,18 @@
 """How all command lines are read, and how they end."""
 
+import argparse
 import io
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from grpo_cli.commands import make_parser as make_library_parser
+from grpo_client.terminal.cli import make_parser as make_client_parser
 from grpo_terminal import Parser, end_well
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +75,24 @@ def test_pairs_end_with_a_word_that_is_none(words: list[str]) -> None:
     options = make_parser().read(words)
     assert (options.dish.removeprefix("./"), options.spices) == ("pie", ["salt=1", "oil=a=b"])
     assert make_parser().read(["bake", "pie"]).spices == []
+
+
+def list_options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
+    """List the options of all commands with the command that has them."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from list_options(command)
+        elif action.option_strings:
+            yield parser.prog, action
+
+
+@pytest.mark.parametrize("parser", [make_library_parser(), make_client_parser()], ids=lambda parser: parser.prog)
+def test_an_option_that_takes_several_words_adds_to_them_when_it_is_repeated(parser: Parser) -> None:
+    several = [(command, action) for command, action in list_options(parser) if action.nargs in ("+", "*")]
+    assert several
+    for command, action in several:
+        assert isinstance(action, argparse._ExtendAction), f"{command} {action.option_strings[-1]}"
 
 
 @pytest.mark.parametrize(

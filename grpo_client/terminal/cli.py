@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :param arguments: The words after the program's name; None takes them from the command line.
     """
-    return end_well(lambda: _run(_make_parser().read(arguments)))
+    return end_well(lambda: _run(make_parser().read(arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -70,7 +70,8 @@ def _open_client(options: argparse.Namespace) -> Client:
         raise UsageError(f"--api-key cannot be sent: {error}") from error
 
 
-def _make_parser() -> Parser:
+def make_parser() -> Parser:
+    """Make what reads the command line."""
     parser = Parser(prog=PROGRAM, description="Talk to a GRPO server.")
     commands = parser.add_commands({"list": "jobs", "ls": "jobs", "ps": "jobs", "kill": "stop", "cancel": "stop"})
     add_job_commands(commands)

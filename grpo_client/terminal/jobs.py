@@ -85,7 +85,13 @@ def _add_label_command(commands: Any) -> None:
     # Not optional: after --tags, which takes all words that follow, it would be read as a tag of another job.
     label.add_argument("job", help=f"{_JOB}; before --tags")
     label.add_argument("--name", help="what to call it; '' takes the name away")
-    label.add_argument("--tags", nargs="*", metavar="TAG", help="words to find it by, in place of those it has")
+    label.add_argument(
+        "--tags",
+        nargs="*",
+        action="extend",
+        metavar="TAG",
+        help="words to find it by, in place of those it has",
+    )
     label.add_argument("--note", help="anything worth remembering; '' takes the note away")
     shown = label.add_mutually_exclusive_group()
     shown.add_argument("--hide", dest="hidden", action="store_true", default=None, help="leave it out of the dashboard")

@@ -35,7 +35,7 @@ def add_sweep_commands(commands: Any) -> None:
     start.add_argument("--name", help="name of the sweep and beginning of its models' names; default: generated")
     start.add_argument("--method", help="grid, random or halving; default: grid")
     start.add_argument("--trials", type=int, dest="n_trials", help="number of settings to draw")
-    start.add_argument("--seeds", type=int, nargs="+", help="train each setting with each of these")
+    start.add_argument("--seeds", type=int, nargs="+", action="extend", help="train each setting with each of these")
     start.add_argument("--seed", type=int, help="seed of what is drawn")
     start.add_argument("--max-active", type=int, help="jobs that run or wait at a time")
     start.add_argument("--budget", type=int, dest="budget_timesteps", help="simulator steps of all jobs together")

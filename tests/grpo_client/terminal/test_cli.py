@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from grpo_client.answers.text import clean
-from grpo_client.terminal.cli import _make_parser, main
+from grpo_client.terminal.cli import main, make_parser
 from grpo_client.terminal.command import name_commands
 from grpo_client.terminal.values import read_dimension, read_observation, read_settings
 from tests.conftest import RegisterEnv
@@ -186,7 +186,7 @@ def test_a_value_whose_check_failed_is_said_to_have_failed_it(ask: Any, app: Fas
     ],
 )
 def test_an_observation_is_read_as_people_and_numpy_write_it(words: list[str], observation: Any) -> None:
-    options = _make_parser().read(["predict", "m", *words, "--json"])
+    options = make_parser().read(["predict", "m", *words, "--json"])
     read = read_observation(options.observation)
     assert json.dumps(read) == json.dumps(observation)  # whole numbers stay whole
 
