@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-INTERRUPTED = 130  # as shells report a program that SIGINT ended
+SIGNAL_STATUS = 128  # to which shells add the number of the signal that ended a program
+INTERRUPTED = SIGNAL_STATUS + 2  # by SIGINT
 _FAILED = 1
-_PIPE_CLOSED = 141  # and one that SIGPIPE ended
+_PIPE_CLOSED = SIGNAL_STATUS + 13  # by SIGPIPE, which Windows lacks
 _PAIR = re.compile(r"[A-Za-z_]\w*=")
 # argparse knows neither -1e-3 nor -3. nor -1,2; no option begins with a digit.
 _NEGATIVE_NUMBER = re.compile(r"-(\.?\d|inf\b)")

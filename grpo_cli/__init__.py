@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     :param arguments: The words after the program's name; None takes them from the command line.
-    :return: The exit status: 0, 2 if the command line cannot work, 130 after Ctrl-C.
+    :return: The exit status: 0, 2 if the command line cannot work, 130 after Ctrl-C, 143 after SIGTERM.
     """
     return end_well(lambda: _run(arguments))
 

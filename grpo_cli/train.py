@@ -7,11 +7,12 @@ import secrets
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import FrameType
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -43,7 +44,7 @@ from grpo_core.options.hyperparameters import HYPERPARAMETERS, Group, list_group
 from grpo_core.options.presets import list_general_presets
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS
 from grpo_core.spaces import UnsupportedSpaceError, check_spaces, list_normalizable
-from grpo_terminal import INTERRUPTED, UsageError
+from grpo_terminal import SIGNAL_STATUS, UsageError
 
 if TYPE_CHECKING:  # importing torch takes seconds, and only "train" needs it
     from stable_baselines3.common.vec_env import VecEnv
@@ -120,8 +121,6 @@ def _parse_device(text: str) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from grpo_core.saving.model_state import write_model
-
     import_env_modules(options.env_module)
     shows_progress = _wants_progress(options)
     if options.tensorboard_log is not None:
@@ -139,19 +138,59 @@ def _run(options: argparse.Namespace) -> int:
         if options.tensorboard_log is not None:
             prepare_output("--tensorboard-log", options.tensorboard_log / "GRPO")
         preset = _describe_preset(settings.preset_name)
-        with _stop_on_interrupt(model) as interrupted:
+        with _stop_on_signal(model) as stop:
             write(f"training on {setup.env_name} for {settings.n_timesteps:,} steps with {preset}, seed {seed}")
             begun = time.monotonic()
-            model.learn(settings.n_timesteps, callback=lambda *_: not interrupted.is_set(), progress_bar=shows_progress)
-        write_model(output, model.to_bytes(**setup._asdict()))
-        write(f"trained {model.num_timesteps:,} steps in {time.monotonic() - begun:.1f} s, saved {output}")
-        if interrupted.is_set():
+            try:
+                model.learn(
+                    settings.n_timesteps, callback=lambda *_: not stop.signal_number, progress_bar=shows_progress
+                )
+            except Exception as error:
+                stop.is_over = True
+                _save_after(error, model, setup, output)
+                raise
+            stop.is_over = True
+            place = _save(output, model.to_bytes(**setup._asdict()))
+        write(f"trained {model.num_timesteps:,} steps in {time.monotonic() - begun:.1f} s, saved {place}")
+        if stop.signal_number:
             write("interrupted: the file holds the policy so far")
-            return INTERRUPTED
+            return SIGNAL_STATUS + stop.signal_number
         actor = model.make_actor()
     if options.eval_episodes > 0:
         print_evaluation(actor, setup, options.eval_episodes, seed=0, deterministic=True)
-    return 0
+    return 0 if place == output else 1
+
+
+def _save_after(error: Exception, model: "GRPO", setup: EnvSetup, output: Path) -> None:
+    """Save what was learned before an error, unless it is nothing, or numbers that no policy computes with."""
+    from grpo_core.update.policies import find_not_finite
+
+    if model._n_updates == 0 or find_not_finite(model.policy) is not None:
+        return
+    place = _save(output, model.to_bytes(**setup._asdict()))
+    sys.stderr.write(
+        f"grpo: the training was ended by {type(error).__name__} after {model.num_timesteps:,} steps; {place} holds "
+        "the policy so far.\n"
+    )
+
+
+def _save(output: Path, content: bytes) -> Path:
+    """Write a model file; where that is refused, one in the folder for temporary files.
+
+    :return: Its path.
+    """
+    from grpo_core.saving.model_state import write_model
+
+    try:
+        write_model(output, content)
+        return output
+    except OSError as error:
+        with NamedTemporaryFile(prefix=f"{output.stem}-", suffix=output.suffix, delete=False) as file:
+            file.write(content)
+        sys.stderr.write(
+            f"grpo: --output {output} cannot be written ({error.strerror}); the policy is in {file.name}, move it.\n"
+        )
+        return Path(file.name)
 
 
 def _describe_preset(name: str) -> str:
@@ -245,22 +284,35 @@ def _build_model(options: argparse.Namespace, settings: TrainingSettings, env: "
         raise UsageError(str(error)) from error
 
 
-@contextmanager
-def _stop_on_interrupt(model: "GRPO") -> Iterator[threading.Event]:
-    """Let the first Ctrl-C end the training and keep the policy, and the second one end the program."""
-    interrupted = threading.Event()
+@dataclass
+class _Stop:
+    """Whether a training is to stop.
 
-    def on_interrupt(signal_number: int, frame: FrameType | None) -> None:
-        if interrupted.is_set():
+    :ivar signal_number: Of the signal that asked for it; 0 if none has.
+    :ivar is_over: Whether the training has ended, and is only to be saved.
+    """
+
+    signal_number: int = 0
+    is_over: bool = False
+
+
+@contextmanager
+def _stop_on_signal(model: "GRPO") -> Iterator[_Stop]:
+    """Let the first Ctrl-C or SIGTERM end the training, and a second one the program, unless it saves the policy."""
+    stop = _Stop()
+
+    def on_signal(signal_number: int, frame: FrameType | None) -> None:
+        if stop.signal_number and not stop.is_over:
             raise KeyboardInterrupt
-        interrupted.set()
+        stop.signal_number = signal_number
         model.stop()
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield interrupted
+        yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _add_suffix(path: Path) -> Path:

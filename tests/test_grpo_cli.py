@@ -1,11 +1,14 @@
 """The commands of the library."""
 
+import errno
+import itertools
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -278,15 +281,78 @@ def test_a_bar_without_its_packages_is_refused(
     assert "--progress needs tqdm and rich: pip install tqdm rich, or leave it out." in capsys.readouterr().err
 
 
-def test_the_first_interrupt_keeps_what_was_learned(python: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_keeps_what_was_learned(signal_number: int, status: int, python: str, tmp_path: Path) -> None:
     command = [python, "-u", str(ROOT / "grpo.py"), "train", "--env", "CartPole-v1", "-n", "100000000"]
     output = tmp_path / "out.txt"
     with output.open("w") as file, subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file) as process:
         wait_until(lambda: "training on" in output.read_text())
-        process.send_signal(signal.SIGINT)
-        assert process.wait() == 130, output.read_text()
+        process.send_signal(signal_number)
+        assert process.wait() == status, output.read_text()
     assert "interrupted" in output.read_text()
     assert read_meta(tmp_path / "CartPole-v1.zip")["env_name"] == "CartPole-v1"
+
+
+def test_an_interrupt_that_comes_during_the_save_does_not_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(descriptor: int) -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    output = tmp_path / "m.zip"
+    assert main(["train", "--env", "CartPole-v1", "-n", "1", "--eval-episodes", "0", "-o", str(output)]) == 130
+    assert read_meta(output)["env_name"] == "CartPole-v1"
+
+
+def train_until(error: Exception, n_steps: int, output: Path, register_env: RegisterEnv) -> None:
+    """Train in an environment that fails after a number of steps."""
+    steps = itertools.count()
+
+    def fail_late() -> None:
+        if next(steps) == n_steps:
+            raise error
+
+    sizes = ["-n", "256", "--n-steps", "32", "--horizon", "4", "--eval-episodes", "0", "--preset", "none"]
+    with pytest.raises(type(error), match=str(error)):
+        main(["train", "--env", register_env(lambda: LineEnv(fail_late)), *sizes, "-o", str(output)])
+
+
+def test_an_error_during_the_training_keeps_what_was_learned(
+    tmp_path: Path, register_env: RegisterEnv, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "m.zip"
+    train_until(RuntimeError("sensor lost"), 80, output, register_env)
+    said = capsys.readouterr().err
+    assert "grpo: the training was ended by RuntimeError after " in said
+    assert f"{output} holds the policy so far" in said
+    assert read_meta(output)["n_updates"] == 20
+
+
+def test_an_error_before_anything_was_learned_replaces_no_file(tmp_path: Path, register_env: RegisterEnv) -> None:
+    output = tmp_path / "m.zip"
+    output.write_bytes(b"a good one")
+    train_until(RuntimeError("no sensor"), 1, output, register_env)
+    assert output.read_bytes() == b"a good one"
+
+
+def test_a_place_that_refuses_the_file_does_not_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    output = tmp_path / "models" / "m.zip"
+    assert main(["train", "--env", "CartPole-v1", "-n", "1", "--eval-episodes", "0", "-o", str(output)]) == 1
+    (kept,) = (tmp_path / "temporary").glob("m-*.zip")
+    said = capsys.readouterr()
+    assert f"--output {output} cannot be written (Disk quota exceeded); the policy is in {kept}, move it" in said.err
+    assert f"saved {kept}" in said.out
+    assert read_meta(kept)["env_name"] == "CartPole-v1"
 
 
 def test_a_file_without_an_environment_needs_one_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
