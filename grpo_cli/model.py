@@ -83,9 +83,14 @@ def make_playable_env(setup: EnvSetup, actor: PolicyActor, render_mode: str | No
     env_name = setup.env_name
     try:
         env = make_env(setup, render_mode, option="add --env-module")
+    except Exception as error:
+        how = "" if render_mode is None else f" in render mode {render_mode!r}"
+        raise UsageError(f"--env {env_name} cannot be played{how}: {explain(error, setup)}") from error
+    try:
         check_spaces(actor, env)
-    except (gym.error.Error, ImportError, ValueError, TypeError) as error:
-        raise UsageError(f"--env {env_name} cannot be played: {explain(error, env_name)}") from error
+    except ValueError as error:
+        env.close()
+        raise UsageError(f"--env {env_name} cannot be played: {error}") from error
     if render_mode is not None and render_mode not in env.metadata.get("render_modes", []):
         env.close()
         raise UsageError(f"--env {env_name} cannot be watched: it has no render mode {render_mode!r}.")

@@ -6,16 +6,23 @@ import importlib
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
-from grpo_core.environments.making import resolve_env_name
-from grpo_core.environments.packages import describe_missing_package, describe_origin, explain_missing_packages
+from grpo_core.environments.making import EnvSetup, resolve_env_name
+from grpo_core.environments.packages import (
+    describe_missing_package,
+    describe_origin,
+    explain_missing_packages,
+    is_module_name,
+)
 from grpo_core.environments.wrappers import WRAPPERS, Wrapper, parse_wrappers
 from grpo_core.suggestions import suggest
 from grpo_terminal import Parser, UsageError
@@ -66,11 +73,14 @@ def prepare_output(option: str, path: Path) -> None:
 
     :raises UsageError: If the file cannot be written there.
     """
+    is_folder = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
     except OSError as error:
         raise UsageError(f"{option} {path} cannot be written ({error.strerror}); name another place.") from error
-    if path.is_dir():
+    if is_folder:
         raise UsageError(f"{option} {path} is a folder; name a file in it.")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"{option} {path} cannot be written: its folder is read-only; name another place.")
@@ -178,10 +188,15 @@ def require_packages(option: str, *names: str) -> None:
 def import_env_modules(names: Sequence[str]) -> None:
     """Import modules that register environments.
 
-    :raises UsageError: If one cannot be found.
+    :raises UsageError: If one cannot be found, or has no name of a module.
     """
     if not names:
         return
+    for name in names:
+        if not is_module_name(name):
+            raise UsageError(
+                f"--env-module {name!r} is not the name of a module; write it as in an import, without '.py'."
+            )
     # Where "python -m" looks first; neither a script's folder nor an installed command is the current one.
     sys.path.insert(0, "")
     for name in names:
@@ -203,14 +218,21 @@ def resolve_env(env_name: str) -> str:
         with explain_missing_packages(env_name):
             return resolve_env_name(env_name)
     except (gym.error.Error, ImportError) as error:
-        raise UsageError(f"--env {env_name} cannot be made: {explain(error, env_name)}") from error
+        raise UsageError(f"--env {env_name} cannot be made: {explain(error, EnvSetup(env_name))}") from error
 
 
-def explain(error: Exception, env_name: str) -> str:
-    """Return why an environment cannot be made; where nothing registers it, with what may."""
-    known = describe_origin(env_name, "add --env-module")
+def explain(error: Exception, setup: EnvSetup) -> str:
+    """Return why an environment cannot be made; where nothing registers it, with what may.
+
+    :param error: Anything, as constructors raise what they like.
+    """
+    known = describe_origin(setup.env_name, "add --env-module")
     if not isinstance(error, gym.error.UnregisteredEnv) or known is not None:
-        return str(error)
-    hint = suggest(env_name, gym.registry, n_most=1, spell=str)
+        if isinstance(error, (gym.error.Error, ImportError, ValueError, TypeError)):
+            return str(error)
+        # A KeyError's text is the key alone, and many an assertion has none.
+        text = f"{type(error).__name__} {error}".rstrip()
+        return f"{text}; see --env-kwargs" if setup.env_kwargs else text
+    hint = suggest(setup.env_name, gym.registry, n_most=1, spell=str)
     condition = f"{hint} If" if hint else "if"
     return f"it is not registered; {condition} a module of yours registers it, add --env-module and the module's name."

@@ -239,8 +239,8 @@ def _make_vec_env(setup: EnvSetup, n_envs: int) -> "VecEnv":
 
     try:
         return make_vec_env(make_checked, n_envs)
-    except (gym.error.Error, ImportError, ValueError, TypeError) as error:
-        raise UsageError(f"--env {setup.env_name} cannot be made: {explain(error, setup.env_name)}") from error
+    except Exception as error:
+        raise UsageError(f"--env {setup.env_name} cannot be made: {explain(error, setup)}") from error
 
 
 def _make_envs(setup: EnvSetup, settings: TrainingSettings) -> "VecEnv":

@@ -1,7 +1,6 @@
 """The service's settings, and the only reader of the process environment."""
 
 import ipaddress
-import keyword
 import os
 import re
 import socket
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from grpo_core.environments.packages import is_module_name
 from grpo_core.suggestions import suggest
 from service.errors import printable
 from service.logs import LogFormat, LogLevel, LogStyle
@@ -247,7 +247,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_module_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            if not all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")):
+            if not is_module_name(name):
                 raise ValueError(f"'{name}' is not the name of a module; write it as in an import, without '.py'")
         return names
 

@@ -206,6 +206,17 @@ def test_the_file_goes_into_the_log_folder_under_the_name_of_the_environment(tmp
         (["--env", "a:b:c"], "--env a:b:c cannot be made: "),
         (["--env", "Docking-v0"], "it is not registered; if a module of yours registers it, add --env-module"),
         (["--env", "Acrobot-v1", "--reward-function", "simple_cartpole"], "take --reward-function environment"),
+        (
+            ["--env", "FrozenLake-v1", "--env-kwargs", "map_name=9x9"],
+            "--env FrozenLake-v1 cannot be made: KeyError '9x9'; see --env-kwargs",
+        ),
+        (["-o", "a" * 252], "cannot be written (File name too long); name another place"),
+        (
+            ["--env-module", "./my_envs"],
+            "--env-module './my_envs' is not the name of a module; write it as in an import",
+        ),
+        (["--env-module", ""], "--env-module '' is not the name of a module"),
+        (["--env-module", "my_envs.py"], "write it as in an import, without '.py'"),
         (["--env-module", "no_such_module"], "--env-module no_such_module cannot be imported"),
     ],
 )
@@ -477,6 +488,25 @@ def test_an_environment_without_pictures_is_reported(
     assert main(["train", "--env", name, "-n", "1", "--eval-episodes", "0", "-o", str(output)]) == 0
     assert main(["enjoy", "--model", str(output), "--output", str(tmp_path / "e.gif")]) == 2
     assert "--env Line-v0 cannot be watched: it has no render mode 'rgb_array'" in capsys.readouterr().err
+
+
+def test_an_environment_that_asserts_its_render_mode_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(**arguments: Any) -> LineEnv:
+        if arguments.get("render_mode") is not None:
+            raise AssertionError  # as an assert does, which has a text under pytest
+        return LineEnv()
+
+    gym.register("Blind-v0", make)
+    try:
+        make_model("Blind-v0").save(tmp_path / "m.zip")
+        command = ["play", str(tmp_path / "m.zip"), "--env", "Blind-v0", "--output", str(tmp_path / "e.gif")]
+        assert main(command) == 2
+    finally:
+        gym.registry.pop("Blind-v0")
+    said = capsys.readouterr().err
+    assert said == "grpo: --env Blind-v0 cannot be played in render mode 'rgb_array': AssertionError\n"
 
 
 def test_arguments_and_wrappers_are_kept_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Say which package an environment lacks, and the command that installs it."""
 
+import keyword
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,12 @@ _FAMILIES: tuple[_Family, ...] = (
     _Family(r"Meta-World/.*", "metaworld", "metaworld"),
 )
 _KNOWN = {*_EXTRAS, *_PACKAGES, *(family.module for family in _FAMILIES)}
+
+
+def is_module_name(name: str) -> bool:
+    """Return whether a name is written as in an import; that of a file is not."""
+    is_file = name.endswith(".py")
+    return not is_file and all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split("."))
 
 
 def describe_missing_package(error: BaseException) -> str | None:
