@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,16 @@ def test_inference_goes_to_the_replicas_and_the_rest_to_the_trainer() -> None:
     servers = set(re.findall(r"server (\w+):8000", NGINX))
     assert servers == {"replica", "trainer"} <= COMPOSE["services"].keys()
     assert (DEPLOY / "nginx" / "nginx.conf").exists()
+
+
+def test_nginx_believes_the_proxy_before_it_and_overwrites_what_visitors_say() -> None:
+    believed = [ip_network(found) for found in re.findall(r"set_real_ip_from (\S+);", NGINX)]
+    assert any(ip_address("172.18.0.1") in network for network in believed)
+    assert all(network.is_private for network in believed)
+    assert "real_ip_header X-Forwarded-For;" in NGINX
+    assert "map $http_x_forwarded_proto $forwarded_proto { default $scheme; https https; }" in NGINX
+    sent = dict(re.findall(r"proxy_set_header (X-Forwarded-\w+) (\S+);", NGINX))
+    assert sent == {"X-Forwarded-For": "$remote_addr", "X-Forwarded-Proto": "$forwarded_proto"}
 
 
 def test_all_nodes_have_the_ray_that_the_manifest_names() -> None:

@@ -1,6 +1,7 @@
 """The deployment is complete, stays hardened, and asks for metrics that exist."""
 
 import ast
+import asyncio
 import configparser
 import fnmatch
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from fastapi.testclient import TestClient
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from benchmarks.lib.server import hold_port
 from tests.support import make_model, wait_until
@@ -138,6 +140,21 @@ class TestCompose:
         assert service["volumes"] == ["models:/models"]
         assert "VOLUME /models" in DOCKERFILE
         assert not {key for key in service["environment"] if key == "GRPO_API_KEY"}
+
+    @pytest.mark.parametrize("name", SERVERS)
+    def test_the_proxy_on_this_machine_says_who_asks_and_that_it_was_over_https(self, name: str) -> None:
+        seen: list[Any] = []
+
+        async def remember(scope: Any, receive: Any, send: Any) -> None:
+            seen.append((scope["scheme"], scope["client"][0]))
+
+        trusted = COMPOSE["services"][name]["environment"]["FORWARDED_ALLOW_IPS"]
+        # A visitor may send the first address; the last one is what the proxy has seen.
+        headers = [(b"x-forwarded-proto", b"https"), (b"x-forwarded-for", b"9.9.9.9, 1.2.3.4")]
+        scope: Any = {"type": "http", "scheme": "http", "client": ("172.18.0.1", 5), "headers": headers}
+        app: Any = ProxyHeadersMiddleware(remember, trusted_hosts=trusted)
+        asyncio.run(app(scope, None, None))
+        assert seen == [("https", "1.2.3.4")]
 
     def test_the_gpu_and_the_monitoring_are_only_started_when_asked_for(self) -> None:
         profiles = {name: service.get("profiles") for name, service in COMPOSE["services"].items()}
