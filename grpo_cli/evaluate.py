@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from grpo_cli.model import make_playable_env, open_model
-from grpo_cli.options import DEFAULT_EPISODES, add_parser, add_playing_options, make_int_parser, write
+from grpo_cli.options import (
+    DEFAULT_EPISODES,
+    add_parser,
+    add_playing_options,
+    describe_setup,
+    make_int_parser,
+    write,
+)
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.making import EnvSetup
 from grpo_core.evaluation import Evaluation, make_policy, make_random_policy, play_episodes, summarize_episodes
@@ -49,7 +56,7 @@ def print_evaluation(actor: PolicyActor, setup: EnvSetup, n_episodes: int, seed:
         }
     env_name = setup.env_name
     actions = "most likely" if deterministic else "drawn"
-    write(f"{n_episodes} episodes of {env_name} from seed {seed}, {actions} actions")
+    write(f"{n_episodes} episodes of {describe_setup(setup)} from seed {seed}, {actions} actions")
     if math.isfinite(max_steps):
         write(f"{env_name} has no time limit: episodes are cut after {max_steps:,} steps")
     write(f"{'':22}{'policy':>26}{'random actions':>26}")

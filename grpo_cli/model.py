@@ -13,6 +13,7 @@ from grpo_cli.options import (
     import_env_modules,
     parse_env_kwargs,
     parse_wrapper_options,
+    resolve_env,
 )
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.env_kwargs import check_env_kwargs
@@ -59,20 +60,36 @@ def open_model(options: argparse.Namespace) -> tuple[ModelContent, EnvSetup]:
     import_env_modules(options.env_module)
     path = get_model_path(options)
     content = read_model(path)
-    env_name = options.env or content.meta.get("env_name")
-    if options.env is None and (not isinstance(env_name, str) or not _PLAIN_ENV_NAME.fullmatch(env_name)):
+    named = content.meta.get("env_name")
+    own_name = named if isinstance(named, str) else ""
+    if options.env is None and not _PLAIN_ENV_NAME.fullmatch(own_name):
         raise UsageError(f"{path} does not name a registered environment; say which with --env.")
+    env_name = own_name if options.env in (None, own_name) else resolve_env(options.env)
     env_kwargs, wrappers = parse_env_kwargs(options.env_kwargs), parse_wrapper_options(options.wrapper)
     try:
-        if not env_kwargs:
-            # A file from elsewhere must not decide what is read.
-            check_env_kwargs(content.meta.get("env_kwargs") or {})
-            env_kwargs = content.meta.get("env_kwargs") or {}
+        if env_name == own_name:  # another environment may not take its arguments
+            env_kwargs = {**_read_env_kwargs(content, is_needed=not env_kwargs), **env_kwargs}
         if not wrappers:
             wrappers = parse_wrappers(content.meta.get("wrappers") or [])
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} does not say how to make its environment: {error}; give --env-kwargs.") from error
-    return content, EnvSetup(str(env_name), env_kwargs, wrappers)
+    return content, EnvSetup(env_name, env_kwargs, wrappers)
+
+
+def _read_env_kwargs(content: ModelContent, is_needed: bool) -> dict[str, Any]:
+    """Return the arguments of a file's environment.
+
+    :param is_needed: Whether to complain of those that cannot be used; else there are none.
+    :raises ValueError: If they cannot be used, as a file from elsewhere must not decide what is read.
+    """
+    env_kwargs = content.meta.get("env_kwargs") or {}
+    try:
+        check_env_kwargs(env_kwargs)
+    except (ValueError, TypeError, AttributeError):
+        if is_needed:
+            raise
+        return {}
+    return dict(env_kwargs)
 
 
 def make_playable_env(setup: EnvSetup, actor: PolicyActor, render_mode: str | None = None) -> gym.Env[Any, Any]:

@@ -209,6 +209,12 @@ def import_env_modules(names: Sequence[str]) -> None:
             ) from error
 
 
+def describe_setup(setup: EnvSetup) -> str:
+    """Name an environment with its arguments."""
+    # A file may name them, so that they may hold what a terminal takes for a command.
+    return f"{setup.env_name} with {json.dumps(setup.env_kwargs)}" if setup.env_kwargs else setup.env_name
+
+
 def resolve_env(env_name: str) -> str:
     """Return the full id of the environment that ``--env`` names.
 

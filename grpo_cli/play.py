@@ -13,6 +13,7 @@ from grpo_cli.model import make_playable_env, open_model
 from grpo_cli.options import (
     add_parser,
     add_playing_options,
+    describe_setup,
     has_packages,
     make_int_parser,
     prepare_output,
@@ -60,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.output is not None:
             recorder.record_last_step(env.render)
             recorder.save(options.output, _MAX_FILM_BYTES)
-    write(f"{setup.env_name}, seed {options.seed}: {episode.n_steps} steps, reward {episode.reward:.2f}")
+    write(f"{describe_setup(setup)}, seed {options.seed}: {episode.n_steps} steps, reward {episode.reward:.2f}")
     if options.output is not None:
         write(f"saved {options.output}")
     return 0

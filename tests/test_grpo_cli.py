@@ -525,6 +525,28 @@ def test_arguments_and_wrappers_are_kept_in_the_file(tmp_path: Path, capsys: pyt
         assert "does not say how to make its environment" in capsys.readouterr().err
 
 
+def test_single_arguments_of_the_file_are_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model("FrozenLake8x8-v1")
+    output = tmp_path / "lake.zip"
+    output.write_bytes(model.to_bytes(env_name="FrozenLake-v1", env_kwargs={"map_name": "8x8", "is_slippery": True}))
+    options = ["evaluate", str(output), "-n", "1", "--env-kwargs", "is_slippery=false"]
+    for env_name in ([], ["--env", "FrozenLake"], ["--env", "FrozenLake-v1"]):
+        assert main([*options, *env_name]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith('1 episodes of FrozenLake-v1 with {"map_name": "8x8", "is_slippery": false} from seed 0')
+    output.write_bytes(forge(output.read_bytes(), env_kwargs={"xml_file": "a"}))
+    assert main([*options, "map_name=8x8"]) == 0
+    assert 'with {"is_slippery": false, "map_name": "8x8"} from' in capsys.readouterr().out
+
+
+def test_another_environment_takes_no_arguments_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "lake.zip"
+    content = make_model("FrozenLake-v1").to_bytes(env_name="Lake-v0", env_kwargs={"n_fish": 3})
+    output.write_bytes(content)
+    assert main(["evaluate", str(output), "--env", "FrozenLake-v1", "-n", "1"]) == 0
+    assert capsys.readouterr().out.startswith("1 episodes of FrozenLake-v1 from seed 0")
+
+
 def test_an_environment_without_a_preset_gets_a_general_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--n-steps", "64", "--eval-episodes", "0", "--output", str(tmp_path / "m.zip")]
     assert main(["train", "--env", "CliffWalking-v1", "-n", "64", *options]) == 0
