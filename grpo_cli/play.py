@@ -60,7 +60,10 @@ def _run(options: argparse.Namespace) -> int:
         episode = play_episode(env, policy, options.seed, options.max_steps, on_step)
         if options.output is not None:
             recorder.record_last_step(env.render)
-            recorder.save(options.output, _MAX_FILM_BYTES)
+            try:
+                recorder.save(options.output, _MAX_FILM_BYTES)
+            except OSError as error:
+                raise UsageError(f"--output {options.output} cannot be written: {error}") from error
     write(f"{describe_setup(setup)}, seed {options.seed}: {episode.n_steps} steps, reward {episode.reward:.2f}")
     if options.output is not None:
         write(f"saved {options.output}")

@@ -3,6 +3,8 @@
 import io
 import itertools
 import math
+import os
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,11 +63,20 @@ class FilmRecorder:
             self._frames.append(self._draw(render))
 
     def save(self, path: Path, max_bytes: int) -> None:
-        """Write the film; the suffix of the path chooses GIF or MP4.
+        """Write the film, in one step where one is already; the suffix of the path chooses GIF or MP4.
 
         :param max_bytes: Largest file. A larger film is reduced to every second, fourth, ... frame, but never to fewer
             than 16.
+        :raises OSError: If the disk refuses; what is there already is untouched.
         """
+        temporary = path.with_name(f".tmp-{uuid.uuid4().hex}{path.suffix}")
+        try:
+            self._write(temporary, max_bytes)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _write(self, path: Path, max_bytes: int) -> None:
         frames, frame_seconds = self._frames, self._step_seconds * self._stride
         while True:
             if path.suffix == ".gif":
@@ -118,6 +129,7 @@ def write_mp4(path: Path, frames: Sequence["Image"], frame_seconds: float) -> No
     """Write frames of one size as an MP4 that browsers play: H.264, 4:2:0 colours, and the index in front.
 
     :param frame_seconds: Time that each frame is shown.
+    :raises OSError: If the disk refuses it.
     """
     import imageio.v3
 
@@ -134,6 +146,17 @@ def write_mp4(path: Path, frames: Sequence["Image"], frame_seconds: float) -> No
         ffmpeg_log_level="error",
         output_params=["-movflags", "+faststart"],
     )
+    if not _is_whole_mp4(path.read_bytes()):  # the writer does not look at how ffmpeg ended
+        raise OSError("the film is not whole; is its disk full?")
+
+
+def _is_whole_mp4(content: bytes) -> bool:
+    """Return whether an MP4 has its index and ends where its last part does; parts begin with their size and name."""
+    names, start = [], 0
+    while start < len(content):
+        names.append(content[start + 4 : start + 8])
+        start += max(8, int.from_bytes(content[start : start + 4]))
+    return start == len(content) and b"moov" in names
 
 
 def _make_palette(frames: Sequence["Image"]) -> "Image":

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -469,6 +470,24 @@ def test_a_place_that_cannot_be_written_is_named_before_training(
     said, complaint = capsys.readouterr()
     assert said == ""
     assert complaint.startswith(f"grpo: --output {place} ")
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".mp4"])
+def test_a_film_that_cannot_be_written_leaves_the_one_that_was_there(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_model("CartPole-v1").save(tmp_path / "m.zip")
+    film = tmp_path / "films" / f"e{suffix}"
+    film.parent.mkdir()
+    film.write_bytes(b"a good one")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, limits[1]))  # stands for a disk that is full
+    try:
+        assert main(["play", str(tmp_path / "m.zip"), "--env", "CartPole-v1", "--output", str(film)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"--output {film} cannot be written: " in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in film.parent.iterdir()} == {film.name: b"a good one"}
 
 
 def test_a_film_of_an_unknown_kind_is_refused_before_it_is_played(
