@@ -23,11 +23,19 @@ class _Family(NamedTuple):
     package: str
 
 
-# Extras of pyproject.toml, by the module that is missing without them.
-_EXTRAS = {"mujoco": "mujoco", "Box2D": "box2d", "ale_py": "atari", "cv2": "atari"}
-_PACKAGES = {"gym_anytrading": "gym-anytrading", "pygame": "pygame-ce", "PIL": "pillow"}
+_ATARI = "ale-py opencv-python-headless"
+# What pip installs, by module, where it has another name. Not extras: those of a clone are not spelt as elsewhere.
+_PACKAGES = {
+    "mujoco": '"gymnasium[mujoco]"',
+    "Box2D": '"gymnasium[box2d]"',
+    "ale_py": _ATARI,
+    "cv2": _ATARI,
+    "gym_anytrading": "gym-anytrading",
+    "pygame": "pygame-ce",
+    "PIL": "pillow",
+}
 _FAMILIES: tuple[_Family, ...] = (
-    _Family(r"ALE/.*|.*NoFrameskip-v\d", "ale_py", '".[atari]"'),
+    _Family(r"ALE/.*|.*NoFrameskip-v\d", "ale_py", _ATARI),
     _Family(r"(MiniGrid|BabyAI)-.*", "minigrid", "minigrid"),
     _Family(r"(stocks|forex)-v\d", "gym_anytrading", "gym-anytrading"),
     _Family(
@@ -40,7 +48,7 @@ _FAMILIES: tuple[_Family, ...] = (
     _Family(r"Panda.*-v\d", "panda_gym", "panda-gym"),
     _Family(r"Meta-World/.*", "metaworld", "metaworld"),
 )
-_KNOWN = {*_EXTRAS, *_PACKAGES, *(family.module for family in _FAMILIES)}
+_KNOWN = {*_PACKAGES, *(family.module for family in _FAMILIES)}
 
 
 def is_module_name(name: str) -> bool:
@@ -66,8 +74,6 @@ def describe_missing_package(error: BaseException) -> str | None:
 
 def describe_install(module: str) -> str:
     """Return the command that installs a module."""
-    if module in _EXTRAS:
-        return f'pip install ".[{_EXTRAS[module]}]"'
     return f"pip install {_PACKAGES.get(module, module)}"
 
 

@@ -19,10 +19,10 @@ def make_without(package: str) -> gym.Env[Any, Any]:
 @pytest.mark.parametrize(
     ("package", "command"),
     [
-        ("mujoco", 'mujoco is not installed: pip install ".[mujoco]"'),
-        ("Box2D", 'Box2D is not installed: pip install ".[box2d]"'),
-        ("ale_py", 'ale_py is not installed: pip install ".[atari]"'),
-        ("cv2", 'cv2 is not installed: pip install ".[atari]"'),
+        ("mujoco", 'mujoco is not installed: pip install "gymnasium[mujoco]"'),
+        ("Box2D", 'Box2D is not installed: pip install "gymnasium[box2d]"'),
+        ("ale_py", "ale_py is not installed: pip install ale-py opencv-python-headless"),
+        ("cv2", "cv2 is not installed: pip install ale-py opencv-python-headless"),
         ("gym_anytrading", "gym_anytrading is not installed: pip install gym-anytrading"),
         ("my_robot", "the module 'my_robot' is missing; if a package of that name provides it: pip install my_robot"),
     ],

@@ -158,9 +158,8 @@ def test_what_is_not_installed_is_named_with_the_command_wherever_it_is_asked_fo
         raise gym.error.DependencyNotInstalled("no MuJoCo") from ModuleNotFoundError(name="mujoco")
 
     env_name = register_env(fail)
-    detail = (
-        f"env_name '{env_name}' cannot be created on this server: mujoco is not installed: pip install \".[mujoco]\""
-    )
+    lacking = 'mujoco is not installed: pip install "gymnasium[mujoco]"'
+    detail = f"env_name '{env_name}' cannot be created on this server: {lacking}"
     assert client.get(f"/environments/{env_name}").json()["detail"] == detail
     assert client.post("/train", json={"env_name": env_name}).json()["detail"] == detail
     for response in (
