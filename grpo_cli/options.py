@@ -73,17 +73,30 @@ def prepare_output(option: str, path: Path) -> None:
 
     :raises UsageError: If the file cannot be written there.
     """
+    prepare_folder(option, path.parent)
     is_folder = False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             is_folder = stat.S_ISDIR(os.stat(path).st_mode)
     except OSError as error:
         raise UsageError(f"{option} {path} cannot be written ({error.strerror}); name another place.") from error
     if is_folder:
         raise UsageError(f"{option} {path} is a folder; name a file in it.")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{option} {path} cannot be written: its folder is read-only; name another place.")
+
+
+def prepare_folder(option: str, folder: Path) -> None:
+    """Make the folder that a command writes to.
+
+    :raises UsageError: If nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{option} cannot write to the folder {folder} ({error.strerror}); name another place."
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{option} cannot write to the folder {folder}: it is read-only; name another place.")
 
 
 def add_env_module_option(parser: argparse.ArgumentParser) -> None:

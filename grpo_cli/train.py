@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import secrets
 import shlex
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import gymnasium as gym
 
 from grpo_cli.evaluate import print_evaluation
-from grpo_cli.model import EXPORT_SUFFIXES
+from grpo_cli.model import EXPORT_SUFFIXES, find_model_file
 from grpo_cli.options import (
     DEFAULT_EPISODES,
     MAX_SEED,
@@ -32,6 +33,7 @@ from grpo_cli.options import (
     make_int_parser,
     parse_env_kwargs,
     parse_wrapper_options,
+    prepare_folder,
     prepare_output,
     require_packages,
     resolve_env,
@@ -81,7 +83,7 @@ def add_command(commands: Any) -> None:
         help="reward to train on (%(default)s)",
     )
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("-o", "--output", type=Path, help="model file; default: ENV.zip")
+    place.add_argument("-o", "--output", help="model file, or folder for ENV.zip; default: here")
     place.add_argument("-f", "--log-folder", type=Path, default=Path(), help="folder for ENV.zip")
     parser.add_argument(
         "--eval-episodes",
@@ -128,15 +130,13 @@ def _run(options: argparse.Namespace) -> int:
     wrappers, normalization = separate_normalization(parse_wrapper_options(options.wrapper))
     setup = EnvSetup(resolve_env(options.env), parse_env_kwargs(options.env_kwargs), wrappers)
     settings = choose_settings(options, setup.env_name, lambda: _choose_preset(setup), normalization)
-    output = _add_suffix(
-        options.output or options.log_folder / f"{options.env.replace('/', '-').replace(':', '-')}.zip"
-    )
+    output = _place_model(options)
     seed = secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
     with closing(_make_envs(setup, settings)) as env:
         model = _build_model(options, settings, env, seed)
         prepare_output("--output", output)
         if options.tensorboard_log is not None:
-            prepare_output("--tensorboard-log", options.tensorboard_log / "GRPO")
+            prepare_folder("--tensorboard-log", options.tensorboard_log)
         preset = _describe_preset(settings.preset_name)
         with _stop_on_signal(model) as stop:
             write(f"training on {setup.env_name} for {settings.n_timesteps:,} steps with {preset}, seed {seed}")
@@ -315,9 +315,20 @@ def _stop_on_signal(model: "GRPO") -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
+def _place_model(options: argparse.Namespace) -> Path:
+    """Return the path of the model file: in a folder, and by default, it has the name of the environment."""
+    file_name = f"{options.env.replace('/', '-').replace(':', '-')}.zip"
+    if options.output is None:
+        return Path(options.log_folder / file_name)
+    path = Path(options.output)
+    # Read as text, for a path has no slash at its end.
+    is_folder = options.output.endswith(("/", os.sep))
+    if is_folder or (os.path.isdir(path) and not find_model_file(path).is_file()):
+        return path / file_name
+    return _add_suffix(path)
+
+
 def _add_suffix(path: Path) -> Path:
-    if not path.name:
-        raise UsageError(f"--output {path} is a folder; name a file in it.")
     if path.suffix in EXPORT_SUFFIXES:
         name = path.with_suffix(".zip").name
         raise UsageError(

@@ -459,17 +459,57 @@ def test_a_window_needs_a_display(
     assert main(command) == 0
 
 
-@pytest.mark.parametrize("place", ["taken.txt/m.zip", "folder.zip", "."])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--output", "taken.txt/m.zip"], "--output cannot write to the folder taken.txt (File exists)"),
+        (["--output", "taken.txt/"], "--output cannot write to the folder taken.txt (File exists)"),
+        (["--output", "folder"], "--output folder/CartPole-v1.zip is a folder; name a file in it"),
+        (["-tb", "taken.txt"], "--tensorboard-log cannot write to the folder taken.txt (File exists)"),
+    ],
+)
 def test_a_place_that_cannot_be_written_is_named_before_training(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.txt").touch()
-    (tmp_path / "folder.zip").mkdir()
-    assert main(["train", "--env", "CartPole-v1", "-n", "1", "--output", place]) == 2
-    said, complaint = capsys.readouterr()
-    assert said == ""
-    assert complaint.startswith(f"grpo: --output {place} ")
+    (tmp_path / "folder" / "CartPole-v1.zip").mkdir(parents=True)
+    assert main(["train", "--env", "CartPole-v1", "-n", "1", *options]) == 2
+    printed, complaint = capsys.readouterr()
+    assert printed == ""
+    assert complaint.startswith(f"grpo: {said}")
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("new/", "new/CartPole-v1.zip"),
+        ("there", "there/CartPole-v1.zip"),
+        (".", "CartPole-v1.zip"),
+        ("there/..", "CartPole-v1.zip"),
+        ("both", "both.zip"),
+    ],
+)
+def test_a_folder_as_output_gets_a_file_with_the_name_of_the_environment(
+    place: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both.zip").write_bytes(b"an earlier one")
+    assert main(["train", "--env", "CartPole-v1", "-n", "1", "--eval-episodes", "0", "-o", place]) == 0
+    assert read_meta(tmp_path / expected)["env_name"] == "CartPole-v1"
+
+
+def test_runs_of_another_program_do_not_keep_the_log_away(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "GRPO").mkdir(parents=True)
+    options = ["-n", "1", "--eval-episodes", "0", "-f", str(tmp_path), "-tb", str(tmp_path / "runs")]
+    assert main(["train", "--env", "CartPole-v1", *options]) == 0
+    assert list((tmp_path / "runs" / "GRPO_1").iterdir())
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
