@@ -180,8 +180,9 @@ def end_well(main: Callable[[], int | None]) -> int:
     :return: What it returns, or 130 after Ctrl-C, 141 if the output's pipe is closed, 1 if another one is or the disk
         is full.
     """
-    if sys.stdout is None:  # whoever started the program closed it
-        sys.stdout = open(os.devnull, "w")
+    # Whoever started the program may have closed them.
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     _escape_unknown_characters()
     try:
         try:

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from api import create_app
 from grpo_cli.server_options import add_server_options, get_server_options
-from grpo_terminal import Parser
+from grpo_terminal import Parser, end_well
 from service.extensions import ExtensionError
 from service.http.browser_rules import DASHBOARD_PATH
 from service.http.serving.connections import Connection
@@ -222,4 +222,4 @@ def _refuse(reason: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_well(main))

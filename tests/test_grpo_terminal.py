@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -202,6 +203,12 @@ def test_a_full_disk_is_reported_in_a_line() -> None:
 def test_a_character_that_the_output_cannot_hold_is_written_as_an_escape(encoding: str, written: str) -> None:
     ended = run_main(r"print('\u65e5 \xe9')", encoding=encoding)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{written}\n", "")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_an_exit_status_is_kept_where_nothing_can_be_said(closed: str) -> None:
+    script = shlex.join([sys.executable, str(ROOT / "run_api.py"), "--port", "99999"])
+    assert subprocess.run(f"exec {script} {closed}", shell=True).returncode == 2
 
 
 def test_an_output_that_knows_nothing_of_encodings_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
