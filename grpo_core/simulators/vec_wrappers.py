@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
     VecCheckNan,
     VecEnv,
     VecFrameStack,
@@ -21,15 +23,18 @@ from stable_baselines3.common.vec_env import (
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
+from grpo_core.simulators.visits import is_noticed
+
 Array = npt.NDArray[Any]
 
 # The last frames of one environment, one entry per VecFrameStack; never changed in place.
 Frames = tuple[Any, ...]
 
-_ACCEPTED = (VecNormalize, VecFrameStack, VecTransposeImage, VecMonitor, VecCheckNan)
+_INNERMOST = (DummyVecEnv, SubprocVecEnv)
+_ACCEPTED = (VecNormalize, VecFrameStack, VecTransposeImage, VecMonitor, VecCheckNan, *_INNERMOST)
 # Methods of those that groups bypass.
 _BYPASSED = (
-    *("reset", "step", "step_async", "step_wait"),
+    *("reset", "step", "step_async", "step_wait", "_save_obs", "_obs_from_buf"),
     *("normalize_obs", "_normalize_obs", "_update_reward", "check_array_value", "_check_val"),
 )
 
@@ -83,7 +88,8 @@ def read_vec_wrappers(env: VecEnv) -> tuple[VecEnv, ObservationTransform]:
     """Separate a vectorised environment from its wrappers.
 
     :return: The vectorised environment inside all wrappers, and what the wrappers do to observations.
-    :raises ValueError: If there is a wrapper that groups must not bypass, or normalisation in the wrong place.
+    :raises ValueError: If there is a wrapper, or a method of the innermost, that groups must not bypass, or
+        normalisation in the wrong place.
     """
     changing: list[VecFrameStack | VecTransposeImage] = []
     is_normalized = False
@@ -99,27 +105,31 @@ def read_vec_wrappers(env: VecEnv) -> tuple[VecEnv, ObservationTransform]:
         elif isinstance(env, VecTransposeImage) and not env.skip:
             changing.append(env)
         env = env.venv
+    if isinstance(env, _INNERMOST):
+        _check_bypassed(env)
     return env, ObservationTransform(changing[::-1])
 
 
-def _check_bypassed(wrapper: VecEnvWrapper) -> None:
+def _check_bypassed(env: VecEnv) -> None:
     """Refuse a wrapper of another kind, and one whose class or owner has replaced a method that groups bypass."""
-    name = type(wrapper).__name__
-    kind = next((kind for kind in _ACCEPTED if isinstance(wrapper, kind)), None)
+    name = type(env).__name__
+    kind = next((kind for kind in _ACCEPTED if isinstance(env, kind)), None)
     if kind is not None:
-        replaced = (
-            method
-            for method in _BYPASSED
-            if method in vars(wrapper) or getattr(type(wrapper), method, None) is not getattr(kind, method, None)
-        )
-        if (method := next(replaced, None)) is None:
+        method = next((method for method in _BYPASSED if _is_replaced(env, kind, method)), None)
+        if method is None:
             return
         name = f"{name}.{method}"
     raise ValueError(
-        f"GRPO steps single environments and so bypasses {name}. It supports VecNormalize, VecFrameStack, "
-        "VecTransposeImage, VecMonitor and VecCheckNan as they are; for anything else, wrap the single environments: "
-        "make_vec_env(env_id, n_envs, wrapper_class=...)."
+        f"GRPO steps single environments and so bypasses {name}. It supports DummyVecEnv, SubprocVecEnv, VecNormalize, "
+        "VecFrameStack, VecTransposeImage, VecMonitor and VecCheckNan as they are; for anything else, wrap the single "
+        "environments: make_vec_env(env_id, n_envs, wrapper_class=...)."
     )
+
+
+def _is_replaced(env: VecEnv, kind: type[VecEnv], method: str) -> bool:
+    original, held = getattr(kind, method, None), vars(env).get(method)
+    is_own = held is None or is_noticed(held) or getattr(held, "__func__", None) is original
+    return not is_own or getattr(type(env), method, None) is not original
 
 
 def _check_normalization(env: VecNormalize, outside: Sequence[VecFrameStack | VecTransposeImage]) -> None:

@@ -70,10 +70,15 @@ class _Noticed:
         return getattr, (self._base, self._name)  # copied or pickled, it is the method again
 
 
+def is_noticed(method: Any) -> bool:
+    """Return whether a method is just the one of a ``DummyVecEnv`` with its visits noticed."""
+    return isinstance(method, _Noticed)
+
+
 def notice_visits(base: DummyVecEnv) -> Visits:
     """Return who is to know of visits to a ``DummyVecEnv``, which are noticed from now on."""
     methods = vars(base)
-    if not isinstance(methods.get("reset"), _Noticed):
+    if not is_noticed(methods.get("reset")):
         visits = Visits()
         methods |= {name: _Noticed(base, name, visits) for name in ("reset", "step_wait", "env_method")}
     noticed: _Noticed = methods["reset"]

@@ -1,6 +1,7 @@
 """Which vectorised environments and wrappers a bank is made of, and why others are refused."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -71,6 +72,14 @@ class Counting(VecMonitor):
         return super().step_wait()
 
 
+class TenfoldEnvs(DummyVecEnv):
+    """Pays ten times what its environments do."""
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = super().step_wait()
+        return observations, 10 * rewards, dones, infos
+
+
 class Named(VecNormalize):
     """Has a name, and a way of its own to do what groups leave to it."""
 
@@ -119,6 +128,17 @@ def test_subclasses_that_replace_nothing_that_is_bypassed_are_accepted() -> None
     assert make_bank(env, needs_restore=False).reset({0: 0})
     env.normalize_obs = lambda obs: obs  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"bypasses Named\.normalize_obs\."):
+        make_bank(env, needs_restore=False)
+
+
+def test_a_method_of_the_innermost_that_would_be_bypassed_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"bypasses TenfoldEnvs\.step_wait\. .*wrapper_class"):
+        make_bank(TenfoldEnvs([make_cart_pole]), needs_restore=True)
+    env = DummyVecEnv([make_cart_pole])
+    for copied in (False, True):  # a bank notices who calls some of the methods
+        assert make_bank(deepcopy(env) if copied else env, needs_restore=True).reset({0: 0})
+    env.step_async = lambda actions: None  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"bypasses DummyVecEnv\.step_async\."):
         make_bank(env, needs_restore=False)
 
 
