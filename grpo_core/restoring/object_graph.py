@@ -41,7 +41,7 @@ def describe_contents(envs: Sequence[Any], known: Sequence[Env] = (), *, shared:
     :param known: Layers whose attributes are known and left out.
     :param shared: Whether what classes and modules hold is included.
     """
-    return {path: _describe(value) for path, value in walk(envs, known, _MAX_COMPARED, shared)}
+    return {path: _describe(value) for path, value in walk(envs, known, _MAX_COMPARED, shared, code=True)}
 
 
 def list_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -60,7 +60,13 @@ def list_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
 
 
 def walk(
-    envs: Sequence[Any], known: Sequence[Env], max_values: int, shared: bool = True, *, scalars: bool = True
+    envs: Sequence[Any],
+    known: Sequence[Env],
+    max_values: int,
+    shared: bool = True,
+    *,
+    scalars: bool = True,
+    code: bool = False,
 ) -> Iterator[tuple[str, Any]]:
     """Yield all that can be reached from layers, nearest first, with the way there.
 
@@ -71,8 +77,10 @@ def walk(
     :param max_values: After how many values it ends.
     :param shared: Whether to begin with what classes and modules hold, too.
     :param scalars: Whether numbers and texts are yielded, and counted.
+    :param code: Whether classes, modules and built-in functions are yielded; they are not looked into.
     """
     look_into = list_children if scalars else _list_objects
+    leaves = (*SCALARS, *_CODE) if code else SCALARS
     seen: dict[int, str] = {}
     names = [type(env).__name__ for env in envs]
     queue: deque[tuple[str, Any]] = deque(
@@ -98,7 +106,7 @@ def walk(
                 continue
             place = f"{path}{step}"
             n_left -= 1
-            if isinstance(child, SCALARS):
+            if isinstance(child, leaves):
                 yield place, child
             elif isinstance(child, _CODE):
                 continue
@@ -208,6 +216,10 @@ def _describe(value: Any) -> Any:
         return value.shape, str(value.dtype), hash(value.tobytes()) if is_read else None
     if isinstance(value, types.FunctionType | types.MethodType):
         return value.__qualname__, hash(value)
+    if isinstance(value, types.BuiltinFunctionType):
+        return value.__module__, value.__qualname__
+    if isinstance(value, _CODE):
+        return id(value)
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value)) if all(isinstance(item, SCALARS) for item in value) else len(value)
     return len(value) if isinstance(value, list | tuple | dict | deque) else type(value).__name__

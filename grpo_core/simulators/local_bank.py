@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from functools import lru_cache
 from typing import Any
 from weakref import WeakMethod
@@ -13,10 +13,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from grpo_core.environments.first_calls import check_methods
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError
+from grpo_core.restoring.object_graph import SCALARS, walk
 from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import Simulator, SimulatorState
-from grpo_core.restoring.state import BOOKKEEPING, list_restored_layers
+from grpo_core.restoring.state import BOOKKEEPING, is_known, list_restored_layers
 from grpo_core.simulators.bank import Findings, SimulatorBank, list_rewound
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv
@@ -28,9 +29,9 @@ _N_BRIEF_STEPS = 8
 _MAX_BRIEF_SECONDS = 0.2
 # Total for all further kinds; a differing number makes a kind, so each environment may be one.
 _MAX_OTHERS_SECONDS = 4.0
-# A kind is a class and its parameters of these types; a seed does not count.
-_PLAIN = (bool, int, float, str)
-_SEED = "_np_random_seed"
+# A kind is what so many of the values that an environment holds are, the nearest first; a seed does not count.
+_MAX_DESCRIBED = 1_000
+_SEED = "._np_random_seed"
 # The methods of these packages' classes are known, unless an environment was given another one.
 _LIBRARIES = ("gymnasium.", "stable_baselines3.", "ale_py.")
 _OWN_METHODS = frozenset({"action_masks", "capture_state", "restore_state"})
@@ -146,7 +147,7 @@ def _prove_all(simulators: Sequence[Simulator]) -> list[RestoringReport]:
     seconds_left = _MAX_OTHERS_SECONDS
     all_shared, changed = _find_shared(simulators), list[Any]()
     for simulator, shared in zip(simulators, all_shared, strict=True):
-        kind = tuple(map(_describe_kind, list_nested_envs(simulator.env)))
+        kind = _describe_kind(simulator.env)
         began = time.monotonic()
         try:
             if kind in kinds:
@@ -194,9 +195,18 @@ def _list_originals(simulator: Simulator) -> dict[str, Any]:
         return {}
 
 
-def _describe_kind(layer: gym.Env[Any, Any]) -> tuple[Any, ...]:
-    """Return the class of a layer and its parameters, on which it may depend what changes in it."""
-    attributes = {} if type(layer) in BOOKKEEPING else vars(layer)
-    parameters = {name: repr(value) for name, value in attributes.items() if isinstance(value, _PLAIN)}
-    parameters.pop(_SEED, None)
-    return type(layer), *sorted(parameters.items())
+def _describe_kind(env: gym.Env[Any, Any]) -> Hashable:
+    """Describe the types and the parameters of what an environment holds, on which it may depend what changes in it."""
+    layers = list_nested_envs(env)
+    known = [layer for layer in layers if type(layer) in BOOKKEEPING or (layer is layers[-1] and is_known(layer))]
+    found = walk(layers, known, _MAX_DESCRIBED, shared=False, code=True)
+    try:
+        return frozenset((path, type(value), _describe(value)) for path, value in found if not path.endswith(_SEED))
+    except Exception:  # foreign code: objects may refuse to be looked at
+        return object()  # like no other
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, SCALARS):
+        return repr(value)
+    return value if isinstance(value, type) else getattr(value, "__code__", None)

@@ -1,7 +1,9 @@
 """Banks in this process: which environments are tried out, and how thoroughly; what they raise."""
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -45,13 +47,25 @@ def test_an_info_does_not_change_afterwards() -> None:
     assert "mine" not in bank.step({0: Order(1)})[0].info
 
 
+class Never:
+    """A plan that never turns."""
+
+    turns_at = -1
+
+
+class Later(Never):
+    """A plan that turns later than a brief trial lasts."""
+
+    turns_at = 30
+
+
 class Turning(gym.Env[Any, Any]):
     """Turns round after some steps, by taking another function, which is not restored."""
 
     observation_space, action_space = spaces.Box(-99.0, 99.0, (1,), np.float32), spaces.Discrete(2)
 
-    def __init__(self, turns_at: int) -> None:
-        self.turns_at = turns_at
+    def __init__(self, plan: Any) -> None:
+        self.plan = plan
         self.move: Callable[[int], int]
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
@@ -61,16 +75,26 @@ class Turning(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         self.t, self.x = self.t + 1, self.move(self.x)
-        if self.t == self.turns_at:
+        if self.t == getattr(self.plan, "turns_at", self.plan):
             self.move = lambda x: x - 1
         return np.array([self.x], np.float32), 0.0, False, self.t >= 60, {}
 
 
-def test_an_environment_of_the_same_class_with_other_parameters_is_tried_out_as_thoroughly() -> None:
-    alike = make_bank(DummyVecEnv([lambda: Turning(-1), lambda: Turning(-1)]), needs_restore=True)
-    assert [report.n_steps > 8 for report in alike.reports] == [True, False]
+@pytest.mark.parametrize(
+    ("alike", "other"),
+    [
+        (-1, 30),
+        (SimpleNamespace(turns_at=-1), SimpleNamespace(turns_at=30)),
+        (Never(), Later()),
+        (Never, Later),
+    ],
+    ids=["a number", "a number inside", "an object", "a class"],
+)
+def test_an_environment_of_the_same_class_with_other_parts_is_tried_out_as_thoroughly(alike: Any, other: Any) -> None:
+    bank = make_bank(DummyVecEnv([lambda: Turning(alike), lambda: Turning(copy(alike))]), needs_restore=True)
+    assert [report.n_steps > 8 for report in bank.reports] == [True, False]
     with pytest.raises(NotBranchableError):
-        make_bank(DummyVecEnv([lambda: Turning(-1), lambda: Turning(30)]), needs_restore=True)
+        make_bank(DummyVecEnv([lambda: Turning(alike), lambda: Turning(other)]), needs_restore=True)
 
 
 def test_a_restorable_wrapper_does_no_harm_in_this_process() -> None:
