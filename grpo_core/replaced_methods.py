@@ -1,7 +1,8 @@
 """Notice that methods of other packages' classes were replaced, as a program does to watch or to mend them."""
 
+import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any
 
@@ -27,6 +28,35 @@ class KnownMethods:
             for kind in (self._methods if kinds is None else kinds)
             if kind in self._methods
         )
+
+
+def has_replaced_methods(owner: Any) -> bool:
+    """Tell, within microseconds, whether an object or its class, which is a package's, was given other methods."""
+    kind = type(owner)
+    return not vars(owner).keys().isdisjoint(_get_own(kind)) or is_patched(kind)
+
+
+def is_patched(kind: type) -> bool:
+    """Return whether a class has methods that were written in none of the packages it comes from, whenever given."""
+    own = _get_own(kind)
+    methods = [getattr(kind, name, None) for name in own]
+    return not all(map(operator.is_, methods, own.values())) and any(_is_foreign(kind, method) for method in methods)
+
+
+def _find_own(kind: type) -> dict[str, Any]:
+    """Return the methods of a class as they were first seen; None for those that were foreign then."""
+    methods = {name: getattr(kind, name) for name in _list_methods(kind, None)}
+    return {name: None if _is_foreign(kind, method) else method for name, method in methods.items()}
+
+
+_get_own: Callable[[type], dict[str, Any]] = functools.lru_cache(maxsize=1024)(_find_own)
+
+
+def _is_foreign(kind: type, method: Any) -> bool:
+    function = method.fget if isinstance(method, property) else method
+    module: str = getattr(function, "__globals__", {}).get("__name__", "")  # not __module__, which wraps() copies
+    package = module.partition(".")[0]
+    return all(base.__module__.partition(".")[0] != package for base in kind.__mro__)
 
 
 def _list_methods(kind: type, names: Iterable[str] | None) -> list[str]:

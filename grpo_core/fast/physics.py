@@ -20,7 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.fast.dynamics import DYNAMICS, BoolArray, Dynamics, FloatArray, Motion
 from grpo_core.fast.step_threads import StepThreads
-from grpo_core.replaced_methods import KnownMethods
+from grpo_core.replaced_methods import KnownMethods, has_replaced_methods
 
 # Batch sizes of the replay: every tail that vector instructions for 2, 4 or 8 numbers leave, and whole vectors.
 _REPLAYED_BATCHES = (1, 2, 3, 5, 7, 8, 17, 64)
@@ -167,7 +167,7 @@ def find_batched_simulator(env: gym.Env[Any, Any], threads: StepThreads | None =
     make_dynamics = _get_dynamics(type(core))
     if make_dynamics is None or _does_more([*wrappers, core]) or getattr(core, "torque_noise_max", 0.0) > 0.0:
         return None
-    if any(map(_has_replaced_methods, [*wrappers, core])) or any(map(env.has_wrapper_attr, _OWN_METHODS)):
+    if any(map(has_replaced_methods, [*wrappers, core])) or any(map(env.has_wrapper_attr, _OWN_METHODS)):
         return None
     kinds = [type(wrapper) for wrapper in wrappers]
     if not _WRAPPERS.issuperset(kinds):
@@ -202,10 +202,6 @@ def _get_dynamics(kind: type) -> Callable[[Any], Dynamics] | None:
             _KNOWN_METHODS.append(KnownMethods(MUJOCO_TASKS))
         return MUJOCO_TASKS.get(kind)
     return DYNAMICS.get(kind) if _rounds_alike() else None
-
-
-def _has_replaced_methods(env: gym.Env[Any, Any]) -> bool:
-    return any(callable(getattr(type(env), name, None)) for name in vars(env))
 
 
 def _only_counts(monitor: Monitor) -> bool:

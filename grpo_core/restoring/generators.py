@@ -166,11 +166,13 @@ def access_generators(nested_envs: Sequence[Env]) -> StateAccess:
     :param nested_envs: The wrappers and the environment.
     """
 
+    unknown = {id(env) for env in nested_envs if not is_known(env)}
+
     def read(env: Env) -> dict[str, Any]:
         # Gymnasium creates the generator on first access.
         _ = env.np_random
         found = {name: value for name, value in env.__dict__.items() if is_restorable_generator(value)}
-        if not is_known(env):
+        if id(env) in unknown:
             for name, value in env.__dict__.items():
                 if isinstance(value, gym.Space):
                     found |= {f"{name}.{place}": space.np_random for place, space in enumerate(_list_spaces(value))}

@@ -25,10 +25,15 @@ from grpo_core.restoring.attribute_copies import (
 )
 from grpo_core.restoring.native.mujoco_state import MujocoModel, is_model
 from grpo_core.restoring.simulator import Simulator, SimulatorState
-from grpo_core.restoring.state import BOOKKEEPING, DRAWING_NAMES, access_own_methods, is_known, list_constants
+from grpo_core.restoring.state import (
+    BOOKKEEPING,
+    DRAWING_NAMES,
+    access_own_methods,
+    is_known,
+    is_known_engine,
+    list_constants,
+)
 
-# Of these packages' environments only the engine's state is restored.
-_ENGINES = ("gymnasium.envs.mujoco.", "ale_py.")
 # Number of steps in which to learn what an environment changes by itself: a counter or a position shows in the first,
 # rare events show later.
 _N_LEARNED_STEPS = 512
@@ -243,6 +248,6 @@ def _list_copied(env: Env) -> list[Env]:
             break  # it answers for all that it wraps
         layers.append(layer)
     for i, layer in enumerate(layers):
-        if not is_known(layer) and not type(layer).__module__.startswith(_ENGINES):
+        if not (is_known(layer) or is_known_engine(layer)):
             return [inner for inner in layers[i:] if type(inner) not in BOOKKEEPING]
     return []

@@ -35,6 +35,7 @@ from stable_baselines3.common.atari_wrappers import (
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
 from grpo_core.environments.nested import Env, get_own, list_nested_envs
+from grpo_core.replaced_methods import has_replaced_methods
 from grpo_core.restoring.copying.copier import CONSTANTS_OF_ENVS, CopyError, is_tool
 from grpo_core.restoring.copying.growth import Growth
 from grpo_core.restoring.copying.layers import IMMUTABLE, Layers
@@ -55,6 +56,8 @@ _SIMULATOR_STATE: dict[type, tuple[str, ...]] = {
     TaxiEnv: ("s", "lastaction", "fickle_step", "taxi_orientation"),
     BlackjackEnv: ("player", "dealer"),
 }
+# Of these packages' environments only the engine's state is restored.
+_ENGINES = ("gymnasium.envs.mujoco.", "ale_py.")
 # Attributes that a reset draws and keeps outside the physics engine, by the name of Gymnasium's class: the classes
 # themselves can only be imported with MuJoCo installed.
 _MUJOCO_STATE: dict[str, tuple[str, ...]] = {"ReacherEnv": ("goal",), "PusherEnv": ("goal_pos", "cylinder_pos")}
@@ -113,10 +116,15 @@ class StateAccess(NamedTuple):
 def is_known(env: Env) -> bool:
     """Return whether the attributes that a step of this layer changes are known.
 
-    They are not where one environment was given a ``step`` or ``reset`` of its own, which may change anything.
+    They are not where it or its class was given methods from elsewhere, which may change anything.
     """
     is_known_kind = type(env) in _WRAPPER_STATE or type(env) in _SIMULATOR_STATE
-    return is_known_kind and not {"step", "reset"} & env.__dict__.keys()
+    return is_known_kind and not has_replaced_methods(env)
+
+
+def is_known_engine(env: Env) -> bool:
+    """Return whether a step of this environment changes, but for known attributes, the state of its engine alone."""
+    return type(env).__module__.startswith(_ENGINES) and not has_replaced_methods(env)
 
 
 def list_constants(env: Env) -> frozenset[str]:
@@ -175,11 +183,11 @@ def access_innermost_env(env: Env, common_random_numbers: bool, layers: Layers) 
     modules = [base.__module__ for base in type(env).__mro__]
     if any(module.startswith("gymnasium.envs.box2d.") for module in modules):
         raise _refuse(env, "Box2D's contacts and solver state cannot be copied", is_final=True)
-    if type(env).__module__.startswith("gymnasium.envs.mujoco."):
-        state = _access_mujoco(env)
-        return _join(state, _access_parameters(env), _access_mujoco_parameters(env)) if is_wrapped else state
     if "ale_py.env" in modules:
         return _access_atari(env, common_random_numbers, layers)
+    if is_known_engine(env):
+        state = _access_mujoco(env)
+        return _join(state, _access_parameters(env), _access_mujoco_parameters(env)) if is_wrapped else state
     return _try_capture(_access_all_attributes(env, layers))
 
 
@@ -386,8 +394,7 @@ def _access_atari(env: Any, common_random_numbers: bool, layers: Layers) -> Stat
             f"action_repeat_probability={stickiness:g}) for one",
             is_final=True,
         )
-    is_known = type(env).__module__ == "ale_py.env"
-    attributes = None if is_known else _access_all_attributes(env, layers, frozenset({"ale"}))
+    attributes = None if is_known_engine(env) else _access_all_attributes(env, layers, frozenset({"ale"}))
 
     def capture() -> tuple[Any, ...]:
         return env.ale.cloneState(include_rng=common_random_numbers), attributes and attributes.capture()

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.environments.first_calls import check_methods
 from grpo_core.environments.nested import list_nested_envs
+from grpo_core.replaced_methods import is_patched
 from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError
 from grpo_core.restoring.object_graph import SCALARS, walk
 from grpo_core.restoring.outside_changes import OutsideChanges
@@ -119,10 +120,10 @@ def _describe_layers(envs: Sequence[gym.Env[Any, Any]], needs_restore: bool) -> 
     """
     if not needs_restore:
         return list(map(id, envs))
+    layers = [layer for env in envs for layer in list_restored_layers(env)]
     return [
-        (id(layer), type(layer), vars(layer).keys() & _get_methods(type(layer)))
-        for env in envs
-        for layer in list_restored_layers(env)
+        *((id(layer), type(layer), vars(layer).keys() & _get_methods(type(layer))) for layer in layers),
+        {kind for kind in {*map(type, layers)} if kind.__module__.startswith(_LIBRARIES) and is_patched(kind)},
     ]
 
 

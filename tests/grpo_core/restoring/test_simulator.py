@@ -993,6 +993,48 @@ def test_a_subclass_of_a_mujoco_environment_is_restored_with_its_own_attributes(
     Simulator(env).prove()
 
 
+def test_a_method_that_one_mujoco_environment_was_given_has_its_state_restored() -> None:
+    pytest.importorskip("mujoco")
+    env: Any = make("InvertedDoublePendulum-v5").unwrapped
+
+    def get_reward(self: Any, *arguments: Any) -> Any:
+        self.energy -= 1.0
+        return self.energy, {}
+
+    env._get_rew, env.energy = types.MethodType(get_reward, env), 0.0
+    simulator = Simulator(env)
+    simulator.reset(seed=0)
+    state = simulator.capture()
+    for _ in range(2):
+        simulator.restore(state)
+        assert simulator.step(env.action_space.sample())[1] == -1.0
+    assert simulator.prove() is not None
+
+
+def test_methods_that_a_known_class_was_given_have_their_state_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = CartPoleEnv.step
+    base = DummyVecEnv([CartPoleEnv])
+    bank = make_bank(base, needs_restore=True)
+
+    @functools.wraps(step)
+    def burn_fuel(self: Any, action: Any) -> Any:
+        self.fuel -= 1
+        observation, _, *rest = step(self, action)
+        return observation, self.fuel, *rest
+
+    monkeypatch.setattr(CartPoleEnv, "fuel", 9, raising=False)
+    assert not bank.is_outdated()
+    monkeypatch.setattr(CartPoleEnv, "step", burn_fuel)
+    assert bank.is_outdated()
+    simulator = Simulator(base.envs[0])
+    simulator.reset(seed=0)
+    state = simulator.capture()
+    for _ in range(2):
+        simulator.restore(state)
+        assert simulator.step(0)[1] == 8
+    assert simulator.prove() is not None
+
+
 @pytest.mark.parametrize("env_id", ["LunarLander-v3", "BipedalWalker-v3", "CarRacing-v3"])
 def test_box2d_is_refused_with_a_way_to_train_on_it(env_id: str) -> None:
     pytest.importorskip("Box2D")
