@@ -79,6 +79,11 @@ _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     StickyActionEnv: ("_sticky_action",),
     WarpFrame: (),
 }
+#: Attributes of a ``Monitor``, and so of its subclasses, in which it goes on counting over a restore.
+MONITOR_RECORDS = (
+    *("results_writer", "t_start", "total_steps", "current_reset_info"),
+    *("episode_returns", "episode_lengths", "episode_times"),
+)
 #: Known wrappers that only keep records that no other code changes: of episodes, and of what was checked.
 BOOKKEEPING = (Monitor, OrderEnforcing, PassiveEnvChecker)
 # Attributes of every gym.Env, and of every gym.Wrapper, that are no part of a state.
@@ -165,7 +170,8 @@ def access_wrapper(env: Env, layers: Layers) -> StateAccess | None:
         if layers.are_copied and type(env) not in BOOKKEEPING:  # in a wrapper that may change it, as the core below
             parts.append(_access_parameters(env))
         return _join(*parts) if parts else None
-    return _try_capture(_access_all_attributes(env, layers))
+    records = MONITOR_RECORDS if isinstance(env, Monitor) else ()
+    return _try_capture(_access_all_attributes(env, layers, frozenset(records)))
 
 
 def access_innermost_env(env: Env, common_random_numbers: bool, layers: Layers) -> StateAccess:
@@ -289,13 +295,13 @@ def _join(*parts: StateAccess) -> StateAccess:
     return StateAccess(capture, restore, means=", ".join(part.means for part in parts if part.means))
 
 
-def _access_all_attributes(env: Env, layers: Layers, engine: frozenset[str] = frozenset()) -> StateAccess:
+def _access_all_attributes(env: Env, layers: Layers, left_out: frozenset[str] = frozenset()) -> StateAccess:
     """Copy every attribute.
 
     :param layers: All layers, with which it is copied together.
-    :param engine: Names of attributes that are copied elsewhere.
+    :param left_out: Names of attributes that are no part of its state, or copied elsewhere.
     """
-    copied = _CopiedAttributes(env, engine, layers)
+    copied = _CopiedAttributes(env, left_out, layers)
     means = "a copy of its attributes"
     return StateAccess(copied.capture, copied.restore, False, False, means, is_copied=True)
 
@@ -303,10 +309,10 @@ def _access_all_attributes(env: Env, layers: Layers, engine: frozenset[str] = fr
 class _CopiedAttributes:
     """All attributes of one layer that are state, see ``_access_all_attributes``."""
 
-    def __init__(self, env: Env, engine: frozenset[str], layers: Layers) -> None:
+    def __init__(self, env: Env, left_out: frozenset[str], layers: Layers) -> None:
         self._env = env
         self._attributes = env.__dict__
-        self._left_out = set(list_constants(env) | engine)
+        self._left_out = set(list_constants(env) | left_out)
         self._layers = layers
         layers.include(env, self._is_state)
         self._growth = Growth(type(env).__name__)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, unwrap_vec_wrapper
 
 from grpo_core.environments.nested import Env, list_nested_envs
@@ -43,7 +43,7 @@ class EpisodeRows:
         self._waiting = None
 
 
-class SampledWriter:
+class SampledWriter(ResultsWriter):
     """Replaces a ``Monitor``'s writer and passes on only the rows that ``EpisodeRows`` chooses."""
 
     def __init__(self, monitor: Monitor) -> None:
@@ -66,7 +66,7 @@ def sample_rows(env: Env) -> None:
     """Let the ``Monitor`` around an environment whose branches share steps write no more of them than were taken."""
     for layer in list_nested_envs(env):
         if isinstance(layer, Monitor) and layer.results_writer and not isinstance(layer.results_writer, SampledWriter):
-            layer.results_writer = SampledWriter(layer)  # type: ignore[assignment]  # it has what a monitor calls
+            layer.results_writer = SampledWriter(layer)
 
 
 class VecMonitorFeed:

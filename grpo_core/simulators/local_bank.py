@@ -30,9 +30,10 @@ _N_BRIEF_STEPS = 8
 _MAX_BRIEF_SECONDS = 0.2
 # Total for all further kinds; a differing number makes a kind, so each environment may be one.
 _MAX_OTHERS_SECONDS = 4.0
-# A kind is what so many of the values that an environment holds are, the nearest first; a seed does not count.
+# A kind is what so many of the values that an environment holds are, the nearest first; a seed does not count, nor does
+# the time at which a Monitor was made.
 _MAX_DESCRIBED = 1_000
-_SEED = "._np_random_seed"
+_VARYING = ("._np_random_seed", ".t_start")
 # The methods of these packages' classes are known, unless an environment was given another one.
 _LIBRARIES = ("gymnasium.", "stable_baselines3.", "ale_py.")
 _OWN_METHODS = frozenset({"action_masks", "capture_state", "restore_state"})
@@ -202,7 +203,7 @@ def _describe_kind(env: gym.Env[Any, Any]) -> Hashable:
     known = [layer for layer in layers if type(layer) in BOOKKEEPING or (layer is layers[-1] and is_known(layer))]
     found = walk(layers, known, _MAX_DESCRIBED, shared=False, code=True)
     try:
-        return frozenset((path, type(value), _describe(value)) for path, value in found if not path.endswith(_SEED))
+        return frozenset((path, type(value), _describe(value)) for path, value in found if not path.endswith(_VARYING))
     except Exception:  # foreign code: objects may refuse to be looked at
         return object()  # like no other
 

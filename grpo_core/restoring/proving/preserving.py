@@ -3,7 +3,7 @@
 import copy
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.generators import Noise
 from grpo_core.restoring.object_graph import GENERATORS, MAX_ARRAY_BYTES, SCALARS, walk
 from grpo_core.restoring.proving.report import LayerAccess
-from grpo_core.restoring.state import is_known
+from grpo_core.restoring.state import MONITOR_RECORDS, is_known
 
 # Objects that are looked at, nearest first: environments may hold tables of them.
 _MAX_HELD = 10_000
@@ -60,10 +60,11 @@ def preserve(subject: Restorable, noise: Noise) -> Iterator[None]:
     """Leave the environment, and everything outside of it, as they were found."""
     noise_before = noise.capture()
     envs = list_nested_envs(subject.env)
-    held = _Held(envs)
-    # What a known layer does not count as state is for people to read: how many episodes a Monitor has seen.
-    of_known = _Held([env for env in envs if is_known(env)], is_shallow=True)
+    held = _Held(value for _, value in walk(envs, (), _MAX_HELD, shared=False))
+    # What does not count as state is for people to read: how many episodes a Monitor has seen.
+    uncounted = _Held(_list_uncounted(envs), is_shallow=True)
     loud = [_remember(env, _LOUD[kind]) for env in envs for kind in _LOUD if isinstance(env, kind)]
+    loud += [_remember(env, MONITOR_RECORDS) for env in envs if isinstance(env, Monitor)]
     before: list[Any] = []
     with suppress(Exception):  # foreign code; some environments have no state before their first reset
         before.append(subject.capture())
@@ -78,7 +79,7 @@ def preserve(subject: Restorable, noise: Noise) -> Iterator[None]:
                 is_restored = True
     finally:
         # Objects that are not looked into, such as an engine, have only been restored in their copies.
-        (of_known if is_restored and not held.is_whole else held).put_back()
+        (uncounted if is_restored and not held.is_whole else held).put_back()
         if not is_restored:
             for env in envs:
                 _silence(env)
@@ -87,6 +88,15 @@ def preserve(subject: Restorable, noise: Noise) -> Iterator[None]:
         for put_back in loud:
             put_back()
         noise.restore(noise_before)
+
+
+def _list_uncounted(envs: Sequence[Env]) -> Iterator[Any]:
+    """Yield the known layers and what they hold, and of other monitors only their records."""
+    for env in envs:
+        if is_known(env):
+            yield from (env, *vars(env).values())
+        elif isinstance(env, Monitor):
+            yield from (vars(env).get(name) for name in MONITOR_RECORDS)
 
 
 def _silence(env: Env) -> None:
@@ -98,27 +108,26 @@ def _silence(env: Env) -> None:
 
 def _remember(env: Env, names: Sequence[str]) -> Callable[[], None]:
     """Return a function that gives a layer some of its attributes back."""
-    before = {name: env.__dict__[name] for name in names}
+    before = {name: env.__dict__[name] for name in names if name in env.__dict__}
     return lambda: env.__dict__.update(before)
 
 
 class _Held:
-    """The contents of layers: the very same objects, each with what is in it now.
+    """Layers and what they hold: the very same objects, each with what is in it now.
 
     Restoring puts copies in their places, while others go on holding the objects themselves: the user, another
     environment, a function of the environment's own, a view of an array.
 
-    :param envs: The layers.
-    :param is_shallow: Whether to look at nothing but their attributes.
+    :param values: These objects.
+    :param is_shallow: Whether to leave out the attributes of all but the layers.
     """
 
-    def __init__(self, envs: Sequence[Env], is_shallow: bool = False) -> None:
+    def __init__(self, values: Iterable[Any], is_shallow: bool = False) -> None:
         self._contents: list[tuple[Any, Any]] = []
         self._n_bytes_left = _MAX_HELD_BYTES
         #: Whether all was looked into.
         self.is_whole = True
-        values = [value for env in envs for value in (env, *vars(env).values())]
-        for value in values if is_shallow else (value for _, value in walk(envs, (), _MAX_HELD, shared=False)):
+        for value in values:
             with suppress(Exception):  # foreign code; some objects refuse to be looked at
                 self._add(value, is_shallow and not isinstance(value, gym.Env))
 

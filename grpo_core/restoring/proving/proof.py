@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+from stable_baselines3.common.monitor import Monitor
 
 from grpo_core.environments.action_masks import get_action_masks, sample_action
 from grpo_core.environments.nested import list_nested_envs, name_env
@@ -123,7 +124,7 @@ class _Trial:
         self._known = [env for env in self._layers if is_known(env)]
         self.noise = Noise(self._layers, self._known)
         # A Monitor goes on counting. What is left of known layers must be restored.
-        self._uncompared = [env for env in self._layers if type(env) in BOOKKEEPING]
+        self._uncompared = [env for env in self._layers if isinstance(env, Monitor) or type(env) in BOOKKEEPING]
         self._seconds: dict[str, list[float]] = {"capture": [], "restore": [], "step": []}
         self._places: list[str] = []
         self._n_branches, self._n_recorded, self._n_replayed, self._longest = 0, 0, 0, 0

@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import (
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.simulator import Simulator, check_branchable
 from grpo_core.simulators.choose_bank import make_bank
+from grpo_core.simulators.single_env import Order
 
 CLASSIC_CONTROL = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]
 TOY_TEXT = [
@@ -588,6 +589,32 @@ def test_monitor_reports_length_and_return_of_the_restored_branch() -> None:
         *_, info = simulator.step(0)
         assert info["episode"]["l"] == 10
         assert info["episode"]["r"] == -10
+
+
+class Numbered(Monitor):
+    """Numbers the steps of an episode."""
+
+    def reset(self, **options: Any) -> Any:
+        self.n_steps = 0
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        *outcome, info = super().step(action)
+        return *outcome, info | {"n_steps": self.n_steps}
+
+
+def test_a_subclass_of_monitor_goes_on_counting_while_what_it_adds_is_restored(tmp_path: Path) -> None:
+    env = Numbered(make("CartPole-v1"), str(tmp_path / "numbered"))
+    bank = make_bank(DummyVecEnv([lambda: env]), needs_restore=True)
+    assert (env.get_total_steps(), env.get_episode_lengths()) == (0, []), "the trial has left its own"
+    _, state = bank.reset({0: 0})[0]
+    for n_steps in range(1, 4):
+        outcome = bank.step({0: Order(0, restore=state)})[0]
+        assert outcome.info["n_steps"] == len(env.rewards) == 1
+        assert env.get_total_steps() == n_steps
+    assert not bank.is_outdated(tries_capture=True), "the file that it writes is no obstacle"
+    env.close()
 
 
 def test_the_check_leaves_global_generators_alone() -> None:
