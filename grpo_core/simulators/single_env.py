@@ -26,6 +26,8 @@ from grpo_core.restoring.generators import find_noise
 from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.simulators.episode_rows import sample_rows
 
+# Types of what needs no copy; a void may have fields to write to.
+_UNCHANGING = frozenset({type(None), bool, int, float, complex, str, bytes, *np.sctypeDict.values()} - {np.void})
 _FILLED_AGAIN = (np.ndarray, dict, list, set)
 
 
@@ -245,12 +247,14 @@ def _make_copier(space: spaces.Space[Any]) -> Callable[[Any], Any]:
 
 
 def _copy_info(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy what an environment may fill again in its next step: the dictionary, and arrays and containers in it."""
-    return {name: _copy_value(value) if isinstance(value, _FILLED_AGAIN) else value for name, value in info.items()}
+    """Copy an info as SB3's ``DummyVecEnv`` does: the next step, or a restore, may change what is in it."""
+    return {name: value if type(value) in _UNCHANGING else _copy_value(value) for name, value in info.items()}
 
 
 def _copy_value(value: Any) -> Any:
+    if type(value) is tuple and _UNCHANGING.issuperset(map(type, value)):
+        return value
     try:
         return copy.deepcopy(value)
     except Exception:  # foreign objects may refuse to be copied
-        return copy.copy(value)
+        return copy.copy(value) if isinstance(value, _FILLED_AGAIN) else value

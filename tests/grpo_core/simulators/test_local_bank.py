@@ -1,5 +1,6 @@
 """Banks in this process: which environments are tried out, and how thoroughly; what they raise."""
 
+import threading
 from collections.abc import Callable
 from copy import copy
 from functools import partial
@@ -25,13 +26,15 @@ class Gauge(Camera):
 
     def __init__(self) -> None:
         super().__init__()
-        self.info: dict[str, Any] = {}
+        self.info: dict[str, Any] = {"lock": threading.Lock()}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         *outcome, info = super().step(action)
         self.info.update(info)
         self.info.setdefault("places", np.zeros(1))[0] = info["place"]
         self.info.setdefault("nested", {"places": [0]})["places"][0] = info["place"]
+        self.info.setdefault("pair", (np.zeros(1), "fixed"))[0][0] = info["place"]
+        self.info.setdefault("object", SimpleNamespace()).place = info["place"]
         return *outcome, self.info
 
 
@@ -43,6 +46,9 @@ def test_an_info_does_not_change_afterwards() -> None:
     for info in infos:
         assert info["places"] == info["place"]
         assert info["nested"] == {"places": [info["place"]]}
+        assert info["pair"] == (info["place"], "fixed")
+        assert info["object"].place == info["place"]
+        assert info["lock"] is infos[0]["lock"], "what cannot be copied stays"
     infos[0]["mine"] = True
     assert "mine" not in bank.step({0: Order(1)})[0].info
 
