@@ -6,7 +6,7 @@ class NotBranchableError(ValueError):
 
 
 class FailedTrialError(NotBranchableError):
-    """The environment failed in a plain reset or step; the cause is its own error."""
+    """The environment failed in a plain reset or step, before any restore; the cause is its own error."""
 
 
 class FailedResetError(FailedTrialError):

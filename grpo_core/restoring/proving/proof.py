@@ -130,6 +130,8 @@ class _Trial:
         self._n_branches, self._n_recorded, self._n_replayed, self._longest = 0, 0, 0, 0
         self._n_long, self._n_short = 1, 1
         self._is_over = True
+        # From then on no failure is the environment's alone: a reset need not undo what a restore did.
+        self._has_restored = False
         self._rewound: tuple[str, ...] = ()
 
     def run(self, n_steps: int, max_seconds: float, seed: int | None) -> RestoringReport:
@@ -374,16 +376,18 @@ class _Trial:
         self._restore(point.state, point.noise)
 
     def _reset(self, seed: int | None) -> None:
-        kind = FailedTrialError if self._places else FailedResetError
-        with naming(self._env, "reset() failed when it was tried out", kind):
+        problem, kind = "reset() failed after a restore", NotBranchableError
+        if not self._has_restored:
+            problem, kind = "reset() failed when it was tried out", FailedResetError
+        with naming(self._env, problem, kind):
             returned: Any = self._env.reset(seed=seed)
             # What else it must be is checked elsewhere. The info is for people.
             self._first_observation = copy.deepcopy(returned[0] if isinstance(returned, tuple) else returned)
         self._is_over = False
 
     def _step(self, action: Any, when: str) -> tuple[Any, ...]:
-        problem, kind = f"step() failed {when}", NotBranchableError
-        if not when:
+        problem, kind = f"step() failed {when or 'after a restore'}", NotBranchableError
+        if not (when or self._has_restored):
             problem, kind = "step() failed when it was tried out with random actions", FailedTrialError
         given = copy.deepcopy(action)  # which an environment may change in place, and a replay needs
         with naming(self._env, problem, kind):
@@ -414,5 +418,6 @@ class _Trial:
     def _put_back(self, state: Any, *, in_place: bool = True) -> None:
         with naming(self._env, "a captured state could not be restored"):
             begin = time.perf_counter()
+            self._has_restored = True
             self._subject.restore(self._shipment.unpack(state), in_place=in_place)
             self._seconds["restore"].append(time.perf_counter() - begin)

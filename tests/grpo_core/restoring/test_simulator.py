@@ -1039,7 +1039,7 @@ def test_a_method_that_one_mujoco_environment_was_given_has_its_state_restored()
 
 
 def test_methods_that_a_known_class_was_given_have_their_state_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = CartPoleEnv.step
+    step: Any = CartPoleEnv.step
     base = DummyVecEnv([CartPoleEnv])
     bank = make_bank(base, needs_restore=True)
 

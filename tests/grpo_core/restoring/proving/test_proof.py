@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import itertools
 import random
+import re
 import types
 import warnings
 import weakref
@@ -444,6 +446,28 @@ def test_an_environment_in_a_worker_whose_reset_fails_is_refused_with_its_own_er
             GRPO("MlpPolicy", env)
     finally:
         env.close()
+
+
+class HasSessions(Cart):
+    """Closes on a server, as it is reset, the session that it opened last."""
+
+    sessions: ClassVar[set[int]] = set()
+    numbers: ClassVar[Any] = itertools.count()
+    session: int | None = None
+
+    def prepare(self) -> None:
+        if self.session is not None:
+            self.sessions.remove(self.session)
+        self.session = next(self.numbers)
+        self.sessions.add(self.session)
+
+
+def test_a_reset_that_fails_only_after_a_restore_is_an_obstacle_and_no_error() -> None:
+    obstacle = find_obstacle(DummyVecEnv([HasSessions]))
+    assert obstacle is not None
+    assert re.search(r"reset\(\) failed after a restore \(KeyError", obstacle)
+    with pytest.warns(UserWarning, match="failed after a restore"):
+        assert GRPO("MlpPolicy", HasSessions(), n_steps=64, horizon=16).learn(128)._mode == "episode"
 
 
 class FailsAfterRestore(Cart):
