@@ -215,7 +215,7 @@ def check_branchable(
     Run it on your own environment before you train on it. From the start of an episode, from its middle and from the
     start of the next, it plays several branches, each again after others, after an end and after a reset, with the
     same noise. Observations, rewards, flags and action masks must be identical. The environment and all generators are
-    left as they were found.
+    left as they were found; what resets and steps write to classes, modules or files stays there.
 
     :param env: The environment with its wrappers, just as it will be trained.
     :param n_steps: Steps per branch, at least 1; the end of an episode ends the branch.
