@@ -39,11 +39,11 @@ from grpo_cli.options import (
     resolve_env,
     write,
 )
-from grpo_cli.training_settings import NO_PRESET, TrainingSettings, choose_settings, resolve_classes
+from grpo_cli.training_settings import TrainingSettings, choose_settings, resolve_classes
 from grpo_core.environments.making import EnvSetup, make_env
 from grpo_core.environments.wrappers import separate_normalization, suggest_wrappers
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Group, list_group
-from grpo_core.options.presets import list_general_presets
+from grpo_core.options.presets import NO_PRESET, list_general_presets
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS
 from grpo_core.spaces import UnsupportedSpaceError, check_spaces, list_normalizable
 from grpo_terminal import SIGNAL_STATUS, UsageError

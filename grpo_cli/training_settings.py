@@ -11,6 +11,7 @@ from grpo_core.options.checks import is_whole
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.presets import (
     GENERAL_PRESET,
+    NO_PRESET,
     Preset,
     fit_horizon,
     fit_n_steps,
@@ -24,7 +25,6 @@ from grpo_core.options.rewards import CARTPOLE_ENVIRONMENTS, ENVIRONMENT_REWARD
 from grpo_core.suggestions import suggest
 from grpo_terminal import UsageError
 
-NO_PRESET = "none"
 _DEFAULT_TIMESTEPS = 20_000
 # What --hyperparams takes besides the hyperparameters.
 _OTHER_NAMES = ("policy", "policy_kwargs", "stats_window_size", "normalize")

@@ -16,6 +16,8 @@ from grpo_core.spaces import is_image_space
 _NOT_ARGUMENTS = ("n_timesteps", "policy", "n_envs", "normalize")
 #: Chooses among the general presets by the spaces of the environment, and by whether it can be restored.
 GENERAL_PRESET = "general"
+#: Fills in nothing.
+NO_PRESET = "none"
 _GENERAL_PREFIX = "general-"
 _LEAST_STEPS, _LEAST_ROLLOUTS = 32, 8
 

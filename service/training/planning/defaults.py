@@ -7,11 +7,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.options.checks import DEFAULT_HORIZON
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
-from grpo_core.options.presets import Preset, get_preset, list_general_presets, shorten_rollouts
+from grpo_core.options.presets import NO_PRESET, Preset, get_preset, list_general_presets, shorten_rollouts
 from grpo_core.spaces import list_normalizable
 from service.schemas.training import Normalization, TrainRequest
 from service.training.planning.memory_limits import shrink
-from service.training.planning.names import NO_PRESET, Rewards
+from service.training.planning.names import Rewards
 
 # Two branches of this length fill the 32 steps that a rollout has without a preset. Returns of so few steps have little
 # noise, and an action shows in CartPole's position and angle from the second step on.

@@ -18,6 +18,7 @@ from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policies import choose_policy
 from grpo_core.options.presets import (
     GENERAL_PRESET,
+    NO_PRESET,
     choose_general_preset,
     fit_horizon,
     fit_n_steps,
@@ -35,7 +36,7 @@ from service.training.build_model import build_model, use_one_thread
 from service.training.init_model import check_init, read_init_settings
 from service.training.planning.defaults import Settings, choose_defaults, find_time_limit, list_preset_choices
 from service.training.planning.memory_limits import check_memory
-from service.training.planning.names import NO_PRESET, NamedRequest
+from service.training.planning.names import NamedRequest
 from service.training.planning.plan import FilledRequest
 from service.workers.task import Progress
 

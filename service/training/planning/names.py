@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from grpo_core.options.presets import GENERAL_PRESET, get_preset, list_general_presets, list_presets
+from grpo_core.options.presets import GENERAL_PRESET, NO_PRESET, get_preset, list_general_presets, list_presets
 from grpo_core.options.rewards import (
     CARTPOLE_ENVIRONMENTS,
     ENVIRONMENT_REWARD,
@@ -20,9 +20,6 @@ from grpo_core.suggestions import suggest
 from service.environments.catalogue import suggest_environment
 from service.errors import InvalidRequestError
 from service.schemas.training import TrainRequest
-
-# The preset that fills in nothing.
-NO_PRESET = "none"
 
 
 class Rewards(NamedTuple):
