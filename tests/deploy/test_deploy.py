@@ -149,12 +149,13 @@ class TestCompose:
             seen.append((scope["scheme"], scope["client"][0]))
 
         trusted = COMPOSE["services"][name]["environment"]["FORWARDED_ALLOW_IPS"]
+        (network,) = COMPOSE["networks"]["default"]["ipam"]["config"]
         # A visitor may send the first address; the last one is what the proxy has seen.
-        headers = [(b"x-forwarded-proto", b"https"), (b"x-forwarded-for", b"9.9.9.9, 1.2.3.4")]
-        scope: Any = {"type": "http", "scheme": "http", "client": ("172.18.0.1", 5), "headers": headers}
+        headers = [(b"x-forwarded-proto", b"https"), (b"x-forwarded-for", b"9.9.9.9, 192.168.1.50")]
+        scope: Any = {"type": "http", "scheme": "http", "client": (network["gateway"], 5), "headers": headers}
         app: Any = ProxyHeadersMiddleware(remember, trusted_hosts=trusted)
         asyncio.run(app(scope, None, None))
-        assert seen == [("https", "1.2.3.4")]
+        assert seen == [("https", "192.168.1.50")]
 
     def test_the_gpu_and_the_monitoring_are_only_started_when_asked_for(self) -> None:
         profiles = {name: service.get("profiles") for name, service in COMPOSE["services"].items()}
