@@ -24,7 +24,7 @@ from grpo_core.groups.archive import AnchorState
 from grpo_core.restoring.copying.copier import CopyError, describe_kind, is_plain, list_slots
 from grpo_core.restoring.copying.layers import LayerMethod, LayerReference
 from grpo_core.restoring.copying.originals import Noted
-from grpo_core.restoring.copying.references import ArrayView, WeakReference
+from grpo_core.restoring.copying.references import ArrayView, WeakContainer, WeakReference
 from grpo_core.restoring.generators import get_generator_state, is_restorable_generator, set_generator_state
 from grpo_core.saving.space_json import space_from_json, space_to_json
 from grpo_core.simulators.single_env import Observed
@@ -34,7 +34,10 @@ Node = Any
 # Classes of this library that states are made of.
 _OWN_CLASSES: dict[str, type] = {
     kind.__name__: kind
-    for kind in (AnchorState, Observed, ArrayView, WeakReference, LayerReference, LayerMethod, deque, OrderedDict)
+    for kind in (
+        *(AnchorState, Observed, LayerReference, LayerMethod, deque, OrderedDict),
+        *(ArrayView, WeakReference, WeakContainer),
+    )
 }
 _BIT_GENERATORS = {
     kind.__name__: kind

@@ -319,12 +319,14 @@ class Copier:
 
     def _copy_weak_reference(self, value: Any, memo: Memo) -> Any:
         target = find_target(value)
-        if target is None:
-            return value
-        return _refer(value, WeakReference(value, is_proxy=type(value) is not weakref.ref), target, memo)
+        if target is not None:
+            return _refer(value, WeakReference(value, is_proxy=type(value) is not weakref.ref), target, memo)
+        if type(value) is weakref.ref and value() is None:
+            return memo.setdefault(id(value), WeakReference(None))
+        return value
 
     def _copy_weak_container(self, value: Any, memo: Memo) -> Any:
-        container = memo[id(value)] = WeakContainer(type(value), [])
+        container = memo[id(value)] = WeakContainer(type(value).__name__, [])
         for target, *strong in list_entries(value):
             reference = self._copy_weak_reference(weakref.ref(target), memo)
             container.items.append((reference, *[self.copy(item, memo) for item in strong]))

@@ -40,11 +40,15 @@ class ArrayView:
         return np.ndarray(self.values.shape, self.values.dtype, copy(self.base), self.offset, self.strides)
 
 
+class _Gone:
+    """Nobody keeps one."""
+
+
 @dataclass(eq=False)
 class WeakReference:
     """Stands for a weak reference.
 
-    :param original: The reference itself; None once it is led to a copy of its object.
+    :param original: The reference itself; None once it is led to a copy of its object, and if that is gone.
     :param is_proxy: Whether it is a proxy, and not to be called.
     :param target: The copy of its object; None if that is not copied.
     """
@@ -61,7 +65,7 @@ class WeakReference:
     def make(self, copy: Copy) -> Any:
         """Return such a reference for the environment."""
         if self.target is None:
-            return self.original
+            return weakref.ref(_Gone()) if self.original is None else self.original
         target = copy(self.target)
         return weakref.proxy(target) if self.is_proxy else weakref.ref(target)
 
@@ -70,22 +74,22 @@ class WeakReference:
 class WeakContainer:
     """Stands for a container of the ``weakref`` module.
 
-    :param kind: Its class.
+    :param kind: The name of its class.
     :param items: Of each entry what it holds weakly, as a ``WeakReference``, and what else there is: a key or a value.
     """
 
-    kind: Any
+    kind: str
     items: list[tuple[Any, ...]]
 
     def make(self, copy: Copy) -> Any:
         """Return such a container for the environment."""
-        made = self.kind()
+        made = getattr(weakref, self.kind)()
         for weak, *strong in self.items:
             if (target := copy(weak)()) is None:
                 continue
-            if self.kind is weakref.WeakSet:
+            if self.kind == "WeakSet":
                 made.add(target)
-            elif self.kind is weakref.WeakKeyDictionary:
+            elif self.kind == "WeakKeyDictionary":
                 made[target] = copy(strong[0])
             else:
                 made[copy(strong[0])] = target

@@ -1,5 +1,6 @@
 """A training that goes on from a checkpoint ends with the weights that it would have had."""
 
+import dataclasses
 import enum
 import io
 import json
@@ -28,6 +29,8 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.checkpoints.objects import Reader, UnknownObjectError, Writer
 from grpo_core.restoring import simulator
+from grpo_core.restoring.copying import references
+from grpo_core.restoring.copying.references import WeakContainer, WeakReference
 from grpo_core.restoring.generators import get_generator_state
 from grpo_core.restoring.proving.proof import prove
 from tests.suites import DEVICE
@@ -249,6 +252,17 @@ def test_what_is_described_is_made_again(value: Any, is_described: bool) -> None
     (made,) = Reader(node[1], writer.arrays, {"tests"}, {}).make(node[0])
     assert made == value
     assert type(made) is type(value)
+
+
+def test_all_that_stands_for_references_is_described() -> None:
+    kinds = [kind for kind in vars(references).values() if dataclasses.is_dataclass(kind)]
+    value = [*kinds, WeakContainer("WeakSet", [(WeakReference(None, target=3),)])]
+    writer = Writer({"tests"}, {})
+    node = json.loads(json.dumps([writer.describe(value), writer.objects]))
+    *made_kinds, made = Reader(node[1], writer.arrays, {"tests"}, {}).make(node[0])
+    assert made_kinds == kinds
+    ((reference,),) = made.items
+    assert (made.kind, vars(reference)) == ("WeakSet", vars(WeakReference(None, target=3)))
 
 
 @pytest.mark.parametrize("kind", [np.random.Generator, np.random.RandomState])

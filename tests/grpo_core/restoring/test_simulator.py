@@ -688,6 +688,7 @@ class Body:
         self.world, self.ref, self.env = weakref.proxy(world), weakref.ref(world), weakref.proxy(env)
         self.key = Key()
         self.worlds = weakref.WeakSet([world])
+        self.gone = weakref.ref(World())
         self.names = weakref.WeakKeyDictionary({world: [1]})
         self.by_key = weakref.WeakValueDictionary({self.key: world})
 
@@ -730,6 +731,7 @@ def test_weak_references_lead_to_what_a_restore_puts_in_place(order: str, travel
         assert body.ref() is world
         assert body.env.parts is env.parts
         assert list(body.worlds) == [world]
+        assert body.gone() is None
         assert list(body.names.items()) == [(world, [1])]
         assert list(body.by_key.items()) == [(body.key, world)]
     assert type(body.world) is type(body.env) is weakref.ProxyType
