@@ -6,9 +6,9 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from grpo_core.checkpoints import MAX_FILE_BYTES, checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
@@ -55,16 +55,15 @@ class KeepCheckpoint(BaseCallback):
         self._sees_rollouts = False
 
     def _on_training_start(self) -> None:
+        if isinstance(self.parent, EventCallback):  # now, and not when it is to keep something
+            self._refuse_place()
         self.path.parent.mkdir(parents=True, exist_ok=True)  # now, and not when there is something to lose
         self._taken_timesteps, self._taken_at = self.model.num_timesteps, time.monotonic()
         self._sees_rollouts = False
 
     def _on_step(self) -> bool:
         if not self._sees_rollouts:
-            raise ValueError(
-                "KeepCheckpoint takes checkpoints between rollouts, of which a callback inside another one, such as "
-                "EveryNTimesteps or EvalCallback, is not told; give it to learn() itself, or in a list."
-            )
+            self._refuse_place()
         return True
 
     def _on_rollout_start(self) -> None:
@@ -81,6 +80,12 @@ class KeepCheckpoint(BaseCallback):
         if is_due:
             self._take()
             self._taken_timesteps, self._taken_at = self.model.num_timesteps, time.monotonic()
+
+    def _refuse_place(self) -> NoReturn:
+        raise ValueError(
+            "KeepCheckpoint takes checkpoints between rollouts, of which a callback inside another one, such as "
+            "EveryNTimesteps or EvalCallback, is not told; give it to learn() itself, or in a list."
+        )
 
     def _take(self) -> None:
         try:

@@ -191,7 +191,7 @@ def test_settings_out_of_their_range_are_refused(tmp_path: Path, settings: dict[
 def test_one_that_is_told_of_no_rollouts_is_refused(tmp_path: Path) -> None:
     keep = KeepCheckpoint(tmp_path / "training.zip", every_steps=100)
     with pytest.raises(ValueError, match="such as EveryNTimesteps or EvalCallback, is not told; give it to learn"):
-        make_model().learn(TOTAL, EveryNTimesteps(100, keep))
+        make_model().learn(TOTAL, EveryNTimesteps(TOTAL, keep))
 
 
 def test_models_and_checkpoints_are_told_apart(tmp_path: Path) -> None:
