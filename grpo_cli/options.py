@@ -247,7 +247,7 @@ def explain(error: Exception, setup: EnvSetup) -> str:
     """
     known = describe_origin(setup.env_name, "add --env-module")
     if not isinstance(error, gym.error.UnregisteredEnv) or known is not None:
-        if isinstance(error, (gym.error.Error, ImportError, ValueError, TypeError)):
+        if isinstance(error, (gym.error.Error, ImportError, ValueError, TypeError)) and str(error):
             return str(error)
         # A KeyError's text is the key alone, and many an assertion has none.
         text = f"{type(error).__name__} {error}".rstrip()

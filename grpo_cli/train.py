@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
     seed = secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
     with closing(_make_envs(setup, settings)) as env:
         model = _build_model(options, settings, env, seed)
-        prepare_output("--output", output)
+        prepare_output("--log-folder" if options.output is None else "--output", output)
         if options.tensorboard_log is not None:
             prepare_folder("--tensorboard-log", options.tensorboard_log)
         preset = _describe_preset(settings.preset_name)
@@ -149,11 +149,11 @@ def _run(options: argparse.Namespace) -> int:
                 stop.is_over = True
                 _save_after(error, model, setup, output)
                 raise
-            stop.is_over = True
+            was_cut, stop.is_over = stop.signal_number != 0, True
             place = _save(output, model.to_bytes(**setup._asdict()))
         write(f"trained {model.num_timesteps:,} steps in {time.monotonic() - begun:.1f} s, saved {place}")
         if stop.signal_number:
-            write("interrupted: the file holds the policy so far")
+            write(f"interrupted: the file holds the policy {'so far' if was_cut else 'of the whole training'}")
             return SIGNAL_STATUS + stop.signal_number
         actor = model.make_actor()
     if options.eval_episodes > 0:
@@ -179,18 +179,21 @@ def _save(output: Path, content: bytes) -> Path:
 
     :return: Its path.
     """
+    from grpo_core.saving.atomic_write import UnconfirmedWriteError
     from grpo_core.saving.model_state import write_model
 
     try:
         write_model(output, content)
-        return output
+    except UnconfirmedWriteError as error:
+        sys.stderr.write(f"grpo: {error}\n")
     except OSError as error:
-        with NamedTemporaryFile(prefix=f"{output.stem}-", suffix=output.suffix, delete=False) as file:
+        with NamedTemporaryFile(prefix=f"{output.stem[:50]}-", suffix=output.suffix, delete=False) as file:
             file.write(content)
         sys.stderr.write(
             f"grpo: --output {output} cannot be written ({error.strerror}); the policy is in {file.name}, move it.\n"
         )
         return Path(file.name)
+    return output
 
 
 def _describe_preset(name: str) -> str:
@@ -298,16 +301,23 @@ class _Stop:
 
 @contextmanager
 def _stop_on_signal(model: "GRPO") -> Iterator[_Stop]:
-    """Let the first Ctrl-C or SIGTERM end the training, and a second one the program, unless it saves the policy."""
+    """Let the first Ctrl-C, SIGTERM or SIGHUP end the training, and a second Ctrl-C the program, but not the save.
+
+    Supervisors may send a SIGTERM twice, to a process and to its group.
+    """
     stop = _Stop()
 
     def on_signal(signal_number: int, frame: FrameType | None) -> None:
-        if stop.signal_number and not stop.is_over:
+        if stop.signal_number and signal_number == signal.SIGINT and not stop.is_over:
             raise KeyboardInterrupt
-        stop.signal_number = signal_number
+        stop.signal_number = stop.signal_number or signal_number
         model.stop()
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, on_signal)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup has it
+    }
     try:
         yield stop
     finally:

@@ -205,6 +205,8 @@ def test_the_file_goes_into_the_log_folder_under_the_name_of_the_environment(tmp
         (["--env", "CartPol-v1"], "--env CartPol-v1 cannot be made: it is not registered; did you mean CartPole-v"),
         (["--env", "no_such_module:Docking-v0"], "the module 'no_such_module' is missing; if a package of that name"),
         (["--env", "a:b:c"], "--env a:b:c cannot be made: "),
+        (["--env", ".foo:Bar-v0"], "'.foo' before the colon is not the name of a module"),
+        (["--env-module", "no-such-module"], "--env-module no-such-module cannot be imported"),
         (["--env", "Docking-v0"], "it is not registered; if a module of yours registers it, add --env-module"),
         (["--env", "Acrobot-v1", "--reward-function", "simple_cartpole"], "take --reward-function environment"),
         (
@@ -293,20 +295,21 @@ def test_a_bar_without_its_packages_is_refused(
     assert "--progress needs tqdm and rich: pip install tqdm rich, or leave it out." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_keeps_what_was_learned(signal_number: int, status: int, python: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_keeps_what_was_learned(signal_number: int, python: str, tmp_path: Path) -> None:
     command = [python, "-u", str(ROOT / "grpo.py"), "train", "--env", "CartPole-v1", "-n", "100000000"]
     output = tmp_path / "out.txt"
     with output.open("w") as file, subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file) as process:
         wait_until(lambda: "training on" in output.read_text())
-        process.send_signal(signal_number)
-        assert process.wait() == status, output.read_text()
-    assert "interrupted" in output.read_text()
+        for _ in range(1 if signal_number == signal.SIGINT else 2):  # supervisors repeat theirs
+            process.send_signal(signal_number)
+        assert process.wait() == 128 + signal_number, output.read_text()
+    assert "interrupted: the file holds the policy so far" in output.read_text()
     assert read_meta(tmp_path / "CartPole-v1.zip")["env_name"] == "CartPole-v1"
 
 
 def test_an_interrupt_that_comes_during_the_save_does_not_lose_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(descriptor: int) -> None:
         for _ in range(2):
@@ -316,6 +319,20 @@ def test_an_interrupt_that_comes_during_the_save_does_not_lose_it(
     output = tmp_path / "m.zip"
     assert main(["train", "--env", "CartPole-v1", "-n", "1", "--eval-episodes", "0", "-o", str(output)]) == 130
     assert read_meta(output)["env_name"] == "CartPole-v1"
+    assert "interrupted: the file holds the policy of the whole training" in capsys.readouterr().out
+
+
+def test_a_file_that_is_there_but_not_confirmed_is_not_written_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("grpo_core.saving.atomic_write.sync_folder", refuse)
+    output = tmp_path / "m.zip"
+    assert main(["train", "--env", "CartPole-v1", "-n", "1", "--eval-episodes", "0", "-o", str(output)]) == 0
+    said = capsys.readouterr()
+    assert (f"saved {output}" in said.out, "move it" in said.err) == (True, False)
 
 
 def train_until(error: Exception, n_steps: int, output: Path, register_env: RegisterEnv) -> None:

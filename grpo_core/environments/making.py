@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 from gymnasium.envs.registration import find_highest_version, get_env_id, parse_env_id
 
-from grpo_core.environments.packages import explain_missing_packages
+from grpo_core.environments.packages import explain_missing_packages, is_module_name
 from grpo_core.environments.wrappers import SetupError, Wrapper, apply_wrappers, choose_env_kwargs
 
 
@@ -32,6 +32,8 @@ def resolve_env_name(env_name: str) -> str:
     :raises gymnasium.error.Error: If it is not written as an id.
     """
     module, _, name = env_name.rpartition(":")
+    if module and not is_module_name(module):
+        raise gym.error.Error(f"{module!r} before the colon is not the name of a module; write it as in an import.")
     if module:
         importlib.import_module(module)
     if name in gym.registry:

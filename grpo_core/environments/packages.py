@@ -1,6 +1,5 @@
 """Say which package an environment lacks, and the command that installs it."""
 
-import keyword
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,9 +51,8 @@ _KNOWN = {*_PACKAGES, *(family.module for family in _FAMILIES)}
 
 
 def is_module_name(name: str) -> bool:
-    """Return whether a name is written as in an import; that of a file is not."""
-    is_file = name.endswith(".py")
-    return not is_file and all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split("."))
+    """Return whether a name is one that Python can import; that of a file is not."""
+    return not name.endswith(".py") and not re.search(r"[\s/\\]", name) and all(name.split("."))
 
 
 def describe_missing_package(error: BaseException) -> str | None:
