@@ -36,7 +36,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
 from grpo_core.environments.nested import Env, get_own, list_nested_envs
 from grpo_core.replaced_methods import has_replaced_methods
-from grpo_core.restoring.copying.copier import CONSTANTS_OF_ENVS, CopyError, is_tool, list_slots
+from grpo_core.restoring.copying.copier import CONSTANTS_OF_ENVS, CopyError, is_tool
 from grpo_core.restoring.copying.growth import Growth
 from grpo_core.restoring.copying.layers import IMMUTABLE, Layers
 from grpo_core.restoring.errors import NotBranchableError
@@ -312,7 +312,6 @@ class _CopiedAttributes:
     def __init__(self, env: Env, left_out: frozenset[str], layers: Layers) -> None:
         self._env = env
         self._attributes = env.__dict__
-        self._slots = list_slots(type(env))
         self._left_out = set(list_constants(env) | left_out)
         self._layers = layers
         layers.include(env, self._is_state)
@@ -324,7 +323,7 @@ class _CopiedAttributes:
         :raises NotBranchableError: If one cannot be copied.
         """
         while True:
-            state = {name: value for name, value in self._read().items() if self._is_state(name, value)}
+            state = {name: value for name, value in self._attributes.items() if self._is_state(name, value)}
             try:
                 copied = self._layers.copy(state, is_capture=True)
                 self._growth.follow(copied)
@@ -341,23 +340,15 @@ class _CopiedAttributes:
 
         :raises NotBranchableError: If one cannot be copied again.
         """
+        attributes = self._attributes
         # Attributes created since the capture are state too.
-        for name in [name for name, value in self._read().items() if name not in state and self._is_state(name, value)]:
-            object.__delattr__(self._env, name)
+        for name in [name for name, value in attributes.items() if name not in state and self._is_state(name, value)]:
+            del attributes[name]
         kept = {name: value for name, value in state.items() if name not in self._left_out}
         try:
-            copied = self._layers.copy(kept, is_capture=False)
+            attributes.update(self._layers.copy(kept, is_capture=False))
         except CopyError as error:
             raise _refuse(self._env, str(error)) from error
-        for name in self._slots:
-            if name in copied:
-                object.__setattr__(self._env, name, copied.pop(name))
-        self._attributes.update(copied)
-
-    def _read(self) -> dict[str, Any]:
-        if not self._slots:
-            return self._attributes
-        return self._attributes | {name: getattr(self._env, name) for name in self._slots if hasattr(self._env, name)}
 
     def _is_state(self, name: str, value: Any) -> bool:
         if name in self._left_out or self._layers.is_layer(value):

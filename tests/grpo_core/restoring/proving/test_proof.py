@@ -3,7 +3,6 @@
 import copy
 import functools
 import itertools
-import operator
 import random
 import re
 import types
@@ -113,22 +112,6 @@ class WithView(Cart):
         return float(self.grid.sum())
 
 
-class HasSlots(Cart):
-    """Keeps what steps change in slots, one of which is empty at first."""
-
-    __slots__ = ("__speed", "brake")
-
-    def prepare(self) -> None:
-        self.__speed = [0.0]
-        self.brake = 0.0
-        del self.brake
-
-    def push(self, action: int) -> float:
-        self.__speed[0] += action - 0.5
-        self.brake = getattr(self, "brake", 0.0) + 1.0
-        return self.__speed[0] / self.brake
-
-
 class NewMapEachTime(Cart):
     def prepare(self) -> None:
         n = int(self.np_random.integers(1, 9))
@@ -212,7 +195,6 @@ GOOD: list[Callable[[], Env]] = [
     WithQueue,
     WithIterator,
     WithView,
-    HasSlots,
     NewMapEachTime,
     StateMachine,
     OneArray,
@@ -374,18 +356,6 @@ class Clock(Cart):
         return np.array([self.x, next(self.n_steps)], np.float32)
 
 
-class BuiltIn(Cart):
-    """Takes another built-in function on the way."""
-
-    def prepare(self) -> None:
-        self.turn: Any = operator.pos
-
-    def push(self, action: int) -> float:
-        if self.t == 2:
-            self.turn = operator.neg
-        return float(self.turn(1.0))
-
-
 BAD: dict[Callable[[], Env], str] = {
     SharedByAll: r"do not hold SharedByAll.shared of the class",
     KeptByTheModule: r"terminated True instead of False.*OF_THE_MODULE of the module",
@@ -396,7 +366,6 @@ BAD: dict[Callable[[], Env], str] = {
     NotCopied: r"links\[0\] \(.*Remembers\) cannot be copied: OSError: the link is down",
     lambda: SecondSimulator(Cart()): r"SecondSimulator.get_other's other.x",
     Clock: r"what does lies elsewhere",
-    BuiltIn: r"do not hold BuiltIn\.turn\.",
 }
 
 
