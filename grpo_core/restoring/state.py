@@ -89,6 +89,7 @@ BOOKKEEPING = (Monitor, OrderEnforcing, PassiveEnvChecker)
 # Attributes of every gym.Env, and of every gym.Wrapper, that are no part of a state.
 _CONSTANTS = CONSTANTS_OF_ENVS | {"_action_space", "_observation_space", "_np_random", "_np_random_seed"}
 _CONSTANTS_OF_WRAPPERS = _CONSTANTS | {"env"}
+_TOO_DEEP = "its attributes are nested too deep to be copied"
 # A reference to a window is often called so. Such an attribute is copied like any other, and left out only if it
 # cannot be copied; a replay then has to prove that no step depends on it.
 DRAWING_NAMES = frozenset({"screen", "surf", "clock", "window", "viewer", "renderer"})
@@ -333,7 +334,7 @@ class _CopiedAttributes:
                     raise _refuse(self._env, str(error)) from error
                 self._left_out.add(error.name)
             except RecursionError as error:
-                raise _refuse(self._env, "its attributes are nested too deep to be copied") from error
+                raise _refuse(self._env, _TOO_DEEP) from error
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put copies of them back.
@@ -349,6 +350,8 @@ class _CopiedAttributes:
             attributes.update(self._layers.copy(kept, is_capture=False))
         except CopyError as error:
             raise _refuse(self._env, str(error)) from error
+        except RecursionError as error:  # weak references are followed here alone
+            raise _refuse(self._env, _TOO_DEEP) from error
 
     def _is_state(self, name: str, value: Any) -> bool:
         if name in self._left_out or self._layers.is_layer(value):

@@ -24,6 +24,7 @@ from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.options.rewards import Reward
+from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.simulators.bank import Findings, SimulatorBank
 from grpo_core.simulators.episode_rows import SampledWriter
 
@@ -193,6 +194,8 @@ def pack(message: Any, what: str) -> bytes:
 
 
 def _refuse(what: str, error: Exception) -> NotSendableError:
+    if isinstance(error, NotBranchableError):  # which knows the remedy
+        return NotSendableError(f"{what} cannot be sent to rollout workers: {error}")
     return NotSendableError(
         f"{what} cannot be sent to rollout workers ({type(error).__name__}: {str(error)[:200]}); let its class hold no "
         "locks, open files or sockets, or derive it from gymnasium.utils.EzPickle, which makes it anew from its "

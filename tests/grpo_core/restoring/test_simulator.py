@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import itertools
 import pickle
 import random
 import threading
@@ -735,6 +736,18 @@ def test_weak_references_lead_to_what_a_restore_puts_in_place(order: str, travel
         assert list(body.names.items()) == [(world, [1])]
         assert list(body.by_key.items()) == [(body.key, world)]
     assert type(body.world) is type(body.env) is weakref.ProxyType
+
+
+def test_a_chain_of_weak_references_that_is_too_long_is_refused() -> None:
+    env = SpringWithBodies("world")
+    env.reset(seed=0)
+    env.parts["chain"] = chain = [World() for _ in range(2000)]
+    for world, following in itertools.pairwise(chain):
+        vars(world)["next"] = weakref.ref(following)
+    simulator = Simulator(env)
+    state = simulator.capture()
+    with pytest.raises(NotBranchableError, match="nested too deep to be copied"):
+        simulator.restore(state, in_place=False)
 
 
 def test_a_weak_reference_to_what_is_not_copied_stays_and_one_with_a_callback_is_told_of_no_copy() -> None:
