@@ -77,6 +77,20 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
+        r"HalfCheetah ends anywhere from (\S+) to (\S+) and no seed of Swimmer's gets beyond (\S+)\.",
+        [
+            Figure(*CHEETAH, "grpo_general", np.min),
+            Figure(*CHEETAH, "grpo_general", np.max),
+            Figure(*SWIMMER, "grpo_general", np.max),
+        ],
+    ),
+    (
+        "figures",
+        r"HalfCheetah \((\S+)\) and Swimmer \((\S+)\) stay far below",
+        [Figure(*CHEETAH, "grpo_general"), Figure(*SWIMMER, "grpo_general")],
+    ),
+    (
+        "figures",
         r"where PPO's defaults end at (\S+) to (\S+) on five seeds",
         [Figure(*DOOR, "ppo_default", statistic) for statistic in (np.min, np.max)],
     ),
