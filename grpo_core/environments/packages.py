@@ -1,5 +1,6 @@
 """Say which package an environment lacks, and the command that installs it."""
 
+import keyword
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,8 +52,11 @@ _KNOWN = {*_PACKAGES, *(family.module for family in _FAMILIES)}
 
 
 def is_module_name(name: str) -> bool:
-    """Return whether a name is one that Python can import; that of a file is not."""
-    return not name.endswith(".py") and not re.search(r"[\s/\\]", name) and all(name.split("."))
+    """Return whether a name is written as in an import, or has a dash; that of a file is not."""
+    is_file = name.endswith(".py")
+    return not is_file and all(
+        re.fullmatch(r"[\w-]+", part) and not keyword.iskeyword(part) for part in name.split(".")
+    )
 
 
 def describe_missing_package(error: BaseException) -> str | None:
