@@ -249,7 +249,7 @@ def explain(error: Exception, setup: EnvSetup) -> str:
     if not isinstance(error, gym.error.UnregisteredEnv) or known is not None:
         if isinstance(error, (gym.error.Error, ImportError, ValueError, TypeError)) and str(error):
             return str(error)
-        # A KeyError's text is the key alone, and many an assertion has none.
+        # A KeyError's text is the key alone, and assertions often have none.
         text = f"{type(error).__name__} {error}".rstrip()
         return f"{text}; see --env-kwargs" if setup.env_kwargs else text
     hint = suggest(setup.env_name, gym.registry, n_most=1, spell=str)

@@ -241,4 +241,4 @@ def unpack(message: bytes) -> Any:
 
 def unpack_setup(message: bytes) -> Any:
     """Read a packed ``ShardSetup`` in a worker, whose classes of the user's script become those that are sent."""
-    return pickle.loads(message)  # as above
+    return pickle.loads(message)  # the training that started this worker has packed it, and nobody else writes to it
