@@ -87,7 +87,8 @@ def _vary_baselines() -> dict[str, Settings]:
 def _vary_branching() -> dict[str, Settings]:
     """Make a row of each combination of where groups start and what is subtracted.
 
-    Groups that all start at a reset need no simulator put back in mid-episode, only one that repeats its reset.
+    Groups that all start at a reset need no simulator put back in mid-episode, only one that repeats its reset. They
+    never see a goal that is further away than the horizon, as on Acrobot.
     """
     starts: dict[str, Settings] = {"reset": {"restart_probability": 1.0}, "mid-episode": {"restart_probability": 0.0}}
     return {
