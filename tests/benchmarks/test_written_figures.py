@@ -72,6 +72,11 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
+        r"does not solve Pendulum \((\S+)\), and fails",
+        [Figure(*PENDULUM, "grpo_general")],
+    ),
+    (
+        "figures",
         r"On Walker2d it hardly walks: (\S+) to (\S+) after",
         [Figure(*WALKER, "grpo_general", statistic) for statistic in (np.min, np.max)],
     ),
@@ -96,15 +101,18 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"Breakout: (\S+) and PPO with the same settings (\S+) These",
-        [Figure(*BREAKOUT), Figure(*BREAKOUT, "ppo_shared")],
+        r"Breakout: (\S+) and PPO with the same settings (\S+) The general .* and end at (\S+); all fifteen",
+        [Figure(*BREAKOUT), Figure(*BREAKOUT, "ppo_shared"), Figure(*BREAKOUT, "grpo_general")],
     ),
     ("figures", r"CartPole: one seed of twenty ends at (\S+)\. One", [Figure("CartPole-v1", 20_000, statistic=np.min)]),
     ("figures", r"MountainCar: (\S+) on these seeds", [Figure(*CAR)]),
     (
         "figures",
-        r"its defaults with a falling rate and VecNormalize end at (\S+) and (\S+)\.",
-        [Figure(*ANT, "ppo_normalized", statistic) for statistic in (np.min, np.max)],
+        r"with a falling rate and VecNormalize end at (\S+) and (\S+) and with these settings it ends at (\S+)\. -",
+        [
+            *(Figure(*ANT, "ppo_normalized", statistic) for statistic in (np.min, np.max)),
+            Figure(*ANT, "ppo_shared"),
+        ],
     ),
     (
         "figures",
@@ -118,8 +126,13 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"solves InvertedDoublePendulum \((\S+) PPO's defaults with a falling rate (\S+)\), .* it \((\S+)\), solves",
-        [Figure(*DOUBLE, "grpo_general"), Figure(*DOUBLE, "ppo_normalized"), Figure(*PENDULUM, "grpo_general")],
+        r"solves InvertedDoublePendulum \((\S+); PPO's defaults with a falling rate (\S+)\)\.",
+        [Figure(*DOUBLE, "grpo_general"), Figure(*DOUBLE, "ppo_normalized")],
+    ),
+    (
+        "from-ppo",
+        r"each has one seed below 400 \((\S+) and (\S+)\)",
+        [Figure("CartPole-v1", 20_000, method, np.min) for method in ("grpo", "ppo_default")],
     ),
     (
         "figures",
