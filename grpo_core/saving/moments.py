@@ -7,13 +7,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grpo_core.saving.model_file import Arrays, ModelContent, ModelFileError
+from grpo_core.saving.model_file import Arrays, ModelContent, ModelFileError, from_bytes
 
 _NAME = re.compile(r"(\d{1,6})/(\w+)")
 # As PyTorch's optimizers call them: those that have the shape of their weights, and those that are sums of squares.
 _SHAPED = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "momentum_buffer"})
 _NEVER_NEGATIVE = frozenset({"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg"})
 _OF_ADAM = frozenset({"step", "exp_avg", "exp_avg_sq"})
+
+
+def verify_trainable(content: bytes) -> ModelContent:
+    """Read a model file with its optimizer, and check that a training could go on with it.
+
+    :raises ModelFileError: If none could.
+    """
+    parsed = from_bytes(content, with_optimizer=True)
+    check_moments(parsed)
+    return parsed
 
 
 def check_moments(content: ModelContent) -> None:

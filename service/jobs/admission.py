@@ -1,17 +1,18 @@
 """The admission of jobs: from a request to a job in the queue."""
 
+import hashlib
 from functools import partial
 from typing import Any
 
 from anyio import CapacityLimiter
 
 from grpo_core.saving.model_file import ModelFileError
-from service.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
+from grpo_core.saving.moments import verify_trainable
+from service.errors import InvalidRequestError, NotFoundError, QueueFullError
 from service.jobs.client_jobs import ClientJobs, JobLimits
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
-from service.models.uploads import verify_trainable
 from service.schemas.training import TrainRequest
 from service.training.planning.plan import TrainingPlan
 from service.training.planning.planner import Planner
@@ -117,32 +118,23 @@ class JobAdmission:
             origins = {**origins, "max_seconds": "default"}
         return plan._replace(config_origins=origins, sweep_id=sweep_id, init_sha256=sha256)
 
-    def _read_init_model(self, name: str | None, sha256: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
+    def _read_init_model(self, name: str | None, sha256: str | None) -> tuple[dict[str, Any] | None, str | None]:
         """Return the description of the model that training is to begin from, and the SHA-256 of its file."""
         if name is None:
             return None, None
-        reference: str | None = name
-        # Once more, as it may be replaced between the two looks, and its file then be an earlier version's.
-        for _ in range(2):
-            if sha256 is not None:
-                reference = self._store.folder.find_reference(name, sha256)
-            if reference is None:
-                break
-            try:
-                file = self._store.inspect_file(reference)
-                if sha256 in (None, file.sha256):
-                    meta = (file.model or self._store.get(reference)).meta
-                    if (content := self._store.folder.find_content(reference, file.sha256)) is not None:
-                        verify_trainable(content)
-                    return meta, file.sha256
-            except (NotFoundError, ConflictError) as error:
-                raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
-            except ModelFileError as error:
-                raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error}") from error
-        raise InvalidRequestError(
-            f"init_model '{name}' was deleted or replaced since the sweep was accepted, and no version of it is "
-            "that file; start a new sweep with a model that is there."
-        )
+        folder = self._store.folder
+        try:
+            content = folder.read(name)[1] if sha256 is None else folder.find_content(name, sha256)
+            if content is None:
+                raise InvalidRequestError(
+                    f"init_model '{name}' was deleted or replaced since the sweep was accepted, and no version of it "
+                    "is that file; start a new sweep with a model that is there."
+                )
+            return verify_trainable(content).meta, hashlib.sha256(content).hexdigest()
+        except NotFoundError as error:
+            raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
+        except ModelFileError as error:
+            raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error}") from error
 
     def rejoin_jobs(self) -> None:
         """Follow the jobs that went on without their server."""

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from grpo_core.saving.model_file import ModelContent, ModelFileError, from_bytes
-from grpo_core.saving.moments import check_moments
+from grpo_core.saving.model_file import ModelFileError
+from grpo_core.saving.moments import verify_trainable
 from service.errors import ConflictError, InvalidRequestError
 from service.models.card import make_card
 from service.models.promotion import ModelPromotion
@@ -14,16 +14,6 @@ from service.schemas.models import ModelCard, RollbackResponse
 
 # Files verified at the same time; one of a few kilobytes may claim spaces that take many megabytes to read.
 _MAX_VERIFIED = 2
-
-
-def verify_trainable(content: bytes) -> ModelContent:
-    """Read a model file with its optimizer, and check that a training could go on with it.
-
-    :raises ModelFileError: If none could.
-    """
-    parsed = from_bytes(content, with_optimizer=True)
-    check_moments(parsed)
-    return parsed
 
 
 class ModelReplacement:
