@@ -25,9 +25,9 @@ from service.models.files.identity import read_folder_id
 from service.models.files.lock import FolderLock
 from service.models.playing.player import ModelPlayer
 from service.models.promotion import ModelPromotion
+from service.models.replacement import ModelReplacement
 from service.models.served import ServedModel
 from service.models.store import ModelStore
-from service.models.uploads import ModelReplacement
 from service.monitoring.memory import get_available_bytes, get_total_bytes
 from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness

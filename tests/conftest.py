@@ -47,7 +47,7 @@ SLOW_TESTS = (
     "tests/test_grpo_cli.py",
     "tests/deploy/test_deploy.py",
     "tests/service/models/playing/test_player.py",
-    "tests/service/models/test_uploads.py",
+    "tests/service/models/test_replacement.py",
     "tests/service/dashboard/test_mount.py::TestOpening",
     "tests/service/http/routes/test_training.py",
     "tests/service/http/test_request_guard.py",

@@ -10,5 +10,5 @@ To read in this order:
 - ``playing``: evaluations and films. ``player`` is asked for them; it sends a ``play`` to a worker, in which
   ``episodes`` plays it.
 - ``exporter``: models as files for other programs.
-- ``promotion``: versions as clients see them, and ``uploads``: what replaces models, uploads and rollbacks alike.
+- ``promotion``: versions as clients see them, and ``replacement``: uploads and rollbacks.
 """

@@ -16,7 +16,7 @@ from service.dashboard.current_service import get_client, get_service
 from service.dashboard.frame import show_frame
 from service.dashboard.new_job.environment_panel import EnvironmentPanel
 from service.dashboard.new_job.fields import COMMON, GROUPS, Field, FieldInput, list_fields
-from service.dashboard.new_job.planning import PlanningWait
+from service.dashboard.new_job.planning_wait import PlanningWait
 from service.dashboard.new_job.sweep_panel import SweepPanel
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_note, set_attributes

@@ -10,7 +10,7 @@ from nicegui import ui
 from pydantic import ValidationError
 
 from service.dashboard.current_service import get_client, get_service
-from service.dashboard.new_job.planning import PlanningWait
+from service.dashboard.new_job.planning_wait import PlanningWait
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_note, set_attributes
 from service.errors import InvalidFieldsError, ServiceError
 from service.schemas.sweeps import SweepRequest

@@ -9,7 +9,7 @@ from service.http import examples
 from service.http.file_headers import check_change
 from service.http.films import FILM_RESPONSES, OrderedFilm, answer_film
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors, note_leaving
-from service.http.routes.duplicate_keys import UnambiguousRoute
+from service.http.routes.unambiguous_route import UnambiguousRoute
 from service.models.card import make_card
 from service.schemas.models import (
     DeleteResponse,

@@ -10,7 +10,7 @@ from fastapi import Path as PathParameter
 from service.http import examples
 from service.http.limits.clients import find_client
 from service.http.routes.dependencies import CurrentService, errors
-from service.http.routes.duplicate_keys import UnambiguousRoute
+from service.http.routes.unambiguous_route import UnambiguousRoute
 from service.schemas.sweeps import SweepDescription, SweepList, SweepMessage, SweepRequest, SweepStarted, SweepSummary
 
 SweepId = Annotated[

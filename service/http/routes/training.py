@@ -17,7 +17,7 @@ from service.http import examples
 from service.http.films import FILM_RESPONSES, OrderedFilm, answer_film
 from service.http.limits.clients import find_client
 from service.http.routes.dependencies import CurrentService, errors, note_leaving
-from service.http.routes.duplicate_keys import UnambiguousRoute
+from service.http.routes.unambiguous_route import UnambiguousRoute
 from service.http.unexpected_input import check_plain_integer
 from service.jobs.job import Job
 from service.jobs.views.learning_curve import Theme, draw_curve

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Path, Request
 from service.http import examples
 from service.http.file_headers import check_change
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
-from service.http.routes.duplicate_keys import UnambiguousRoute
+from service.http.routes.unambiguous_route import UnambiguousRoute
 from service.schemas.fields import ALIAS_PATTERN
 from service.schemas.models import AliasRequest, AliasResponse, ModelVersions, RollbackRequest, RollbackResponse
 

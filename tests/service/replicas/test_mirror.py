@@ -16,7 +16,7 @@ import service.replicas.mirror
 from service.models.files.versions import VersionFolder
 from service.replicas.mirror import Mirror, MirrorError
 from service.settings import Settings
-from tests.service.models.test_uploads import upload
+from tests.service.models.test_replacement import upload
 from tests.support import PATIENCE_SECONDS, make_client, make_model, wait_until
 
 

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.settings import Settings
-from tests.service.models.test_uploads import upload
+from tests.service.models.test_replacement import upload
 from tests.support import make_client, make_model, wait_until
 
 OBSERVATION = [0.1, 0.0, 0.05, 0.0]

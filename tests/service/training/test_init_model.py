@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from tests.conftest import RegisterEnv
-from tests.service.models.test_uploads import upload
+from tests.service.models.test_replacement import upload
 from tests.service.training.jobs import assert_trained_alike
 from tests.support import Gate, LineEnv, get_status, make_model, train, train_to_end, wait_until
 

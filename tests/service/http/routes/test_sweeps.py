@@ -17,7 +17,7 @@ from service.jobs.records.journal import JobJournal
 from service.settings import Settings
 from service.sweeps.registry import SweepRegistry
 from tests.conftest import RegisterEnv
-from tests.service.models.test_uploads import upload
+from tests.service.models.test_replacement import upload
 from tests.support import (
     PATIENCE_SECONDS,
     Gate,
