@@ -82,19 +82,19 @@ def choose_settings(
         preset_name = choose_general()
         preset = _fit_general(get_preset(preset_name), given, options.total_timesteps)
     preset_name = NO_PRESET if preset is None else preset_name
-    preset = preset or Preset(_DEFAULT_TIMESTEPS, "", 1, None, {})
+    preset = preset or Preset(n_timesteps=_DEFAULT_TIMESTEPS, policy="", n_envs=1, normalize=None, arguments={})
     policy, normalize = given.pop("policy", preset.policy or None), given.pop("normalize", preset.normalize)
     try:
         arguments = parse_schedules({**preset.arguments, **given})
     except ValueError as error:
         raise UsageError(f"a schedule is written lin_NUMBER, such as lin_0.001: {error}.") from error
     return TrainingSettings(
-        preset_name,
-        options.total_timesteps or preset.n_timesteps,
-        options.n_envs or preset.n_envs,
-        policy,
-        {} if normalize is True else None if normalize is False else normalize,
-        arguments,
+        preset_name=preset_name,
+        n_timesteps=options.total_timesteps or preset.n_timesteps,
+        n_envs=options.n_envs or preset.n_envs,
+        policy=policy,
+        normalize={} if normalize is True else None if normalize is False else normalize,
+        arguments=arguments,
     )
 
 

@@ -202,12 +202,12 @@ def _find_keeper(executor: Executor) -> Keeper | None:
 def _make_ray_options(settings: Settings) -> RayOptions:
     is_shared = settings.executor == "ray" and settings.ray_address is not None
     return RayOptions(
-        settings.ray_address,
-        settings.ray_gpus_per_job,
-        settings.ray_wait_seconds,
-        settings.env_modules,
-        settings.ray_lease_seconds,
-        (read_folder_id(settings.models_dir) if is_shared else None) or "",
+        address=settings.ray_address,
+        gpus_per_job=settings.ray_gpus_per_job,
+        wait_seconds=settings.ray_wait_seconds,
+        env_modules=settings.env_modules,
+        lease_seconds=settings.ray_lease_seconds,
+        server_id=(read_folder_id(settings.models_dir) if is_shared else None) or "",
     )
 
 

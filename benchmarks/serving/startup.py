@@ -65,15 +65,15 @@ def measure_start(models_dir: Path) -> Start:
         # The server has closed the idle connection if that took 5 s.
         second_train_ms = server.connect().time_call("POST", "/train", {"total_timesteps": 64})
         return Start(
-            server.start_seconds,
-            idle_mib,
-            serving_mib,
-            first_train_ms / 1e3,
-            second_train_ms,
-            server.measure_memory(),
-            statistics.median(health_ms),
-            get_percentile(health_ms, 99),
-            max(health_ms),
+            health_s=server.start_seconds,
+            idle_mib=idle_mib,
+            serving_mib=serving_mib,
+            first_train_s=first_train_ms / 1e3,
+            second_train_ms=second_train_ms,
+            training_mib=server.measure_memory(),
+            health_p50_ms=statistics.median(health_ms),
+            health_p99_ms=get_percentile(health_ms, 99),
+            health_worst_ms=max(health_ms),
         )
 
 

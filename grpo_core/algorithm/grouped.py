@@ -136,8 +136,15 @@ class GroupedAlgorithm(SavedAlgorithm):
         """
         plan = self._make_plan(mode)
         n_shards = count_shards(self.n_rollout_shards, self.n_rollout_workers, bank.n_envs, plan)
-        make_batched = self._get_batched_collector()
-        collector = choose_collector(bank, env, self.observation_space, self.action_space, plan, n_shards, make_batched)
+        collector = choose_collector(
+            bank,
+            env,
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            plan=plan,
+            n_shards=n_shards,
+            make_batched=self._get_batched_collector(),
+        )
         rollout = GroupRollout.for_plan(plan, bank.n_envs, self.observation_space, self.action_space)
         return _Groups(mode, env, collector, rollout)
 

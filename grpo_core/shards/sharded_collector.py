@@ -131,9 +131,15 @@ def choose_collector(
         make_collector, collector = make_batched, batched
     if n_shards == 1:
         return collector
-    has_plain_states = collector.has_plain_states
     return ShardedCollector(
-        bank, env, observation_space, action_space, plan, n_shards, make_collector, has_plain_states
+        bank,
+        env,
+        observation_space=observation_space,
+        action_space=action_space,
+        plan=plan,
+        n_shards=n_shards,
+        make_collector=make_collector,
+        has_plain_states=collector.has_plain_states,
     )
 
 
@@ -194,15 +200,15 @@ class ShardedCollector(GroupCollector):
             self._bank.renew([])
             self.anchors.forget()
         setup = ShardSetup(
-            self._envs,
-            self._vec_wrappers,
-            self._observation_space,
-            self._action_space,
-            self._plan,
-            self._bank.findings,
-            self._make_collector,
-            reward_function,
-            reward_weights,
+            envs=self._envs,
+            vec_wrappers=self._vec_wrappers,
+            observation_space=self._observation_space,
+            action_space=self._action_space,
+            plan=self._plan,
+            findings=self._bank.findings,
+            make_collector=self._make_collector,
+            reward_function=reward_function,
+            reward_weights=reward_weights,
         )
         self._rewarded_by = reward_function, reward_weights
         with pool.open(pack_setup(setup)):

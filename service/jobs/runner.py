@@ -235,7 +235,13 @@ class JobRunner:
         checkpoint = job.read_checkpoint()
         init = self._read_init_model(job, is_needed=checkpoint is None)
         task = TrainingOrder(
-            job.config, job.plan.reward, run_dir, self._n_threads_per_job, checkpoint, init, self._stall_seconds
+            config=job.config,
+            reward=job.plan.reward,
+            run_dir=run_dir,
+            n_threads=self._n_threads_per_job,
+            checkpoint=checkpoint,
+            init=init,
+            stall_seconds=self._stall_seconds,
         ).make_task()
         if self._keeper is None:
             return self._executor.start(task, job.progress)

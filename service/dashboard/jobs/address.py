@@ -52,12 +52,12 @@ def read_view(parameters: Mapping[str, str]) -> JobsView:
     grouping = parameters.get("group", "")
     page = parameters.get("page", "1")
     return JobsView(
-        query,
-        cast(Grouping, grouping) if grouping in get_args(Grouping) else "",
-        frozenset(parameters.get("open", "").split(",")),
-        max(1, int(page)) if page.isascii() and page.isdigit() and len(page) < 6 else 1,
-        _read_shown(parameters["show"]) if "show" in parameters else None,
-        parameters.get("y", "reward")[:_MAX_TEXT_CHARS] or "reward",
+        query=query,
+        grouping=cast(Grouping, grouping) if grouping in get_args(Grouping) else "",
+        opened=frozenset(parameters.get("open", "").split(",")),
+        page=max(1, int(page)) if page.isascii() and page.isdigit() and len(page) < 6 else 1,
+        shown=_read_shown(parameters["show"]) if "show" in parameters else None,
+        metric=parameters.get("y", "reward")[:_MAX_TEXT_CHARS] or "reward",
     )
 
 

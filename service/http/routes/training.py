@@ -192,7 +192,7 @@ def list_training_jobs(
     """
     after_id = None if after is None else service.registry.find_id(after)
     statuses = None if status is None else frozenset({status})
-    query = JobQuery(statuses, env_name, tag, hidden, None, search, sort)
+    query = JobQuery(statuses=statuses, env_name=env_name, tag=tag, hidden=hidden, search=search, sort=sort)
     page = choose_page(service.registry.list_lines(), query, after_id, limit=limit)
     # Each line was written when it was first asked for: there may be thousands.
     content = b'{"jobs":[' + b",".join(job.json_line for job in page.jobs) + b"]}"

@@ -61,11 +61,11 @@ class Planner:
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
         return TrainingPlan(
-            config,
-            named.rewards.functions,
-            tuple(filled.warnings),
-            filled.reward_threshold,
-            {**filled.config_origins, **_find_origins(request)},
+            config=config,
+            reward=named.rewards.functions,
+            warnings=tuple(filled.warnings),
+            reward_threshold=filled.reward_threshold,
+            config_origins={**filled.config_origins, **_find_origins(request)},
         )
 
     def find_rewards(self, config: TrainConfig) -> Reward | None:
