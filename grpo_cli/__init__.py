@@ -2,6 +2,11 @@
 
 ``python grpo.py train --env CartPole-v1 --output cartpole``, or ``grpo train`` where the package is installed. Options
 that rl-baselines3-zoo has too go by its names.
+
+- ``commands``: all commands, and the errors that end them. ``__main__`` is there for ``python -m grpo_cli``.
+- ``train``, with its ``training_settings``; ``evaluate``, ``play``, ``info``, ``export``: one command each.
+- ``serve``: the server, whose ``server_options`` ``run_api.py`` has too.
+- ``options``: what several commands share. ``model``: the file that they read, and an environment to play in.
 """
 
 from collections.abc import Sequence

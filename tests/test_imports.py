@@ -179,7 +179,7 @@ def list_modules(file: Path) -> Iterator[str]:
             nodes += ast.iter_child_nodes(node)
 
 
-@pytest.mark.parametrize("package", ["grpo_client", "grpo_core", "service"])
+@pytest.mark.parametrize("package", ["grpo_cli", "grpo_client", "grpo_core", "service"])
 def test_a_folders_map_names_all_that_is_in_it_and_nothing_else(package: str) -> None:
     for file in list_files(package):
         items = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n\n- ")[2]

@@ -1,4 +1,9 @@
-"""A training under way, in a file from which it goes on as if it had never been interrupted."""
+"""A training under way, in a file from which it goes on as if it had never been interrupted.
+
+- ``training_file``: keeps a training in a file, and goes on from it.
+- ``checkpoint``: what is in such a file.
+- ``objects``: what simulators hold, without a pickle.
+"""
 
 from grpo_core.saving import model_file
 

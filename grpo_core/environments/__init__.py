@@ -1,1 +1,8 @@
-"""Make environments, with arguments and named wrappers, and check what they hand over."""
+"""Make environments, with arguments and named wrappers, and check what they hand over.
+
+- ``making``: from a name to an environment. ``env_kwargs`` says which arguments it takes, ``wrappers`` which wrappers
+  have names, and ``packages`` what to install where something is missing.
+- ``first_calls``: checks what the first reset and the first step return; ``flags`` and ``action_masks`` read
+  parts of that.
+- ``nested``: the layers of an environment, and their attributes.
+"""
