@@ -78,4 +78,4 @@ def make_plan(request: Mapping[str, Any]) -> TrainingPlan:
 def make_service_model(request: Mapping[str, Any]) -> GRPO:
     """Build what ``POST /train`` would train."""
     config, reward, *_ = make_plan(request)
-    return build_model(config, build_vec_env(config.env_name, config.n_envs), reward)
+    return build_model(config, build_vec_env(config.env_setup, config.n_envs), reward)

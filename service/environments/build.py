@@ -24,15 +24,13 @@ _MAX_REASON_CHARS = 1000
 _MAX_KNOWN = 20
 
 
-def build_env(setup: EnvSetup | str, render_mode: str | None = None, is_training: bool = False) -> gym.Env[Any, Any]:
+def build_env(setup: EnvSetup, render_mode: str | None = None, is_training: bool = False) -> gym.Env[Any, Any]:
     """Build a registered environment.
 
-    :param setup: The environment, or its id alone.
     :param render_mode: Only needed for a film; some environments cannot be built or stepped with one.
     :param is_training: Whether wrappers may change rewards and end episodes early.
     :raises InvalidRequestError: If its own code fails, it does not take an argument, or a wrapper does not fit it.
     """
-    setup = EnvSetup(setup) if isinstance(setup, str) else setup
     name = setup.env_name
     try:
         check_known_env_kwargs(name, gym.spec(name), setup.env_kwargs)
@@ -73,13 +71,11 @@ def _list_known(error: BaseException) -> list[str]:
     return [printable(key) for key in named[0][:_MAX_KNOWN]] if len(named) == 1 else []
 
 
-def build_vec_env(setup: EnvSetup | str, n_envs: int) -> DummyVecEnv:
+def build_vec_env(setup: EnvSetup, n_envs: int) -> DummyVecEnv:
     """Build copies of a registered environment to train in; each records its episodes' rewards and lengths.
 
-    :param setup: The environment, or its id alone.
     :raises InvalidRequestError: If the environment's own code fails, or no policy can be trained in its spaces.
     """
-    setup = EnvSetup(setup) if isinstance(setup, str) else setup
     return DummyVecEnv([partial(_build_monitored_env, setup)] * n_envs)
 
 

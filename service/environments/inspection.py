@@ -6,6 +6,7 @@ import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.environments.env_kwargs import list_env_kwargs, to_plain
+from grpo_core.environments.making import EnvSetup
 from grpo_core.environments.wrappers import parse_wrappers, suggest_wrappers
 from grpo_core.options.presets import choose_general_preset
 from grpo_core.simulators.choose_bank import find_obstacle
@@ -25,7 +26,7 @@ def inspect_environment(env_name: str, progress: Progress) -> bytes:
     :return: ``EnvironmentFacts`` in JSON.
     :raises InvalidRequestError: If it cannot be created, or a method fails or returns what it must not.
     """
-    env = build_env(env_name)
+    env = build_env(EnvSetup(env_name))
     try:
         facts = EnvironmentFacts(
             observation_space=describe_space(env.observation_space),

@@ -52,7 +52,7 @@ def test_only_a_film_asks_for_a_render_mode(client: TestClient, drawn_env: str) 
 
 
 def test_every_training_environment_records_its_episodes(drawn_env: str) -> None:
-    env = build_vec_env(drawn_env, 3)
+    env = build_vec_env(EnvSetup(drawn_env), 3)
     assert [type(each) for each in env.envs] == [Monitor] * 3
     assert len({id(each.unwrapped) for each in env.envs}) == 3
     env.close()
@@ -75,7 +75,7 @@ def test_an_environment_that_cannot_be_built_is_refused_with_the_reason(register
         raise OSError(2, "no track", "/home/someone/track")
 
     env_name = register_env(fail)
-    for build in (lambda: build_env(env_name), lambda: build_vec_env(env_name, 2)):
+    for build in (lambda: build_env(EnvSetup(env_name)), lambda: build_vec_env(EnvSetup(env_name), 2)):
         with pytest.raises(InvalidRequestError, match=r"on this server \(FileNotFoundError: no track"):
             build()
 
@@ -89,7 +89,7 @@ def test_an_environment_with_unsupported_spaces_is_refused_and_closed(register_e
 
     env_name = register_env(lambda: Graphs(spaces.Graph(spaces.Discrete(2), None), spaces.Discrete(2)))
     with pytest.raises(InvalidRequestError, match="'Line-v0' cannot be trained: "):
-        build_vec_env(env_name, 1)
+        build_vec_env(EnvSetup(env_name), 1)
     assert closed == [True]
 
 

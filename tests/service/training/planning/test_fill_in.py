@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from grpo import GRPO
 from grpo_cli.training_settings import choose_settings
+from grpo_core.environments.making import EnvSetup
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.hyperparameters_json import hyperparameters_to_json
 from grpo_core.options.presets import get_preset, list_presets
@@ -346,7 +347,7 @@ class TestPresets:
         preset = get_preset(env_name)
         assert preset is not None
         assert (config.preset, config.total_timesteps, config.n_envs) == (env_name, preset.n_timesteps, preset.n_envs)
-        env = build_vec_env(env_name, 1)
+        env = build_vec_env(EnvSetup(env_name), 1)
         found = hyperparameters_to_json(build_model(config, env, None))
         policy_kwargs = preset.arguments.get("policy_kwargs", {})
         arguments = {name: value for name, value in preset.make_arguments().items() if name != "policy_kwargs"}
