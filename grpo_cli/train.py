@@ -41,7 +41,7 @@ from grpo_cli.options import (
 )
 from grpo_cli.training_settings import TrainingSettings, choose_settings, resolve_classes
 from grpo_core.environments.making import EnvSetup, make_env
-from grpo_core.environments.wrappers import separate_normalization, suggest_wrappers
+from grpo_core.environments.wrappers import make_normalized, separate_normalization, suggest_wrappers
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Group, list_group
 from grpo_core.options.presets import NO_PRESET, list_general_presets
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS
@@ -247,18 +247,14 @@ def _make_vec_env(setup: EnvSetup, n_envs: int) -> "VecEnv":
 
 
 def _make_envs(setup: EnvSetup, settings: TrainingSettings) -> "VecEnv":
-    from stable_baselines3.common.vec_env import VecNormalize
-
     env = _make_vec_env(setup, settings.n_envs)
     if settings.normalize is None:
         return env
     try:
-        options, keys = dict(settings.normalize), list_normalizable(env.observation_space)
-        if not keys and settings.preset_name in list_general_presets():
+        options = dict(settings.normalize)
+        if settings.preset_name in list_general_presets() and not list_normalizable(env.observation_space):
             options.setdefault("norm_obs", False)
-        if keys not in ([], [""]) and options.get("norm_obs", True):
-            options.setdefault("norm_obs_keys", keys)
-        return VecNormalize(env, gamma=settings.arguments.get("gamma", 0.99), **options)
+        return make_normalized(env, options, settings.arguments.get("gamma", 0.99))
     except (ValueError, TypeError, AssertionError) as error:
         env.close()
         raise UsageError(f"normalize={settings.normalize} does not fit {setup.env_name}: {error}") from error

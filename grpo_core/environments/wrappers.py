@@ -3,14 +3,18 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from grpo_core.environments.nested import Env
+from grpo_core.spaces import list_normalizable
 from grpo_core.suggestions import suggest
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 # A wrapper's name and all its options, as JSON.
 Wrapper = dict[str, Any]
@@ -139,6 +143,21 @@ def separate_normalization(wrappers: Sequence[Wrapper]) -> tuple[list[Wrapper], 
     if not wrappers or wrappers[-1]["name"] != "normalize":
         return list(wrappers), None
     return list(wrappers[:-1]), {name: value for name, value in wrappers[-1].items() if name != "name"}
+
+
+def make_normalized(env: "VecEnv", options: Mapping[str, Any], gamma: float) -> "VecNormalize":
+    """Put a ``VecNormalize`` around environments; of a Dict it normalises what can be, unless options name the keys.
+
+    :param options: Its other arguments.
+    :raises ValueError: If nothing of the observations can be normalised, and the options do not turn that off.
+    """
+    # It imports torch, which the server does without.
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    space = env.observation_space
+    if isinstance(space, spaces.Dict) and options.get("norm_obs", True) and (keys := list_normalizable(space)):
+        options = {"norm_obs_keys": keys, **options}
+    return VecNormalize(env, gamma=gamma, **options)
 
 
 def choose_env_kwargs(wrappers: Sequence[Wrapper], spec_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from grpo import GRPO
 from grpo_core.actor.actor import ACTIVATIONS
+from grpo_core.environments.wrappers import make_normalized
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policies import choose_policy
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, Reward, name_reward_function
@@ -60,13 +60,9 @@ def _name_rewards(config: TrainConfig, reward: Reward | None) -> Reward | None:
 def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:
     if config.normalize is False:
         return env
-    norm_obs_keys, space = None, env.observation_space
-    if config.normalize.norm_obs:
-        keys = list_normalizable(space)
-        if not keys:
-            raise ValueError(
-                f"normalize is not allowed for observations of {space}: only a Box that is not an image can be "
-                'normalised; send {"norm_obs": false} or false.'
-            )
-        norm_obs_keys = keys if isinstance(space, spaces.Dict) else None
-    return VecNormalize(env, gamma=config.gamma, norm_obs_keys=norm_obs_keys, **config.normalize.model_dump())
+    if config.normalize.norm_obs and not list_normalizable(env.observation_space):
+        raise ValueError(
+            f"normalize is not allowed for observations of {env.observation_space}: only a Box that is not an image "
+            'can be normalised; send {"norm_obs": false} or false.'
+        )
+    return make_normalized(env, config.normalize.model_dump(), config.gamma)

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.environments.making import EnvSetup, make_env
 from grpo_core.environments.wrappers import (
@@ -14,6 +15,7 @@ from grpo_core.environments.wrappers import (
     SetupError,
     Wrapper,
     apply_wrappers,
+    make_normalized,
     parse_wrappers,
     suggest_wrappers,
 )
@@ -146,6 +148,23 @@ def test_rewards_are_clipped_in_training_alone() -> None:
 def test_a_wrapper_that_does_not_fit_is_named_with_the_spaces() -> None:
     with pytest.raises(SetupError, match=r"wrapper 'rescale_action' does not fit .*Discrete\(2\).*leave it out"):
         make_env(EnvSetup("CartPole-v1", {}, parse_wrappers(["rescale_action"])))
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({}, ["far", "near"]),
+        ({"norm_obs": True, "norm_reward": False}, ["far", "near"]),
+        ({"norm_obs_keys": ["near"]}, ["near"]),
+        ({"norm_obs": False}, None),
+    ],
+    ids=str,
+)
+def test_of_a_dict_what_can_be_normalised_is_unless_options_say_less(
+    options: dict[str, Any], keys: list[str] | None
+) -> None:
+    env = DummyVecEnv([lambda: SpaceEnv(spaces.Dict(far=BOX, gear=spaces.Discrete(3), near=BOX), spaces.Discrete(2))])
+    assert make_normalized(env, options, gamma=0.9).norm_obs_keys == keys
 
 
 def test_arguments_reach_the_constructor() -> None:
