@@ -13,6 +13,7 @@ from grpo_core.options.presets import (
     GENERAL_PRESET,
     NO_PRESET,
     Preset,
+    choose_preset_name,
     fit_horizon,
     fit_n_steps,
     get_preset,
@@ -73,15 +74,14 @@ def choose_settings(
             f"--reward-function {options.reward_function} reads the observations of CartPole, which {env_name} does "
             f"not have; take --reward-function {ENVIRONMENT_REWARD}."
         )
-    # Presets are tuned to the environment's own reward.
-    preset_name = options.preset or (env_name if is_own_reward else NO_PRESET)
-    preset = None if preset_name == NO_PRESET else get_preset(preset_name)
-    if preset is None and options.preset not in (None, NO_PRESET, GENERAL_PRESET):
-        raise UsageError(f"--preset {options.preset} is not known; choose {_list_preset_choices()}.")
-    if preset is None and (options.preset == GENERAL_PRESET or (options.preset is None and is_own_reward)):
+    preset_name, preset = options.preset or choose_preset_name(env_name, is_own_reward), None
+    if preset_name == GENERAL_PRESET:
         preset_name = choose_general()
         preset = _fit_general(get_preset(preset_name), given, options.total_timesteps)
-    preset_name = NO_PRESET if preset is None else preset_name
+    elif preset_name != NO_PRESET:
+        preset = get_preset(preset_name)
+        if preset is None:
+            raise UsageError(f"--preset {preset_name} is not known; choose {_list_preset_choices()}.")
     preset = preset or Preset(n_timesteps=_DEFAULT_TIMESTEPS, policy="", n_envs=1, normalize=None, arguments={})
     policy, normalize = given.pop("policy", preset.policy or None), given.pop("normalize", preset.normalize)
     try:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from gymnasium import spaces
 
+from grpo_core.options.rewards import CARTPOLE_ENVIRONMENTS
 from grpo_core.spaces import is_image_space
 
 # The zoo's keys that are not arguments of the algorithm.
@@ -67,6 +68,20 @@ def list_presets() -> list[str]:
 def list_general_presets() -> list[str]:
     """List the presets for environments that have none of their own."""
     return sorted(name for name in _read_presets() if name.startswith(_GENERAL_PREFIX))
+
+
+def choose_preset_name(env_name: str, is_own_reward: bool) -> str:
+    """Return the name of the preset for a training that asks for none.
+
+    Presets are tuned to the environment's own reward.
+
+    :param is_own_reward: Whether the environment's own reward is the only one.
+    :return: The environment, ``GENERAL_PRESET`` or ``NO_PRESET``.
+    """
+    if is_own_reward:
+        return env_name if get_preset(env_name) is not None else GENERAL_PRESET
+    # On CartPole other rewards have defaults of their own.
+    return NO_PRESET if env_name in CARTPOLE_ENVIRONMENTS else GENERAL_PRESET
 
 
 def choose_general_preset(

@@ -6,9 +6,15 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from grpo_core.options.presets import GENERAL_PRESET, NO_PRESET, get_preset, list_general_presets, list_presets
+from grpo_core.options.presets import (
+    GENERAL_PRESET,
+    NO_PRESET,
+    choose_preset_name,
+    get_preset,
+    list_general_presets,
+    list_presets,
+)
 from grpo_core.options.rewards import (
-    CARTPOLE_ENVIRONMENTS,
     ENVIRONMENT_REWARD,
     Reward,
     RewardFunction,
@@ -114,10 +120,7 @@ def _check_reward_name(field: str, name: str, env_name: str, reward_functions: M
 def _resolve_preset(request: TrainRequest, rewards: Rewards) -> str:
     name = request.preset
     if name is None:
-        if rewards.is_own and get_preset(request.env_name) is not None:
-            return request.env_name
-        # On CartPole other rewards have defaults of their own.
-        return NO_PRESET if request.env_name in CARTPOLE_ENVIRONMENTS else GENERAL_PRESET
+        return choose_preset_name(request.env_name, rewards.is_own)
     if name not in (NO_PRESET, GENERAL_PRESET) and get_preset(name) is None:
         raise _refuse_name("preset", name, [NO_PRESET, *list_presets(), GENERAL_PRESET, *list_general_presets()])
     return name

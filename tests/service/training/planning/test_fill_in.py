@@ -22,6 +22,7 @@ from service.environments.build import build_vec_env
 from service.errors import InvalidRequestError
 from service.schemas.training import Normalization, TrainConfig, TrainRequest
 from service.training.build_model import build_model
+from service.training.planning.names import resolve_names
 from service.training.planning.plan import TrainingPlan
 from tests.conftest import RegisterEnv
 from tests.grpo_core.options.test_presets import NEEDS
@@ -485,6 +486,33 @@ class TestFitting:
         assert config.horizon == (horizon or config.horizon)
         assert config.horizon is not None
         assert config.n_steps % (group_size * config.horizon) == 0
+
+    @pytest.mark.filterwarnings("ignore:.*The environment CartPole-v0 is out of date")
+    @pytest.mark.parametrize(
+        ("env_name", "reward_name", "asked", "preset_name"),
+        [
+            ("CartPole-v1", "environment", None, "CartPole-v1"),
+            ("CartPole-v1", "optimized_cartpole", None, "none"),
+            ("CartPole-v1", "optimized_cartpole", "general", "general"),
+            ("CartPole-v1", "environment", "none", "none"),
+            ("CartPole-v0", "environment", None, "general"),  # it has none of its own
+            ("CartPole-v0", "simple_cartpole", None, "none"),
+            ("FrozenLake-v1", "environment", None, "FrozenLake-v1"),
+            ("FrozenLake-v1", "environment", "MountainCar-v0", "MountainCar-v0"),
+            ("FrozenLake-v1", "environment", "general-image", "general-image"),
+            ("CliffWalking-v1", "environment", None, "general"),
+        ],
+    )
+    def test_the_command_line_takes_the_same_preset(
+        self, env_name: str, reward_name: str, asked: str | None, preset_name: str
+    ) -> None:
+        request = TrainRequest(env_name=env_name, reward_function_type=reward_name, preset=asked)
+        assert resolve_names(request, REWARD_FUNCTIONS).preset == preset_name
+        options = Namespace(**dict.fromkeys(HYPERPARAMETERS), preset=asked, n_envs=None, total_timesteps=None)
+        options.reward_function, options.hyperparams = reward_name, []
+        general = "general-discrete"
+        expected = general if preset_name == "general" else preset_name
+        assert choose_settings(options, env_name, lambda: general).preset_name == expected
 
     @pytest.mark.parametrize(
         ("sizes", "fitted"),
