@@ -171,9 +171,7 @@ class _ProcessWorker(Worker):
             self.kill()
             raise WorkerDiedError(describe_stall(stall_seconds)) from None
         except (OSError, EOFError):
-            deadline = time.monotonic() + _END_SECONDS
-            while _is_running(self._pid) and time.monotonic() < deadline:
-                time.sleep(0.01)  # the pipe ends before the process does
+            self._wait_for_end()  # the pipe ends before the process does
             self.kill()
             raise WorkerDiedError(f"the process {describe_exit(self._status or 0)}") from None
 
@@ -201,10 +199,13 @@ class _ProcessWorker(Worker):
 
     def close(self) -> None:
         self._connection.close()
+        self._wait_for_end()
+        self.kill()
+
+    def _wait_for_end(self) -> None:
         deadline = time.monotonic() + _END_SECONDS
         while _is_running(self._pid) and time.monotonic() < deadline:
             time.sleep(0.01)
-        self.kill()
 
     def kill(self) -> None:
         with self._lock:

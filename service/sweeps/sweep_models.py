@@ -48,7 +48,10 @@ class SweepModels:
         return bool(self._untidy)
 
     def check_models_fit(self, planned: PlannedSweep) -> None:
-        """Refuse a sweep whose models would replace others, or find no room."""
+        """Refuse a sweep whose models would replace others, or find no room.
+
+        :raises ConflictError: If one would.
+        """
         record = planned.record
         taken = {name.casefold(): name for name in self._store.folder.list_names()}
         for number in range(1, planned.n_jobs + 1):
