@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from grpo_core.environments.wrappers import SetupError
 from grpo_core.suggestions import suggest
 
+# Chosen, with room: of Gymnasium's environments Humanoid-v5 takes the most arguments, 22, and no default exceeds 1000.
 _MAX_ARGUMENTS = 32
 _MAX_VALUES = 256
 _MAX_DEPTH = 4

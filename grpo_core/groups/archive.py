@@ -26,7 +26,8 @@ MAX_ARCHIVED_STATES = 2048
 MAX_ARCHIVE_BYTES = 64 * 2**20
 # Assumed size of a state that cannot be pickled.
 _UNKNOWN_BYTES = 2**20
-# How fast the probability falls with the rank, 1 / rank^(1 / temperature), and the share of draws that go by age.
+# How fast the probability falls with the rank, 1 / rank^(1 / temperature), and the share of draws that go by age. Both
+# are chosen, as are the sizes above.
 _RANK_TEMPERATURE = 0.3
 _AGE_SHARE = 0.1
 

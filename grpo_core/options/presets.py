@@ -20,7 +20,9 @@ GENERAL_PRESET = "general"
 #: Fills in nothing.
 NO_PRESET = "none"
 _GENERAL_PREFIX = "general-"
-_LEAST_STEPS, _LEAST_ROLLOUTS = 32, 8
+# Both chosen: the rollouts and minibatches of a general preset are not halved to fewer steps, and rollouts not where a
+# training has so many.
+LEAST_STEPS, _LEAST_ROLLOUTS = 32, 8
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def choose_general_preset(
 
 def shorten_rollouts(n_steps: int, n_timesteps: int) -> int:
     """Halve the rollouts of a general preset until a training has at least eight; 32 steps are the least."""
-    while n_steps > max(_LEAST_STEPS, n_timesteps // _LEAST_ROLLOUTS) and n_steps % 2 == 0:
+    while n_steps > max(LEAST_STEPS, n_timesteps // _LEAST_ROLLOUTS) and n_steps % 2 == 0:
         n_steps //= 2
     return n_steps
 

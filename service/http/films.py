@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Query, Request, Response
 
 from service.http.file_headers import answer_content
-from service.models.playing.play import FilmOrder
+from service.models.playing.play import FILM_STEPS, FilmOrder
 from service.models.playing.player import MEDIA_TYPES, Film
 from service.schemas.fields import MAX_FILM_STEPS, MAX_PLAY_SEED
 from service.schemas.models import VideoFormat
@@ -22,7 +22,9 @@ async def _read_order(
     video_format: Annotated[VideoFormat, Query(alias="format", description="`gif` loops; `mp4` is smaller.")] = "gif",
     seed: Annotated[int, Query(ge=0, le=MAX_PLAY_SEED, description="Seed of the episode.")] = 0,
     deterministic: Annotated[bool, Query(description="Take the most likely actions instead of sampling them.")] = True,
-    max_steps: Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="Cut the episode after so many steps.")] = 500,
+    max_steps: Annotated[
+        int, Query(ge=1, le=MAX_FILM_STEPS, description="Cut the episode after so many steps.")
+    ] = FILM_STEPS,
 ) -> FilmOrder:
     return FilmOrder(video_format, seed, deterministic, max_steps)
 

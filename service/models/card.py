@@ -27,6 +27,7 @@ from service.spaces import describe_space
 _Figures = TypeVar("_Figures", bound=BaseModel)
 
 _ENV_NAME = re.compile(ENV_NAME_PATTERN)
+# Chosen, with room: our own files name 33 hyperparameters. A forged one can make no card longer.
 _MAX_TEXT_CHARS = 256
 _MAX_ENTRIES = 128
 _MAX_DEPTH = 4

@@ -11,6 +11,8 @@ from weakref import WeakSet
 
 from service.workers.task import Progress, Task
 
+# Chosen, less than workers have: a thread that waits for a core may hold the interpreter lock, and requests need that.
+# With two jobs on two busy cores, the median answer took 12 to 21 ms at niceness 0, and 9 to 13 ms at 10 and 15 alike.
 _NICENESS = 10
 
 

@@ -10,13 +10,12 @@ from service.dashboard.widgets.html_elements import Text, make_box, make_heading
 from service.dashboard.widgets.number_format import format_count, format_number
 from service.errors import ServiceError
 from service.jobs.job import Job
-from service.models.playing.play import FilmOrder
+from service.models.playing.play import FILM_STEPS, FilmOrder
 
 # The server has too much to do just now.
 _BUSY_STATUSES = (429, 503)
-_MAX_STEPS = 500
 _SEED = 0
-_ORDER = FilmOrder("gif", _SEED, deterministic=True, max_steps=_MAX_STEPS)
+_ORDER = FilmOrder("gif", _SEED, deterministic=True, max_steps=FILM_STEPS)
 
 
 class JobFilm:
@@ -67,7 +66,7 @@ class JobFilm:
                 self._filmed = newest
                 film, timesteps = taken
                 # This film: a newer policy may be there by the time the browser asks.
-                query = f"seed={_SEED}&max_steps={_MAX_STEPS}&of={film.digest}"
+                query = f"seed={_SEED}&max_steps={FILM_STEPS}&of={film.digest}"
                 set_attributes(self._image, src=f"/training/{job.job_id}/video?{query}")
                 self._image.set_visibility(True)
                 self._problem.set_visibility(False)

@@ -8,12 +8,12 @@ from starlette.concurrency import run_in_threadpool
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, set_attributes
 from service.dashboard.widgets.number_format import format_count, format_number
 from service.errors import ServiceError
-from service.models.playing.play import FilmOrder
+from service.models.playing.play import FILM_STEPS, FilmOrder
 from service.models.playing.player import ModelPlayer
 
-_MAX_STEPS = 500
 _FIRST_SEED = 0
-_MAX_SEED = 10_000
+# Chosen: the API takes larger ones, but nobody wants to type them.
+MAX_SEED = 10_000
 
 
 class EpisodePlayer:
@@ -52,13 +52,13 @@ class EpisodePlayer:
         self._wait(True)
         is_deterministic, seed = not self._samples.value, self._current_seed
         try:
-            order = FilmOrder("gif", seed, is_deterministic, _MAX_STEPS)
+            order = FilmOrder("gif", seed, is_deterministic, FILM_STEPS)
             film = await run_in_threadpool(self._player.film, self._model_name, order)
         except ServiceError as error:
             self._show_problem(error.detail)
         else:
             # The same film: the server keeps it, so that the image loads at once.
-            query = f"format=gif&seed={seed}&deterministic={str(is_deterministic).lower()}&max_steps={_MAX_STEPS}"
+            query = f"format=gif&seed={seed}&deterministic={str(is_deterministic).lower()}&max_steps={FILM_STEPS}"
             set_attributes(self._image, src=f"/models/{self._model_name}/video?{query}")
             self._image.set_visibility(True)
             self._problem.set_visibility(False)
@@ -68,7 +68,7 @@ class EpisodePlayer:
         self._wait(False)
 
     async def _show_another(self) -> None:
-        self._current_seed = (self._current_seed + 1 + secrets.randbelow(_MAX_SEED - 1)) % _MAX_SEED
+        self._current_seed = (self._current_seed + 1 + secrets.randbelow(MAX_SEED - 1)) % MAX_SEED
         await self.show()
 
     def _show_problem(self, problem: str) -> None:

@@ -5,12 +5,10 @@ from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.current_service import get_service
 from service.dashboard.frame import show_frame
-from service.dashboard.models.episode_player import EpisodePlayer
+from service.dashboard.models.episode_player import MAX_SEED, EpisodePlayer
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link, make_note
 from service.http.browser_rules import DASHBOARD_PATH
 from service.models.playing.player import ModelPlayer
-
-_MAX_SEED = 10_000
 
 
 async def show_side_by_side(left: str = "", right: str = "", seed: int = 0) -> None:
@@ -36,7 +34,7 @@ async def show_side_by_side(left: str = "", right: str = "", seed: int = 0) -> N
             make_note(f"There is no model {name}.", "bad", "error")
         chosen = (names[0] if left in ("", *missing) else left, names[-1] if right in ("", *missing) else right)
         choices = list(dict.fromkeys((*names, *chosen)))
-        players = _show_players(choices, chosen, service.player, max(0, min(seed, _MAX_SEED)))
+        players = _show_players(choices, chosen, service.player, max(0, min(seed, MAX_SEED)))
     for player in players:
         ui.timer(0, player.show, once=True)
 
@@ -48,7 +46,7 @@ def _show_players(names: list[str], chosen: tuple[str, str], player: ModelPlayer
             _make_choice(field, label, names, name)
         with make_box("row-flex", "label"):
             Text("Seed", "muted")
-            make_box("seed-box", "input", type="number", name="seed", min=0, max=_MAX_SEED, value=seed)
+            make_box("seed-box", "input", type="number", name="seed", min=0, max=MAX_SEED, value=seed)
         make_button("Play", None, "primary", "play_arrow", kind="submit")
     with make_box("split"):
         players = []

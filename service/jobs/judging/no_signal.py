@@ -1,6 +1,6 @@
 """Whether a job's rollouts have anything to learn from: in each group, some branches must earn more than others."""
 
-# Shorter runs without a signal happen by chance, or before a rare reward is first found.
+# Shorter runs without a signal happen by chance, or before a rare reward is first found. Both are chosen.
 _MIN_ROLLOUTS_TO_WARN = 10
 _MIN_STEPS_TO_WARN = 2000
 

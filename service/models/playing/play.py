@@ -10,6 +10,9 @@ from grpo_core.evaluation import Policy, to_batch
 from service.errors import ConflictError
 from service.schemas.models import VideoFormat
 
+# The steps of a film at most, where nobody says how many. Chosen: CartPole's longest episode.
+FILM_STEPS = 500
+
 
 class FilmOrder(NamedTuple):
     """An order to film one episode.

@@ -10,6 +10,7 @@ from grpo_core.actor.extractors import ExtractorPlan, count_features
 from grpo_core.groups.archive import MAX_ARCHIVE_BYTES
 from grpo_core.groups.group import MAX_FILLED
 from grpo_core.options.network_json import network_to_json
+from grpo_core.options.presets import LEAST_STEPS
 from grpo_core.saving.model_file import SERVICE_LIMITS, expected_shapes
 from grpo_core.saving.space_json import space_to_json
 from grpo_core.spaces import count_inputs, count_outputs, observation_dtype
@@ -19,7 +20,6 @@ from service.schemas.training import TrainConfig
 # Limits of one rollout, and of one minibatch on its way through the networks.
 _MAX_ROLLOUT_BYTES = 256 * 2**20
 _MAX_MINIBATCH_BYTES = 256 * 2**20
-_LEAST_STEPS = 32
 # Limit of all rollout workers, and what one takes before it plays: what it does not share with the process it is forked
 # from, which itself takes five times that.
 _MAX_WORKERS_BYTES = 2 * 2**30
@@ -77,9 +77,9 @@ def shrink(
         is_large = n_rows * n_branches * 4 * observation_bytes > _MAX_ROLLOUT_BYTES // 2
         return n_branches > n_envs * group_size and is_large
 
-    while settings["n_steps"] * settings["n_envs"] > _LEAST_STEPS and is_too_large():
+    while settings["n_steps"] * settings["n_envs"] > LEAST_STEPS and is_too_large():
         settings["n_steps"] //= 2
-    while settings["batch_size"] > _LEAST_STEPS and settings["batch_size"] * 80 * n_pixels > _MAX_MINIBATCH_BYTES:
+    while settings["batch_size"] > LEAST_STEPS and settings["batch_size"] * 80 * n_pixels > _MAX_MINIBATCH_BYTES:
         settings["batch_size"] //= 2
 
 
