@@ -12,7 +12,6 @@ from service.errors import InvalidRequestError, NotFoundError, QueueFullError
 from service.jobs.client_jobs import ClientJobs, JobLimits
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
-from service.models.replacement import verify_trainable
 from service.models.store import ModelStore
 from service.schemas.training import TrainRequest
 from service.training.planning.plan import TrainingPlan
