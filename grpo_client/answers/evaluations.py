@@ -59,7 +59,7 @@ class ValueCheck(Answer):
     :param correlation: Of values and returns, in [-1, 1]; None where either do not differ.
     :param error: Mean size of the error, in shares of the mean size of the return.
     :param spread: Standard deviation of the returns, in the same shares.
-    :param lowest: The least of the values and returns compared: beyond it nothing was tested. None in older files.
+    :param lowest: The least of the values and returns compared: beyond it nothing was tested.
     :param highest: The greatest of them.
     """
 
@@ -69,8 +69,8 @@ class ValueCheck(Answer):
     correlation: float | None
     error: float | None
     spread: float | None
-    lowest: float | None = None
-    highest: float | None = None
+    lowest: float
+    highest: float
 
 
 @dataclass(frozen=True, kw_only=True)

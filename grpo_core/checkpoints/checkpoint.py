@@ -43,6 +43,12 @@ from grpo_core.update.seeding import capture_process_wide, restore_process_wide
 _MAX_SEARCHED = 2_000
 # Types of values that a state always holds itself.
 _HELD = (bool, int, float, str, bytes, list, tuple, dict, set, np.ndarray, np.generic)
+# What every checkpoint says, so that whoever reads one need not ask.
+_FACTS = frozenset({
+    "format", "num_timesteps", "total_timesteps", "episode_num", "episodes", "logged", "predict_rng_state",
+    "group_correlation", "reference", "n_envs", "n_shards", "has_plain_states", "mode", "is_cheap", "simulators",
+    "caveat", "own",
+})  # fmt: skip
 # More than any training takes, and fewer than a database's integers hold.
 _MAX_TIMESTEPS = 2**53
 
@@ -186,6 +192,8 @@ def from_bytes(content: bytes) -> Checkpoint:
             facts = json.loads(archive.read(FACTS_MEMBER))
             if facts["format"] != FORMAT:
                 raise CheckpointError(f"the checkpoint's format is not {FORMAT}; another version wrote it.")
+            if missing := sorted(_FACTS - facts.keys()):
+                raise CheckpointError(f"the checkpoint lacks {', '.join(missing)}; another version wrote it.")
             if not 0 <= int(facts["num_timesteps"]) < _MAX_TIMESTEPS:
                 raise CheckpointError(f"the checkpoint counts {facts['num_timesteps']} steps; it was not written here.")
             model = model_file.from_bytes(
@@ -218,13 +226,13 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
     :raises CheckpointError: If it is of another training.
     """
     facts = checkpoint.facts
-    if (n_envs := facts.get("n_envs", model.n_envs)) != model.n_envs:  # checkpoints of earlier versions do not say
+    if (n_envs := facts["n_envs"]) != model.n_envs:
         raise CheckpointError(
             f"the checkpoint is of a training in n_envs={n_envs} environments, but here are {model.n_envs}; make as "
             "many: make_vec_env(env_id, n_envs)."
         )
     _restore_choices(model, facts)
-    if (n_shards := facts.get("n_shards", 1)) != model._collector.n_shards:
+    if (n_shards := facts["n_shards"]) != model._collector.n_shards:
         raise CheckpointError(
             f"the checkpoint is of a training whose rollouts are cut into {n_shards} shards, but here it would be "
             f"{model._collector.n_shards}; set n_rollout_shards={n_shards}. The number of workers may differ."
@@ -259,8 +267,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
         model._collector.anchors.forget()
         reason = f"the simulators' states do not fit these environments ({type(error).__name__}: {error})"
         return Caveat(reason, is_certain=True)
-    has_plain_states = model._collector.has_plain_states
-    if facts.get("has_plain_states", has_plain_states) != has_plain_states:
+    if facts["has_plain_states"] != model._collector.has_plain_states:
         model._collector.anchors.forget()
         return Caveat("these environments are stepped by another collector, as under other wrappers", is_certain=True)
     return checkpoint.caveat
@@ -269,12 +276,10 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
 def _restore_choices(model: Any, facts: Mapping[str, Any]) -> None:
     """Play groups as they were played: measured anew, restoring may seem to cost more or less than it did.
 
-    Checkpoints of earlier versions do not say how.
-
     :raises CheckpointError: If these environments cannot be played so.
     """
-    mode = facts.get("mode", model._mode) if model.group_mode == "auto" else model._mode
-    is_cheap = bool(facts.get("is_cheap", model._collector.findings.is_cheap))
+    mode = facts["mode"] if model.group_mode == "auto" else model._mode
+    is_cheap = bool(facts["is_cheap"])
     if (mode, is_cheap) == (model._mode, model._collector.findings.is_cheap):
         return
     if mode not in ("branch", "episode"):
@@ -294,8 +299,9 @@ def _restore_progress(model: Any, facts: Mapping[str, Any], meta: Mapping[str, A
     model.rng.bit_generator.state = meta["rng_state"]
     model._predict_rng.bit_generator.state = facts["predict_rng_state"]
     model._group_correlation = GroupCorrelation.from_json(facts["group_correlation"])
-    logged = facts.get("logged", ())  # checkpoints of earlier versions hold none
-    model._logged = [(str(name), value, int(count), tuple(excluded)) for name, value, count, excluded in logged]
+    model._logged = [
+        (str(name), value, int(count), tuple(excluded)) for name, value, count, excluded in facts["logged"]
+    ]
     infos, successes = facts["episodes"]
     model.ep_info_buffer = deque(infos, maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(successes, maxlen=model._stats_window_size)

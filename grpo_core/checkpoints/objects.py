@@ -233,10 +233,9 @@ class Reader:
             "scalar": lambda _, index: self._arrays[index][()],
             "view": self._make_view,
             "drawing": lambda _, bits: np.random.Generator(self.make(bits)),
-            "generator": self._make_generator,  # of earlier versions
             "bits": lambda _, kind, state: self._fill(_BIT_GENERATORS[kind](0), state),
             "Random": lambda _, state: self._fill(random.Random(0), state),
-            "RandomState": self._make_random_state,
+            "RandomState": lambda _, state, bits: self._fill(np.random.RandomState(self.make(bits)), state),
             "member": lambda _, name, member: self._find(name, enum.EnumMeta)[member],
             "flag": lambda _, name, flags: self._find(name, enum.EnumMeta)(flags),
             "named": lambda _, name: self._find(name, type | types.FunctionType),
@@ -279,15 +278,6 @@ class Reader:
         space = space_from_json(described)
         space._np_random = self.make(generator)
         return space
-
-    def _make_generator(self, _: int, kind: str, state: Node) -> np.random.Generator:
-        generator = np.random.Generator(_BIT_GENERATORS[kind](0))
-        set_generator_state(generator, self.make(state))
-        return generator
-
-    def _make_random_state(self, _: int, state: Node, bits: Node = None) -> Any:
-        own = np.random.MT19937(0) if bits is None else self.make(bits)  # earlier versions wrote none
-        return self._fill(np.random.RandomState(own), state)
 
     def _fill(self, generator: Any, state: Node) -> Any:
         set_generator_state(generator, self.make(state))

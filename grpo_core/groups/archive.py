@@ -96,8 +96,7 @@ class AnchorArchive:
         shelves, n_rollouts, capacity, n_drawn = state
         archive = cls(len(shelves))
         archive._shelves = [{key: _Entry(*entry) for key, *entry in shelf} for shelf in shelves]
-        archive._n_rollouts, archive._capacity = n_rollouts, capacity
-        archive.n_drawn = int(n_drawn)  # states of earlier versions have a share
+        archive._n_rollouts, archive._capacity, archive.n_drawn = n_rollouts, capacity, n_drawn
         return archive
 
     def list_anchors(self) -> list[tuple[int, AnchorState]]:

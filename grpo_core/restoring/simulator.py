@@ -148,7 +148,7 @@ class Simulator:
             for restore, part in zip(self._restores, state, strict=True):
                 restore(part)
             return
-        noted, have_generators = [*state[len(self._order) :], None, None][:2]  # checkpoints may be older
+        noted, have_generators = state[len(self._order) :]
         going_on = self._noise.going_on() if have_generators and self._noise is not None else nullcontext()
         with going_on, self._layers.together(is_capture=False, noted=noted if in_place else None):
             for i in self._order:

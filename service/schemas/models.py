@@ -50,11 +50,8 @@ class ValueFigures(BaseModel):
     correlation: float | None = Field(ge=-1, le=1, description="Null where the values or the returns do not differ.")
     error: float | None = Field(ge=0, description="Mean size of the error, in shares of the mean size of the return.")
     spread: float | None = Field(ge=0, description="Standard deviation of the returns, in the same shares.")
-    lowest: float | None = Field(
-        None,
-        description="The least of the values and returns compared: beyond it nothing was tested. Null in older files.",
-    )
-    highest: float | None = Field(None, description="The greatest of them.")
+    lowest: float = Field(description="The least of the values and returns compared: beyond it nothing was tested.")
+    highest: float = Field(description="The greatest of them.")
 
 
 class ModelLineage(BaseModel):

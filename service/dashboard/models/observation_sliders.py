@@ -233,7 +233,7 @@ def describe_value(value: float | None, meaning: str, check: ValueFigures | None
     """
     if value is None:
         return "", ""
-    if check is None or check.lowest is None or check.highest is None:
+    if check is None:
         return "", "value: not shown, because its tested range is unknown"
     margin = _MARGIN * (check.highest - check.lowest)
     if not check.lowest - margin <= value <= check.highest + margin:

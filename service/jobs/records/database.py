@@ -1,6 +1,5 @@
-"""The jobs' file as a database: opened for this process alone, checked, and brought up to this version."""
+"""The jobs' file as a database: opened for this process alone, checked, and refused if it is of another version."""
 
-import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -8,13 +7,11 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from service.jobs.records.rows import UNREADABLE, recover_fields, to_columns
-
-logger = logging.getLogger("grpo.service")
+from service.jobs.records.rows import UNREADABLE
 
 # A hidden file, and no name that a model can have.
 FILE_NAME = ".jobs.sqlite3"
-# Raise it with every change of the tables, and have _migrate bring older files up to it.
+# Raise it with every change of the tables; files of released versions are to be brought up to it then.
 SCHEMA_VERSION = 2
 # "GRPO", in the header of the file: whose database it is.
 _APPLICATION_ID = 0x4752504F
@@ -32,8 +29,16 @@ CREATE TABLE jobs (
     written_at REAL NOT NULL,
     plan TEXT NOT NULL,
     state TEXT NOT NULL,
-    history TEXT NOT NULL
-    {columns}
+    history TEXT NOT NULL,
+    seed INTEGER NOT NULL,
+    elapsed_seconds REAL NOT NULL,
+    mean_reward REAL,
+    mean_reward_ci95 TEXT NOT NULL,
+    recipe TEXT NOT NULL,
+    display_name TEXT,
+    tags TEXT NOT NULL,
+    note TEXT NOT NULL,
+    hidden INTEGER NOT NULL
 );
 CREATE TABLE events (
     number INTEGER NOT NULL, event_id INTEGER NOT NULL, name TEXT NOT NULL, payload TEXT NOT NULL,
@@ -43,20 +48,8 @@ CREATE TABLE metrics (
     number INTEGER NOT NULL, first_id INTEGER NOT NULL, n_rows INTEGER NOT NULL, keys TEXT NOT NULL,
     numbers BLOB NOT NULL, PRIMARY KEY (number, first_id)
 ) WITHOUT ROWID;
+CREATE TABLE sweeps (number INTEGER PRIMARY KEY, sweep_id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)
 """
-# Version 2 has added the list's columns and people's labels to the jobs.
-_ADDED_COLUMNS = {
-    "seed": "INTEGER NOT NULL DEFAULT 0",
-    "elapsed_seconds": "REAL NOT NULL DEFAULT 0",
-    "mean_reward": "REAL",
-    "mean_reward_ci95": "TEXT NOT NULL DEFAULT 'null'",
-    "recipe": "TEXT NOT NULL DEFAULT ''",
-    "display_name": "TEXT",
-    "tags": "TEXT NOT NULL DEFAULT '[]'",
-    "note": "TEXT NOT NULL DEFAULT ''",
-    "hidden": "INTEGER NOT NULL DEFAULT 0",
-}
-_SWEEPS_TABLE = "CREATE TABLE sweeps (number INTEGER PRIMARY KEY, sweep_id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)"
 # A full check of a larger file would hold up the start; damage shows when it is read.
 _CHECKED_BYTES = 32 * 2**20
 # Another program may hold the file for a moment.
@@ -130,12 +123,13 @@ def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
     is_new = n_tables == 0 and version == 0
     if not is_new and application != _APPLICATION_ID:
         raise JournalError("another program's database")
-    if not is_new and not 1 <= version <= SCHEMA_VERSION:
-        raise JournalError(f"it has schema version {version}, this server knows {SCHEMA_VERSION}; upgrade the server")
+    if not is_new and version != SCHEMA_VERSION:
+        remedy = "upgrade the server" if version > SCHEMA_VERSION else "move it away, and a new one begins"
+        raise JournalError(f"it has schema version {version}, this server knows {SCHEMA_VERSION}; {remedy}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    if version != SCHEMA_VERSION:  # on a full disk, the file can still be read
-        _bring_up_to_date(connection, is_new)
+    if is_new:
+        _create_tables(connection)
     if n_bytes <= _CHECKED_BYTES:
         (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if finding != "ok":
@@ -155,41 +149,18 @@ def _list_columns(connection: sqlite3.Connection) -> set[tuple[str, str]]:
 
 
 def _list_expected_columns() -> set[tuple[str, str]]:
-    with closing(sqlite3.connect(":memory:")) as connection:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         _create_tables(connection)
         return _list_columns(connection)
 
 
-def _bring_up_to_date(connection: sqlite3.Connection, is_new: bool) -> None:
-    """Create the tables, or bring an older version's up to this one."""
+def _create_tables(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
-    if is_new:
-        _create_tables(connection)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    else:
-        _migrate(connection)
+    for statement in _TABLES.split(";"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
-
-
-def _create_tables(connection: sqlite3.Connection) -> None:
-    columns = "".join(f", {name} {kind}" for name, kind in _ADDED_COLUMNS.items())
-    for statement in _TABLES.format(columns=columns).split(";"):
-        connection.execute(statement)
-    connection.execute(_SWEEPS_TABLE)
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring a file of version 1 up to this one."""
-    connection.execute(_SWEEPS_TABLE)
-    for name, kind in _ADDED_COLUMNS.items():
-        connection.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
-    for number, plan_json, state_json in connection.execute("SELECT number, plan, state FROM jobs").fetchall():
-        known = recover_fields(plan_json, state_json).items()
-        for name, value in to_columns(field for field in known if field[0] in _ADDED_COLUMNS).items():
-            with suppress(sqlite3.IntegrityError, sqlite3.ProgrammingError, OverflowError):  # it is damaged
-                connection.execute(f"UPDATE jobs SET {name} = ? WHERE number = ?", (value, number))
-    logger.warning("%s was of version 1, and is now of version %d", FILE_NAME, SCHEMA_VERSION)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class HistoryEvent(NamedTuple):
     :param event_id: Grows with every event of a job, from 1 on.
     :param name: Such as ``job.metrics``.
     :param payload: JSON values.
-    :param created_at: When it happened; None where that is unknown, as for metrics and older servers' events.
+    :param created_at: When it happened; None for metrics and progress.
     """
 
     event_id: int

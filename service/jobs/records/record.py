@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict
 
 from service.jobs.records.history import HistoryPart
 from service.schemas.jobs import (
@@ -29,8 +29,6 @@ _NOT_OF_RECIPE = frozenset(
 )
 #: Begins the ``error_message`` of a job whose server was killed; clients know it.
 INTERRUPTED = "interrupted by restart"
-# Its words on a policy that waited to be saved, while only the text said so.
-_UNSAVED = "The finished policy is in memory"
 
 #: An end that a resume needs to know of: the server was killed, or the finished policy could not be saved.
 EndedHow = Literal["interrupted", "unsaved"]
@@ -115,19 +113,6 @@ class JobState(BaseModel):
     n_silent_rollouts: int = 0
     last_signal_timesteps: int = 0
     has_warned_of_silence: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_how_it_ended(cls, fields: Any) -> Any:
-        """Take from a record's text how its job ended, if the record is older than the field for that.
-
-        :param fields: The record's, unchecked: a damaged one may hold anything.
-        """
-        message = fields.get("error_message") if isinstance(fields, dict) else None
-        if not isinstance(message, str) or not message or "ended_how" in fields:
-            return fields
-        is_unsaved = "unsaved" if _UNSAVED in message else None
-        return {**fields, "ended_how": "interrupted" if message.startswith(INTERRUPTED) else is_unsaved}
 
     @property
     def n_silent_timesteps(self) -> int:

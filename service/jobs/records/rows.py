@@ -21,7 +21,7 @@ _JSON_COLUMNS = ("mean_reward_ci95", "tags")
 LABELS = tuple(JobLabels.model_fields)
 # Columns that stay as they were first written; labels are changed by themselves.
 _FIXED = {"job_id", "env_name", "model_name", "total_timesteps", "created_at", "plan", "seed", "recipe", *LABELS}
-# Beside an event's payload, where older servers expect it alone.
+# The name of an event's time, among those of its payload.
 _EVENT_TIME = "event_time"
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Reading a damaged record raises these.
@@ -94,11 +94,11 @@ def _read_json(text: Any) -> Any:
 
 
 def _recover_line(job_id: str, plan_json: str, state_json: str) -> dict[str, Any]:
-    known = {"job_id": job_id, **to_columns(recover_fields(plan_json, state_json).items())}
+    known = {"job_id": job_id, **to_columns(_recover_fields(plan_json, state_json).items())}
     return dict(_read_columns(JobSummary, known, lambda: _SUBSTITUTES)[0])
 
 
-def recover_fields(plan_json: str, state_json: str) -> dict[str, Any]:
+def _recover_fields(plan_json: str, state_json: str) -> dict[str, Any]:
     """Return the parts of a job's line in the list that its plan and its state say, where they can be read."""
     known: dict[str, Any] = {}
     with suppress(*UNREADABLE):

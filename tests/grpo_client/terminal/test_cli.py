@@ -161,6 +161,7 @@ def test_a_policy_is_asked(ask: Any, model: str) -> None:
 
 def test_a_value_whose_check_failed_is_said_to_have_failed_it(ask: Any, app: FastAPI) -> None:
     check = {"is_meaningful": False, "gamma": 0.9, "n_states": 9, "correlation": 0.97, "error": 0.2055, "spread": 0.4}
+    check |= {"lowest": 0.0, "highest": 9.0}
     content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1", value_check=check)
     (app.state.service.settings.models_dir / "checked.zip").write_bytes(content)
     said = ask("predict", "checked", "0", "0", "0", "0")[1]

@@ -31,7 +31,6 @@ from grpo_core.checkpoints.objects import Reader, UnknownObjectError, Writer
 from grpo_core.restoring import simulator
 from grpo_core.restoring.copying import references
 from grpo_core.restoring.copying.references import WeakContainer, WeakReference
-from grpo_core.restoring.generators import get_generator_state
 from grpo_core.restoring.proving.proof import prove
 from tests.suites import DEVICE
 
@@ -277,17 +276,6 @@ def test_generators_that_share_their_bits_share_them_again(kind: Callable[[Any],
     assert drawn[0] == drawn[1]
 
 
-def test_generators_in_checkpoints_of_earlier_versions_are_read() -> None:
-    writer = Writer((), {})
-    for kind, generator in (
-        (["generator", "PCG64"], np.random.default_rng(3)),
-        (["RandomState"], np.random.RandomState(3)),
-    ):
-        state = writer.describe(get_generator_state(generator))
-        made = Reader([*writer.objects, [*kind, state]], writer.arrays, (), {}).make({"object": len(writer.objects)})
-        assert made.normal() == generator.normal()
-
-
 @pytest.mark.parametrize("name", TRAININGS)
 @pytest.mark.filterwarnings("ignore:the episodes of a group begin")
 def test_a_training_goes_on_to_the_same_weights(name: str) -> None:
@@ -440,8 +428,6 @@ def test_what_was_chosen_by_the_clock_is_not_chosen_anew(
     assert caveat is None
     assert resumed._mode == ("episode" if was_dear and mode == "auto" else "branch")
     assert resumed.to_bytes() == whole.to_bytes()
-    older = rewrite(content, b'"is_cheap"', b'"unheard_of"', b'"mode"', b'"unspoken"')
-    train_where_restoring(not was_dear, lambda: go_on(make_env(), older, group_mode=mode))
 
 
 def test_another_number_of_environments_is_refused() -> None:
@@ -490,6 +476,13 @@ def test_a_damaged_checkpoint_is_refused_in_one_way() -> None:
         damaged[at] ^= 1 + int(rng.integers(255))
         read_damaged(bytes(damaged))  # raises nothing else
         read_damaged(content[:at])
+
+
+def test_a_checkpoint_that_lacks_a_fact_is_refused_by_its_name() -> None:
+    _, content = train_and_take(lambda: make_vec_env("CartPole-v1"))
+    for name in set(checkpoint.from_bytes(content).facts) - {"format"}:
+        with pytest.raises(CheckpointError, match=f"lacks {name}; another version wrote it"):
+            checkpoint.from_bytes(rewrite(content, f'"{name}": '.encode(), b'"unheard_of": '))
 
 
 def test_what_a_checkpoint_names_is_looked_up_in_the_environments_packages_alone() -> None:

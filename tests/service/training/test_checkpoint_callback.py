@@ -169,7 +169,7 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_from() -> None:
             member = archive.read(name)
             if name == FACTS_MEMBER:
                 facts = json.loads(member)
-                del facts["own"]["config"]["fill_rollouts"], facts["logged"]
+                del facts["own"]["config"]["fill_rollouts"]
                 member = json.dumps(facts).encode()
             written.writestr(name, member)
     assert run(Recorder(), earlier.getvalue()) == content

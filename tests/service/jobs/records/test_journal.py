@@ -249,6 +249,16 @@ def test_a_line_says_what_nothing_else_in_its_record_does(path: Path) -> None:
     journal.close()
 
 
+def test_a_plan_that_lacks_a_name_still_says_the_rest(path: Path) -> None:
+    job = make_job(seed=3)
+    write(path, job)
+    damage(path, "UPDATE jobs SET plan = json_remove(plan, '$.config.env_name'), seed = 'x', recipe = x'ff'")
+    journal, _ = open_journal(path.parent)
+    (line,) = (past.summary for past in journal.list_jobs())
+    assert (line.seed, line.env_name, line.recipe != "") == (3, job.config.env_name, True)
+    journal.close()
+
+
 @pytest.mark.parametrize("job_id", ["x'00'", "'nonsense'", "CAST(x'ff' AS TEXT)"])
 def test_a_row_whose_id_is_damaged_is_kept_and_not_listed(
     path: Path, job_id: str, caplog: pytest.LogCaptureFixture
@@ -314,55 +324,6 @@ def test_a_file_whose_tables_have_lost_a_column_is_moved_aside(path: Path) -> No
     journal.close()
 
 
-def make_older(path: Path) -> None:
-    """Turn a file into one of version 1."""
-    connection = sqlite3.connect(path)
-    for name in ("seed", "elapsed_seconds", "mean_reward", "mean_reward_ci95", "recipe"):
-        connection.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
-    for name in JobLabels.model_fields:
-        connection.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
-    connection.execute("DROP TABLE sweeps")
-    connection.execute("PRAGMA user_version = 1")
-    connection.commit()
-    connection.close()
-
-
-@pytest.mark.parametrize("state", ["{", "[]", "null", '{"error_message": 5}'])
-def test_an_older_file_is_brought_up_to_date(path: Path, caplog: pytest.LogCaptureFixture, state: str) -> None:
-    evaluated, damaged, plain = make_job(seed=3, model_name="m"), make_job(seed=9), make_job(seed=5)
-    run_for_a_while(evaluated)
-    evaluated.progress.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
-    for job in (evaluated, damaged, plain):
-        job.finish(JobStatus.STOPPED)
-    write(path, evaluated, damaged, plain)
-    make_older(path)
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE jobs SET state = ? WHERE job_id = ?", (state, damaged.job_id))
-    connection.commit()
-    connection.close()
-    for _ in range(2):
-        journal, obstacle = open_journal(path.parent)
-        assert obstacle is None
-        lines = [job.summary for job in journal.list_jobs()]
-        assert [lines[0], lines[2]] == [evaluated.summarize(), plain.summarize()]
-        assert (lines[1].seed, lines[1].mean_reward, lines[1].tags) == (9, None, [])
-        journal.write_labels(plain.job_id, {"note": ""})
-        journal.close()
-    assert caplog.text.count("was of version 1, and is now of version 2") == 1
-
-
-def test_an_older_plan_that_lacks_a_name_keeps_the_rest(path: Path) -> None:
-    job = make_job(seed=3)
-    job.progress.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
-    write(path, job)
-    make_older(path)
-    damage(path, "UPDATE jobs SET plan = json_remove(plan, '$.config.env_name')")
-    journal, _ = open_journal(path.parent)
-    (line,) = (past.summary for past in journal.list_jobs())
-    assert (line.seed, line.mean_reward, line.recipe != "") == (3, 2.5, True)
-    journal.close()
-
-
 def test_what_is_written_on_a_job_outlives_what_the_job_reports(path: Path) -> None:
     job = make_job()
     write(path, job)
@@ -394,17 +355,20 @@ def refuse(path: Path, expected: str, caplog: pytest.LogCaptureFixture) -> None:
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
-def test_a_newer_file_stays_as_it_is(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [(SCHEMA_VERSION + 1, "upgrade the server"), (SCHEMA_VERSION - 1, "move it away"), (-1, "move it away")],
+)
+def test_a_file_of_another_version_stays_as_it_is(
+    path: Path, version: int, remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
     write(path, make_job())
-    connection = sqlite3.connect(path)
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-    connection.close()
-    refuse(path, f"schema version {SCHEMA_VERSION + 1}", caplog)
+    damage(path, f"PRAGMA user_version = {version}")
+    refuse(path, f"it has schema version {version}, this server knows {SCHEMA_VERSION}; {remedy}", caplog)
 
 
-def test_a_file_of_the_first_version_keeps_its_jobs_and_takes_sweeps(path: Path) -> None:
+def test_a_file_keeps_sweeps(path: Path) -> None:
     write(path, make_job())
-    make_older(path)
     journal, obstacle = open_journal(path.parent)
     assert obstacle is None
     assert len(journal.list_jobs()) == 1
