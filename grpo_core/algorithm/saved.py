@@ -52,6 +52,7 @@ class SavedAlgorithm(ActingAlgorithm):
     kl_coef: float
     ref_sync_steps: int | None
     _ref_policy: ActorCriticPolicy | None
+    _ref_timesteps: int
     #: The policy's and the value network's parameters.
     _parameter_groups: ParameterGroups
     _group_correlation: GroupCorrelation

@@ -20,8 +20,9 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
+from grpo_core.algorithm.grouped import GroupedAlgorithm
 from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_FILE_BYTES, MODEL_MEMBER
 from grpo_core.checkpoints.objects import Node, Reader, UnknownObjectError, Writer, list_packages
 from grpo_core.environments.nested import list_nested_envs
@@ -95,14 +96,14 @@ class Caveat(NamedTuple):
 
 
 def to_bytes(
-    model: Any, facts: Mapping[str, Any] | None = None, attachments: Mapping[str, bytes] | None = None
+    model: GroupedAlgorithm, facts: Mapping[str, Any] | None = None, attachments: Mapping[str, bytes] | None = None
 ) -> bytes:
     """Describe the training of a ``GRPO`` as ``take`` does, and return the content alone."""
     return take(model, facts, attachments)[0]
 
 
 def take(
-    model: Any, facts: Mapping[str, Any] | None = None, attachments: Mapping[str, bytes] | None = None
+    model: GroupedAlgorithm, facts: Mapping[str, Any] | None = None, attachments: Mapping[str, bytes] | None = None
 ) -> tuple[bytes, Caveat | None]:
     """Describe the training of a ``GRPO``, between two of its rollouts.
 
@@ -152,7 +153,7 @@ def take(
     return file.getvalue(), caveat
 
 
-def _list_logged(model: Any) -> list[tuple[str, Any, int, Sequence[str]]]:
+def _list_logged(model: GroupedAlgorithm) -> list[tuple[str, Any, int, Sequence[str]]]:
     """List what the logger holds of the last update until it writes it with the next rollout's row: numbers alone."""
     if model._logged:  # no training has begun since it was restored
         return list(model._logged)
@@ -166,7 +167,7 @@ def _list_logged(model: Any) -> list[tuple[str, Any, int, Sequence[str]]]:
     ]
 
 
-def _check_finite(model: Any) -> None:
+def _check_finite(model: GroupedAlgorithm) -> None:
     optimizer, weights = model.policy.optimizer, get_weights(model.policy)
     moments = get_optimizer_state(optimizer) if model._parameter_groups.built(optimizer) else {}
     for kind, arrays in (("weights", weights), ("moments", moments)):
@@ -218,14 +219,15 @@ def from_bytes(content: bytes) -> Checkpoint:
     return Checkpoint(facts, model, arrays, attachments)
 
 
-def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
+def restore(model: GroupedAlgorithm, checkpoint: Checkpoint) -> Caveat | None:
     """Put a training back into a new ``GRPO``; ``learn(..., reset_num_timesteps=False)`` then goes on with it.
 
     :param model: One with the same arguments, around environments of the same make.
     :return: The obstacle to going on exactly as it would have; None without one.
     :raises CheckpointError: If it is of another training.
+    :raises ValueError: If the model has no environment.
     """
-    facts = checkpoint.facts
+    facts, env = checkpoint.facts, _get_env(model)
     if (n_envs := facts["n_envs"]) != model.n_envs:
         raise CheckpointError(
             f"the checkpoint is of a training in n_envs={n_envs} environments, but here are {model.n_envs}; make as "
@@ -237,13 +239,13 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
             f"the checkpoint is of a training whose rollouts are cut into {n_shards} shards, but here it would be "
             f"{model._collector.n_shards}; set n_rollout_shards={n_shards}. The number of workers may differ."
         )
-    vec_normalize = unwrap_vec_normalize(model.env)
+    vec_normalize = unwrap_vec_normalize(env)
     if vec_normalize is None and checkpoint.model.meta.get("normalization") is not None:
         raise CheckpointError(
             "the checkpoint is of a training in VecNormalize, but this environment has none; make the model around "
             "VecNormalize(env)."
         )
-    first_obs = model.env.reset()  # before all that a reset changes is put back
+    first_obs = env.reset()  # before all that a reset changes is put back
     try:
         model._load_arrays(checkpoint.model)
         model._is_just_loaded = False  # it was being trained
@@ -255,7 +257,8 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
         reason = str(error).partition("\n")[0]  # torch names each weight on a line of its own
         raise CheckpointError(f"the checkpoint is of another training ({type(error).__name__}: {reason}).") from error
     # SB3 resets the environment unless it has an observation of it.
-    model._last_obs, model._last_episode_starts = first_obs, np.ones((model.env.num_envs,), np.bool_)
+    model._last_obs = first_obs
+    model._last_episode_starts = np.ones((env.num_envs,), np.bool_)
     if facts["simulators"] is None:
         return checkpoint.caveat
     try:
@@ -273,7 +276,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
     return checkpoint.caveat
 
 
-def _restore_choices(model: Any, facts: Mapping[str, Any]) -> None:
+def _restore_choices(model: GroupedAlgorithm, facts: Mapping[str, Any]) -> None:
     """Play groups as they were played: measured anew, restoring may seem to cost more or less than it did.
 
     :raises CheckpointError: If these environments cannot be played so.
@@ -285,16 +288,16 @@ def _restore_choices(model: Any, facts: Mapping[str, Any]) -> None:
     if mode not in ("branch", "episode"):
         raise CheckpointError(f"the checkpoint's mode {mode!r} is not one that GRPO chooses; it was not written here.")
     try:
-        bank = model._make_bank(model.env, mode)
+        bank = model._make_bank(env := _get_env(model), mode)
         bank.findings = bank.findings._replace(is_cheap=is_cheap)
-        model._use_groups(model._make_groups(model.env, mode, bank))
+        model._use_groups(model._make_groups(env, mode, bank))
     except ValueError as error:  # among them NotBranchableError
         raise CheckpointError(f"the checkpoint is of another training, in group_mode={mode!r}: {error}") from error
 
 
-def _restore_progress(model: Any, facts: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+def _restore_progress(model: GroupedAlgorithm, facts: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     model.num_timesteps, model._n_updates = int(facts["num_timesteps"]), int(meta["n_updates"])
-    total = float(facts["total_timesteps"])
+    total: Any = float(facts["total_timesteps"])  # SB3 knows only whole ones, and ``math.inf`` works
     model._total_timesteps, model._episode_num = total if math.isinf(total) else int(total), int(facts["episode_num"])
     model.rng.bit_generator.state = meta["rng_state"]
     model._predict_rng.bit_generator.state = facts["predict_rng_state"]
@@ -307,7 +310,7 @@ def _restore_progress(model: Any, facts: Mapping[str, Any], meta: Mapping[str, A
     model.ep_success_buffer = deque(successes, maxlen=model._stats_window_size)
 
 
-def _restore_reference(model: Any, timesteps: int, weights: dict[str, npt.NDArray[Any]]) -> None:
+def _restore_reference(model: GroupedAlgorithm, timesteps: int, weights: dict[str, npt.NDArray[Any]]) -> None:
     model._ref_timesteps = timesteps
     if not weights:
         return
@@ -315,7 +318,7 @@ def _restore_reference(model: Any, timesteps: int, weights: dict[str, npt.NDArra
     put_weights(model._ref_policy, weights)
 
 
-def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Caveat | None]:
+def _describe_simulators(model: GroupedAlgorithm) -> tuple[Node, list[npt.NDArray[Any]], Caveat | None]:
     """Describe the simulators, the states that groups go on from, and all random generators of the environments.
 
     :return: The description or None; the arrays that it refers to; and what is missing.
@@ -338,7 +341,7 @@ def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Cave
     return [node, writer.objects], writer.arrays, caveat
 
 
-def _describe_reset(model: Any, error: Exception) -> Caveat:
+def _describe_reset(model: GroupedAlgorithm, error: Exception) -> Caveat:
     """Say what it means that an environment's state cannot be captured: episodes from seeded resets hardly need it."""
     if model._mode != "episode":
         reason = str(error) if isinstance(error, NotBranchableError) else f"{type(error).__name__}: {error}"
@@ -347,7 +350,7 @@ def _describe_reset(model: Any, error: Exception) -> Caveat:
     return Caveat(reason, is_certain=False)
 
 
-def _restore_simulators(model: Any, described: Node, arrays: Sequence[npt.NDArray[Any]]) -> None:
+def _restore_simulators(model: GroupedAlgorithm, described: Node, arrays: Sequence[npt.NDArray[Any]]) -> None:
     envs = _list_envs(model)
     node, objects = described
     reader = Reader(objects, arrays, _list_packages(envs), _find_fixtures(envs))
@@ -361,11 +364,21 @@ def _restore_simulators(model: Any, described: Node, arrays: Sequence[npt.NDArra
     restore_process_wide(process_wide)
 
 
-def _list_envs(model: Any) -> list[gym.Env[Any, Any]]:
-    base, _ = read_vec_wrappers(model.env)
+def _list_envs(model: GroupedAlgorithm) -> list[gym.Env[Any, Any]]:
+    base, _ = read_vec_wrappers(_get_env(model))
     if not isinstance(base, DummyVecEnv):
         raise UnknownObjectError(f"the states of environments in a {type(base).__name__} are in other processes")
     return base.envs
+
+
+def _get_env(model: GroupedAlgorithm) -> VecEnv:
+    """Return the environment of a model in training.
+
+    :raises ValueError: If there is none.
+    """
+    if model.env is None:
+        raise ValueError("the model has no environment to train in; call set_env(env) first.")
+    return model.env
 
 
 def _find_fixtures(envs: Sequence[gym.Env[Any, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
+from grpo_core.algorithm.grouped import GroupedAlgorithm
 from grpo_core.checkpoints import MAX_FILE_BYTES, checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.options.hyperparameters_json import hyperparameters_to_json
@@ -36,6 +37,8 @@ class KeepCheckpoint(BaseCallback):
     """
 
     leaves_environments_alone = True
+
+    model: GroupedAlgorithm
 
     def __init__(
         self,
@@ -70,8 +73,7 @@ class KeepCheckpoint(BaseCallback):
         self._sees_rollouts = True
         # At the start, nothing can be lost yet, and the file may be the one that training continues from. After a stop,
         # the update before this may have been cut short.
-        model: Any = self.model
-        if model.num_timesteps == self._taken_timesteps or model._stop_requested:
+        if self.model.num_timesteps == self._taken_timesteps or self.model._stop_requested:
             return
         if self._every_steps is None:
             is_due = time.monotonic() - self._taken_at >= self._every_seconds
@@ -95,7 +97,7 @@ class KeepCheckpoint(BaseCallback):
             warnings.warn(f"{self.path} {keeps} step {self.num_timesteps:,}: {error}", stacklevel=2)
 
 
-def go_on(model: Any, path: str | os.PathLike[str]) -> int:
+def go_on(model: GroupedAlgorithm, path: str | os.PathLike[str]) -> int:
     """Put a training back into a new model, and return how many of its steps are left.
 
     ``model.learn(n_left, reset_num_timesteps=False)`` then ends with the weights that it would have ended with, bit for
@@ -107,6 +109,7 @@ def go_on(model: Any, path: str | os.PathLike[str]) -> int:
     :return: Simulator steps until the ``total_timesteps`` of the ``learn`` that was interrupted, >= 0.
     :raises OSError: If the file cannot be read.
     :raises CheckpointError: If it is damaged, or of another training.
+    :raises ValueError: If the model has no environment.
     """
     path = Path(path)
     if (n_bytes := path.stat().st_size) > MAX_FILE_BYTES:
@@ -123,7 +126,7 @@ def go_on(model: Any, path: str | os.PathLike[str]) -> int:
     return max(0, n_left)
 
 
-def _check_arguments(model: Any, meta: Mapping[str, Any]) -> None:
+def _check_arguments(model: GroupedAlgorithm, meta: Mapping[str, Any]) -> None:
     """Refuse a model that would train otherwise than the one that a checkpoint was taken of.
 
     :param meta: The metadata of that one, as ``describe_model`` collected them.

@@ -22,6 +22,8 @@ _ENV_NAMES = (*_N_ACTIONS, "Pendulum-v1")
 
 
 class _Interruption(BaseCallback):
+    model: GRPO
+
     def __init__(self) -> None:
         super().__init__()
         self.content: bytes | None = None

@@ -149,6 +149,8 @@ def shrink(items: set[int]) -> set[int]:
 
 
 class _TakeOne(BaseCallback):
+    model: GRPO
+
     def __init__(self) -> None:
         super().__init__()
         self.content: bytes | None = None
@@ -157,7 +159,6 @@ class _TakeOne(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        assert isinstance(self.model, GRPO)
         if self.content is None and self.model.num_timesteps >= _AT:
             self.content = checkpoint.to_bytes(self.model, {"mine": 1}, {"name": b"content"})
 
@@ -435,6 +436,13 @@ def test_another_number_of_environments_is_refused() -> None:
     other = make_model(make_vec_env("CartPole-v1", 2))
     with pytest.raises(CheckpointError, match=r"in n_envs=1 environments, but here are 2; make as many"):
         checkpoint.restore(other, checkpoint.from_bytes(content))
+
+
+def test_a_model_without_an_environment_is_refused() -> None:
+    trained, content = train_and_take(lambda: make_vec_env("CartPole-v1"))
+    file = io.BytesIO(trained.to_bytes())
+    with pytest.raises(ValueError, match=r"no environment to train in; call set_env\(env\) first"):
+        checkpoint.restore(GRPO.load(file, device=DEVICE), checkpoint.from_bytes(content))
 
 
 def test_a_model_of_another_shape_is_refused() -> None:

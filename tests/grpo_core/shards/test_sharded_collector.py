@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
+from grpo import GRPO
 from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.groups.group import GroupPlan
@@ -304,6 +305,7 @@ def test_a_training_goes_on_from_its_checkpoint_bit_for_bit_with_another_number_
     learn(whole, 1, pool, total=3 * 256)
 
     class Take(BaseCallback):
+        model: GRPO
         content = b""
 
         def _on_rollout_start(self) -> None:
