@@ -35,7 +35,7 @@ EndedHow = Literal["interrupted", "unsaved"]
 
 
 class PlanRecord(BaseModel):
-    """The request for a job. Only the names of its rewards are kept, in the configuration."""
+    """The request for a job: the fields of ``TrainingPlan``, without its rewards, which the configuration names."""
 
     config: dict[str, Any]
     config_origins: ConfigOrigins
@@ -47,26 +47,12 @@ class PlanRecord(BaseModel):
     @classmethod
     def describe(cls, plan: TrainingPlan) -> "PlanRecord":
         """Write down a plan."""
-        return cls(
-            config=plan.config.model_dump(mode="json"),
-            config_origins=plan.config_origins,
-            warnings=list(plan.warnings),
-            reward_threshold=plan.reward_threshold,
-            sweep_id=plan.sweep_id,
-            init_sha256=plan.init_sha256,
-        )
+        return cls(**{**plan._asdict(), "config": plan.config.model_dump(mode="json"), "warnings": list(plan.warnings)})
 
     def make_plan(self) -> TrainingPlan:
         """Rebuild the plan without its rewards: they are code, and looked up by name when they are needed."""
-        return TrainingPlan(
-            TrainConfig.read(self.config),
-            None,
-            tuple(self.warnings),
-            self.reward_threshold,
-            self.config_origins,
-            self.sweep_id,
-            self.init_sha256,
-        )
+        changed = {"config": TrainConfig.read(self.config), "reward": None, "warnings": tuple(self.warnings)}
+        return TrainingPlan(**{**dict(self), **changed})
 
 
 class JobEnd(NamedTuple):
