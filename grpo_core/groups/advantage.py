@@ -43,8 +43,6 @@ ROUNDING = 1e-5
 # Returns that differ by a smaller share of the rewards' sizes are the same rewards in another order.
 _LEAST_DIFFERENCE = 1e-6
 
-# Keeps 0 / 0 out of coefficients where members are all alike.
-_TINY = 1e-30
 # An estimate that says more than this of members' likeness is not to be trusted with a weight.
 _LEAST_VARIANCE_LEFT = 0.05
 
@@ -136,7 +134,7 @@ def compute_group_advantages(
         judged = _Judged(gae, steps.step_mask, steps.step_mask, correlations)
     if supervision == "outcome":
         # The return of a whole branch is the one from its first step, which every branch has.
-        judged = _Judged(judged.quantity[:1], judged.step_mask[:1], judged.members[:1], correlations[:1])
+        judged = _Judged(judged.quantity[:1], judged.step_mask[:1], judged.members[:1], correlations)
         returns, sizes, members = returns[:1], sizes[:1], members[:1]
     if baseline == "value" and scaling == "batch":
         baseline = "batch"  # as PPO does, which centres on the rollout before it scales
@@ -306,7 +304,8 @@ def _count_others(step_mask: Bools, dtype: npt.DTypeLike) -> Floats:
 
 def compute_coefficients(n_others: Floats, correlations: Floats) -> Floats:
     """Return how much of the mean of ``n_others`` members to subtract, in [0, 1]; the shapes must fit."""
-    return np.asarray(n_others * correlations / np.maximum(1.0 + (n_others - 1.0) * correlations, _TINY))
+    # Less than 1 is divided by only where there are no others, and then nothing is divided.
+    return np.asarray(n_others * correlations / np.maximum(1.0 + (n_others - 1.0) * correlations, 1.0))
 
 
 def _compute_mean_of_other_groups(gae: Floats, step_mask: Bools) -> Floats:

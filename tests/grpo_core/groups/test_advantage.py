@@ -408,6 +408,12 @@ def test_the_variance_saved_is_what_subtracting_the_others_takes_away(group_size
     assert describe_adaptive(groups, everyone, correlations)["group_variance_saved"] == pytest.approx(saved, abs=0.02)
 
 
+def test_of_gaes_that_do_not_vary_no_variance_is_saved() -> None:
+    groups = compute([[branch([2.0], "horizon")] * 2] * 2, 1, baseline="adaptive")
+    measures = describe_adaptive(groups, np.ones((1, 2, 2), np.bool_), CORRELATIONS[:1])
+    assert measures == {"group_coefficient": CORRELATIONS[0], "group_variance_saved": 0.0}
+
+
 N_DRAWN_GROUPS = 100_000
 
 
@@ -767,6 +773,17 @@ def test_branches_that_earn_the_same_in_another_order_differ_only_to_process_sup
     outcome = compute(rollout, 2, supervision="outcome")
     assert outcome.informative.tolist() == [False]
     assert (outcome.advantages == 0).all()
+
+
+@pytest.mark.parametrize("first", [1.0, 1e6])
+def test_outcomes_tell_branches_apart_by_the_whole_of_what_they_earned(first: float) -> None:
+    """A half counts beside rewards of 1, and is rounding beside those of a million, however small those after."""
+    rollout = [
+        [branch([first, 0.0], "terminated"), branch([first, 0.5], "terminated")],
+        [branch([first, 0.0], "terminated"), branch([2 * first, 0.0], "terminated")],
+    ]
+    assert compute(rollout, 2, supervision="process").informative.tolist() == [True, True]
+    assert compute(rollout, 2, supervision="outcome").informative.tolist() == [first == 1.0, True]
 
 
 @pytest.mark.parametrize("extra", [0.0, 1e-4])
