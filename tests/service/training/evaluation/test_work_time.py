@@ -11,7 +11,8 @@ class Machine:
     """A machine whose clocks are moved by hand."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._clock = self._processor = self._delay = 0.0
+        # As no clock begins at 0, nor any two together.
+        self._clock, self._processor, self._delay = 7.0, 5.0, 3.0
         self._file = folder / "schedstat"
         monkeypatch.setattr("service.training.evaluation.work_time.time", self)
         monkeypatch.setattr("service.training.evaluation.work_time._SCHEDULER_FILE", self._file)
@@ -56,6 +57,10 @@ def test_where_others_work_for_it_the_clock_counts(machine: Machine) -> None:
     machine.go_on(waiting=4.0, preempted=1.0)
     assert WorkTime.now(works_elsewhere=True).since(begun) == 5.0
     assert Stopwatch(begun, works_elsewhere=True).is_past(5.0)
+
+
+def test_a_stopwatch_begins_at_nothing(machine: Machine) -> None:
+    assert not Stopwatch(WorkTime.now()).is_past(0.5)
 
 
 def test_the_system_is_asked_only_when_the_work_may_be_done(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
