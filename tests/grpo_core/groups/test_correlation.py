@@ -1,5 +1,6 @@
 """The estimate of how alike members are, against correlations that are known."""
 
+import itertools
 import json
 import math
 
@@ -62,6 +63,21 @@ def test_steps_without_others_and_numbers_outside_the_mask_tell_nothing() -> Non
     noisy.update(np.where(step_mask, gae, 1e6), step_mask)
     assert known.to_json() == noisy.to_json()
     assert known.estimate(2)[1] == 1.0  # as at first
+
+
+def test_pairs_are_those_of_live_members_however_many_a_group_has_left() -> None:
+    gae = np.array([[[3.0, 9.0, 9.0], [1.0, -2.0, 9.0], [4.0, 0.0, -1.0]]])
+    left = [[3.0], [1.0, -2.0], [4.0, 0.0, -1.0]]
+    correlation = GroupCorrelation()
+    correlation.update(gae, np.array([[[True, False, False], [True, True, False], [True, True, True]]]))
+    live = np.concatenate(left)
+    deviations = [[(number - live.mean()) / live.std() for number in group] for group in left]
+    pairs = [a * b for group in deviations for a, b in itertools.permutations(group, 2)]
+    squares = [a * a for group in deviations if len(group) > 1 for a in group]
+    added = [sum(pairs), len(pairs), sum(squares), len(squares)]
+    sums = [row[0] for row in correlation.to_json()]
+    np.testing.assert_allclose(sums, [0.9 * 8.0 + each for each in added])
+    assert (len(pairs), len(squares)) == (8, 5)
 
 
 @pytest.mark.parametrize("number", [0.0, 3.0, math.nan, math.inf])

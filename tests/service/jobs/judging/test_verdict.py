@@ -98,6 +98,13 @@ class TestCurves:
         assert "was about 120" in verdict.text
         assert "keep_best" in verdict.text
 
+    def test_how_far_is_left_to_go_is_said_unless_it_fell(self, judge_curve: Any) -> None:
+        solved_from = "the environment counts as solved from 400 on."
+        assert solved_from in judge_curve(20 + 100 * RISE + NOISE, reward_threshold=400.0).text
+        fallen = judge_curve(120 - 100 * RISE + NOISE, reward_threshold=400.0)
+        assert fallen.state == "worse"
+        assert "counts as solved" not in fallen.text
+
     def test_where_the_best_policy_is_saved_it_says_that(self, config: TrainConfig) -> None:
         keeping = config.model_copy(update={"keep_best": True})
         verdict = judge(Evidence(JobStatus.RUNNING, keeping, 1000, rollout_rewards=list(120 - 100 * RISE)))
