@@ -14,6 +14,9 @@ from gymnasium import spaces, vector
 Array = npt.NDArray[Any]
 Observations = Array | dict[str, Array]
 
+# Networks compute, and rollouts hold rewards and observations, in float32, where larger numbers are infinite.
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 _ARRAYS = "a Box of numbers, Discrete or one-dimensional MultiDiscrete starting at 0, MultiBinary, or a Dict of these"
 # By the name of the space's class, since each is mended in another way.
 _OBSERVATION_REMEDIES = {

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from grpo_core.actor.actor import ACTIVATIONS, Actor
 from grpo_core.actor.distributions import Gaussian
 from grpo_core.actor.extractors import FloatArray, Layer
+from grpo_core.spaces import FLOAT32_MAX
 
 # With more outputs, arrays are quicker than plain numbers.
 _MAX_OUTPUTS = 64
@@ -216,7 +217,7 @@ def can_act_singly(actor: Actor) -> bool:
     if len(actor.policy_layers) != len(actor.value_layers):
         return False
     space, distribution = actor.action_space, actor.distribution
-    if isinstance(distribution, Gaussian) and not (distribution.log_std < math.log(np.finfo(np.float32).max)).all():
+    if isinstance(distribution, Gaussian) and not (distribution.log_std < math.log(FLOAT32_MAX)).all():
         return False
     return not isinstance(space, spaces.MultiBinary) and not (isinstance(space, spaces.Box) and len(space.shape) != 1)
 

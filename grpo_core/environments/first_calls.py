@@ -19,7 +19,6 @@ from gymnasium import spaces
 
 from grpo_core.environments.action_masks import get_action_masks, sample_action
 from grpo_core.environments.flags import (
-    LARGEST_REWARD,
     InvalidEnvironmentError,
     describe,
     read_flag,
@@ -28,7 +27,7 @@ from grpo_core.environments.flags import (
     to_array,
 )
 from grpo_core.environments.nested import Env, list_nested_envs
-from grpo_core.spaces import count_mask_bits
+from grpo_core.spaces import FLOAT32_MAX, count_mask_bits
 
 # Checks what one wrapper or environment has returned, under the name given first.
 _Check = Callable[[str, Any], None]
@@ -129,7 +128,7 @@ def is_usual(returned: Any) -> bool:
     _, reward, terminated, truncated, info = returned
     return (
         type(reward) in _REWARD_TYPES
-        and not LARGEST_REWARD < abs(reward) < math.inf  # what is infinite is named with its place in the rollout
+        and not FLOAT32_MAX < abs(reward) < math.inf  # what is infinite is named with its place in the rollout
         and type(terminated) in _FLAG_TYPES
         and type(truncated) in _FLAG_TYPES
         and isinstance(info, dict)
@@ -315,11 +314,11 @@ def _name(env: Any) -> str:
 def _check_reward(source: str, reward: Any) -> None:
     try:
         is_number = np.ndim(reward) == 0 and not isinstance(reward, str | bytes) and math.isfinite(float(reward))
-        is_too_large = is_number and abs(float(reward)) > LARGEST_REWARD
+        is_too_large = is_number and abs(float(reward)) > FLOAT32_MAX
     except (TypeError, ValueError, OverflowError):
         is_number = is_too_large = False
     if is_too_large:
-        rule = f"a size of at most {LARGEST_REWARD:.2g} there, the largest number in float32; scale rewards down"
+        rule = f"a size of at most {FLOAT32_MAX:.2g} there, the largest number in float32; scale rewards down"
         raise _refuse(source, "step()", f"{describe(reward)} as reward", rule)
     if not is_number:
         hint = "; float(reward[0]) takes it out of the array" if np.shape(to_array(reward)) == (1,) else ""

@@ -11,10 +11,6 @@ shorten = reprlib.Repr()
 shorten.maxstring = shorten.maxother = 100
 
 
-# Rollouts hold rewards in float32.
-LARGEST_REWARD = float(np.finfo(np.float32).max)
-
-
 class InvalidEnvironmentError(ValueError):
     """A method of an environment returns what it must not; the message names the method, what came, and the remedy."""
 

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from grpo_core.environments.flags import LARGEST_REWARD
 from grpo_core.groups.rollout import Array, GroupRollout
 from grpo_core.options.rewards import Reward, RewardFunction, get_reward_name
-from grpo_core.spaces import unpack
+from grpo_core.spaces import FLOAT32_MAX, unpack
 
 # What SB3's table shows of a name at least; it refuses two keys that look alike there.
 _SHOWN_CHARS = 30
@@ -105,10 +104,10 @@ def _compute_rewards(reward_function: RewardFunction, arguments: Sequence[Any], 
         raise ValueError(f"reward function '{name}' returned {shown} ({error}); {rule}") from error
     if rewards.size != n_steps:
         raise ValueError(f"reward function '{name}' returned shape {rewards.shape} for {n_steps} steps; {rule}")
-    too_large = rewards[(np.abs(rewards) > LARGEST_REWARD) & np.isfinite(rewards)]
+    too_large = rewards[(np.abs(rewards) > FLOAT32_MAX) & np.isfinite(rewards)]
     if len(too_large):
         raise ValueError(
-            f"reward function '{name}' returned {too_large[0]:g}; it must return a size up to {LARGEST_REWARD:.2g}, "
+            f"reward function '{name}' returned {too_large[0]:g}; it must return a size up to {FLOAT32_MAX:.2g}, "
             "the largest number in float32: scale rewards down."
         )
     return rewards.reshape(n_steps)

@@ -14,7 +14,7 @@ from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 from grpo_core.groups.advantage import BranchSteps, Floats
 from grpo_core.groups.group import GroupPlan
 from grpo_core.simulators.single_env import Outcome
-from grpo_core.spaces import Observations, observation_dtype, pack, unpack
+from grpo_core.spaces import FLOAT32_MAX, Observations, observation_dtype, pack, unpack
 
 Array = npt.NDArray[Any]
 # Which steps of a batch a minibatch takes, shape ``(batch_size,)``.
@@ -43,8 +43,6 @@ _INSTEAD_OF = MappingProxyType(
 )
 # Steps per branch of whole episodes that there is room for at first.
 _FIRST_EPISODE_STEPS = 64
-# The largest number in float32.
-_LARGEST = float(np.finfo(np.float32).max)
 # Where in a rollout a step is: time, group and branch.
 Place = tuple[int, int, int]
 # An environment's index, and the place of its step.
@@ -325,7 +323,7 @@ class GroupRollout:
         """
         for seen, method in ((next_observations, "step"), (observations, "reset")):
             for array in seen.values() if isinstance(seen, dict) else [seen]:
-                if array.dtype == np.float64 and len(too_large := np.argwhere(np.abs(array) > _LARGEST)):
+                if array.dtype == np.float64 and len(too_large := np.argwhere(np.abs(array) > FLOAT32_MAX)):
                     raise ValueError(
                         "an observation is beyond float32, in which the policy calculates: "
                         f"{self._show(array, too_large)}; check the environment's {method}(), or scale its "

@@ -26,7 +26,7 @@ from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.npy import read_head, to_npy
 from grpo_core.saving.errors import ForeignModelError, ModelFileError, OwnPartsError
 from grpo_core.saving.space_json import space_from_json
-from grpo_core.spaces import count_outputs
+from grpo_core.spaces import FLOAT32_MAX, count_outputs
 
 __all__ = [
     "CHECKPOINT_MEMBER",
@@ -64,8 +64,6 @@ N_TAIL_BYTES = 22
 _DIRECTORY_END, _LARGE_DIRECTORY_END = b"PK\x05\x06", b"PK\x06\x07"
 _N_LARGE_END_BYTES = 20
 _MAX_COMMENT_BYTES = 2**16
-
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -394,7 +392,7 @@ def _read_array(
     array = head.view(content).astype(head.dtype.newbyteorder("="), order="C")  # torch takes this machine's alone
     if not np.isfinite(array).all():
         raise ModelFileError(f"{member} holds NaN or infinite numbers.")
-    if member.startswith("weights/") and (np.abs(array) > _FLOAT32_MAX).any():  # a policy computes in these
+    if member.startswith("weights/") and (np.abs(array) > FLOAT32_MAX).any():  # a policy computes in these
         raise ModelFileError(f"{member} holds numbers too large for a 32-bit float.")
     return array
 

@@ -15,12 +15,12 @@ from pydantic_core import to_json
 
 from grpo_core.actor.actor import Actor, Decision
 from grpo_core.npy import read_head
-from grpo_core.spaces import Observations
+from grpo_core.spaces import FLOAT32_MAX, Observations
 from service.errors import InvalidFieldsError, InvalidRequestError, ServiceError, TooLargeError
 from service.inference.infer import TOO_LARGE_NUMBERS, infer_many, read_observation, to_rows
 from service.models.served import ServedModel
 from service.schemas.duplicate_keys import make_object
-from service.schemas.fields import FLOAT32_MAX, MAX_BATCH_ITEMS, MAX_OBSERVATION_NUMBERS, NOT_FINITE
+from service.schemas.fields import MAX_BATCH_ITEMS, MAX_OBSERVATION_NUMBERS, NOT_FINITE
 from service.schemas.inference import BatchRequest, InferenceRequest
 from service.schemas.violations import summarize_violations
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self
 
-import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,6 +21,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from grpo_core.environments.env_kwargs import check_env_kwargs
 from grpo_core.environments.wrappers import MAX_WRAPPERS, WRAPPERS, parse_wrappers
+from grpo_core.spaces import FLOAT32_MAX
 from grpo_core.suggestions import suggest
 
 ENV_NAME_PATTERN = r"^[A-Za-z0-9_./-]+$"
@@ -32,7 +32,6 @@ MAX_BATCH_ITEMS = 65_536
 _MAX_OBSERVATION_DEPTH = 4
 _MAX_MASK_FLAGS = 65_536
 _MAX_FIELDS = 64
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NUMBERS = frozenset({int, float})
 _TOO_MANY_NUMBERS = f"an observation may hold at most {MAX_OBSERVATION_NUMBERS} numbers"
 NOT_FINITE = "an observation must hold finite numbers within the range of a 32-bit float"
