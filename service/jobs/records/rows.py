@@ -192,7 +192,10 @@ def _write_payload(event: HistoryEvent) -> str:
 
 
 def read_event(event_id: int, name: str, payload_json: str) -> HistoryEvent:
-    """Read an event."""
+    """Read an event.
+
+    :raises TypeError: If its name is no text; what else is damaged raises any of ``UNREADABLE``.
+    """
     if not isinstance(name, str):
         raise TypeError(f"an event's name is {type(name).__name__}, not a text")
     payload = json.loads(payload_json)

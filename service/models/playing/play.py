@@ -50,8 +50,8 @@ class Play(NamedTuple):
     def make_policy(self) -> Policy:
         """Make a policy in which the actor chooses the actions, as ``grpo_core.evaluation.make_policy`` does.
 
-        It raises ``ConflictError`` rather than play on with numbers that are not finite: the first action would then
-        count as the likeliest.
+        :raises ConflictError: By the policy, rather than play on with numbers that are not finite: the first action
+            would then count as the likeliest.
         """
         actor, rng = self.actor, np.random.default_rng(self.seed)
 
