@@ -224,12 +224,16 @@ def _make_registry(store: ModelStore, parts: _JobParts, settings: Settings) -> J
         n_threads_per_job=1 if settings.executor == "ray" else None,
         keeper=parts.keeper,
     )
-    return JobRegistry(
+    checkpoints = CheckpointFolder(
+        settings.models_dir, lambda job_id: registry.is_active(job_id), settings.max_models_bytes
+    )
+    registry = JobRegistry(
         store,
         runner,
         recorder,
-        CheckpointFolder(settings.models_dir, settings.max_models_bytes),
+        checkpoints,
         max_queued=settings.max_queued_jobs,
         max_kept=settings.max_kept_jobs,
         max_kept_days=settings.max_kept_days,
     )
+    return registry

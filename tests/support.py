@@ -114,13 +114,12 @@ def make_registry(
     max_queued: int = 8,
     max_kept: int = 100,
     stall_seconds: float = PATIENCE_SECONDS,
-    checkpoints: CheckpointFolder | None = None,
     n_threads_per_job: int | None = None,
     keeper: Keeper | None = None,
 ) -> JobRegistry:
     """Make a registry as a server does; without a recorder, its jobs are in memory only."""
     recorder = recorder or JobRecorder(JobJournal())
-    checkpoints = checkpoints or CheckpointFolder(store.folder.path)
+    checkpoints = CheckpointFolder(store.folder.path, lambda job_id: registry.is_active(job_id))
     runner = JobRunner(
         store,
         executor,
@@ -130,7 +129,8 @@ def make_registry(
         n_threads_per_job=n_threads_per_job,
         keeper=keeper,
     )
-    return JobRegistry(store, runner, recorder, checkpoints, max_queued=max_queued, max_kept=max_kept)
+    registry = JobRegistry(store, runner, recorder, checkpoints, max_queued=max_queued, max_kept=max_kept)
+    return registry
 
 
 def wait_until(condition: Callable[[], bool], timeout_seconds: float = PATIENCE_SECONDS) -> None:

@@ -193,7 +193,9 @@ def measure_jobs(models_dir: Path) -> dict[str, float]:
     app = create_app(Settings(models_dir=models_dir))
     store, recorder = app.state.service.store, JobRecorder(JobJournal())
     runner = JobRunner(store, _Failing(), recorder, max_running=1, stall_seconds=60.0)
-    registry = JobRegistry(store, runner, recorder, CheckpointFolder(models_dir), max_queued=1, max_kept=N_JOBS)
+    registry = JobRegistry(
+        store, runner, recorder, CheckpointFolder(models_dir, lambda job_id: False), max_queued=1, max_kept=N_JOBS
+    )
     plan = make_plan({})
     logging.getLogger("grpo.service").setLevel(logging.CRITICAL)
     submitting: list[float] = []

@@ -63,7 +63,6 @@ class JobRegistry(JobTable):
         self._fill(map(self._revive, self.recorder.journal.list_jobs()))
         # Jobs that went on without their server and have not been found again yet.
         self._unfollowed = list(self._active)
-        checkpoints.is_active = self.is_active
         if self.recorder.knows_all_jobs:
             checkpoints.remove_orphans(self._jobs)
         elif self.recorder.is_kept and (orphans := checkpoints.list_orphans(self._jobs)):

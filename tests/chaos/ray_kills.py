@@ -25,7 +25,6 @@ from typing import Any
 import psutil
 
 from service.jobs.job import Job
-from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.registry import JobRegistry
 from service.logs import LogStyle
 from service.models.files.identity import read_folder_id
@@ -127,7 +126,6 @@ def open_registry(cluster: LocalCluster, models_dir: Path, max_queued: int = 8) 
         max_queued=max_queued,
         max_kept=10_000,
         stall_seconds=60.0,
-        checkpoints=CheckpointFolder(models_dir),
         n_threads_per_job=1,
         keeper=executor,
     )

@@ -32,14 +32,13 @@ class CheckpointFolder:
     """Keeps the latest checkpoint of each job. Safe to use from any thread.
 
     :param models_dir: The folder of the models.
+    :param is_active: Tells whether a job runs or waits, by its id: its checkpoint makes no room for others.
     :param max_bytes: Largest size of all checkpoints; those of ended jobs, the oldest first, make room for others.
     """
 
-    def __init__(self, models_dir: Path, max_bytes: int = sys.maxsize) -> None:
+    def __init__(self, models_dir: Path, is_active: Callable[[str], bool], max_bytes: int = sys.maxsize) -> None:
         self._dir = models_dir / _FOLDER
-        self._max_bytes = max_bytes
-        #: Tells whether a job runs or waits, by its id: its checkpoint makes no room for others.
-        self.is_active: Callable[[str], bool] = lambda job_id: False
+        self._is_active, self._max_bytes = is_active, max_bytes
 
     def write(self, job_id: str, content: bytes) -> None:
         """Keep a checkpoint in the place of the job's earlier one.
@@ -113,7 +112,7 @@ class CheckpointFolder:
         excess = sum(status.st_size for _, status in others) + n_bytes - self._max_bytes
         if excess <= 0:
             return
-        loose = [file for file in others if not file[0].startswith(TEMPORARY_PREFIX) and not self.is_active(file[0])]
+        loose = [file for file in others if not file[0].startswith(TEMPORARY_PREFIX) and not self._is_active(file[0])]
         if sum(status.st_size for _, status in loose) < excess:
             raise OSError(errno.EDQUOT, "the checkpoints of running jobs have their fill of GRPO_MAX_MODELS_BYTES")
         for job_id, status in sorted(loose, key=lambda file: file[1].st_mtime_ns):

@@ -86,7 +86,9 @@ class TestOneJob:
                 reader.start()
                 reader.join(10.0)
 
-        slow = Job(plan(total_timesteps=100), JobServices(JobTotals(), checkpoints=SlowFolder(tmp_path)))
+        slow = Job(
+            plan(total_timesteps=100), JobServices(JobTotals(), checkpoints=SlowFolder(tmp_path, lambda job_id: False))
+        )
         slow.start()
         slow.finish(JobStatus.COMPLETED)
         assert seen == [JobStatus.RUNNING]
@@ -163,7 +165,7 @@ class TestOneJob:
         assert job.describe().progress == 1.0
 
     def test_a_checkpoint_that_is_gone_when_it_is_needed_is_warned_of(self, tmp_path: Path) -> None:
-        folder = CheckpointFolder(tmp_path)
+        folder = CheckpointFolder(tmp_path, lambda job_id: False)
         services = JobServices(JobTotals(), checkpoints=folder)
         job = Job(plan(total_timesteps=100), services)
         job.start()
@@ -181,7 +183,7 @@ class TestOneJob:
         assert job.warnings != []
 
     def test_a_resume_forgets_the_figures_of_steps_that_will_be_taken_again(self, tmp_path: Path) -> None:
-        services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path))
+        services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path, lambda job_id: False))
         job = Job(plan(total_timesteps=100), services)
         job.start()
         for timesteps in (32, 64, 96):
@@ -197,7 +199,7 @@ class TestOneJob:
         assert (job.describe().metrics, job.describe().current_timesteps) == ({}, 0)
 
     def test_its_history_remembers_how_it_ended_before_and_from_where_it_went_on(self, tmp_path: Path) -> None:
-        services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path))
+        services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path, lambda job_id: False))
         job = Job(plan(total_timesteps=100_000), services)
         job.start()
         job.progress.publish_checkpoint({"timesteps": 6_400}, b"a checkpoint")

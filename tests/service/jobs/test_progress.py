@@ -35,7 +35,7 @@ def job() -> Job:
 
 def test_a_training_that_begins_again_takes_its_steps_again(tmp_path: Path) -> None:
     totals = JobTotals()
-    checkpoints = CheckpointFolder(tmp_path)
+    checkpoints = CheckpointFolder(tmp_path, lambda job_id: False)
     job = Job(plan(total_timesteps=100), JobServices(totals, checkpoints=checkpoints))
     job.start()
     for timesteps in (32, 64):
@@ -70,7 +70,9 @@ def test_it_notes_no_checkpoint_if_it_ends_while_that_is_written(tmp_path: Path)
             super().write(job_id, content)
             hung.give_up(JobStatus.FAILED, "It hung.")
 
-    hung = Job(plan(total_timesteps=100), JobServices(JobTotals(), checkpoints=SlowFolder(tmp_path)))
+    hung = Job(
+        plan(total_timesteps=100), JobServices(JobTotals(), checkpoints=SlowFolder(tmp_path, lambda job_id: False))
+    )
     assert hung.start()
     hung.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
     assert (hung.status, hung.describe().checkpoint) == (JobStatus.FAILED, None)

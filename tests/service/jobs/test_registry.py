@@ -259,7 +259,7 @@ class TestTheRegistry:
                 other.join(10.0)
                 assert admitted
 
-        monkeypatch.setattr(registry, "checkpoints", LongFolder(tmp_path))
+        monkeypatch.setattr(registry, "checkpoints", LongFolder(tmp_path, registry.is_active))
         job = submit(registry, env_name="CartPole-v1", total_timesteps=10**6)
         job.stop()
         assert job.finished.wait(PATIENCE_SECONDS)

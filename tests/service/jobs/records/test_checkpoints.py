@@ -24,7 +24,7 @@ def config() -> TrainConfig:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> CheckpointFolder:
-    return CheckpointFolder(tmp_path)
+    return CheckpointFolder(tmp_path, lambda job_id: False)
 
 
 def make_file(config: TrainConfig, compression: int = zipfile.ZIP_STORED, **facts: Any) -> bytes:
@@ -106,7 +106,7 @@ def test_a_link_in_the_folders_place_is_not_followed(tmp_path: Path, config: Tra
     models_dir.mkdir()
     (elsewhere / f"{JOB_ID}.zip").write_bytes(b"precious")
     (models_dir / ".checkpoints").symlink_to(elsewhere)
-    folder = CheckpointFolder(models_dir)
+    folder = CheckpointFolder(models_dir, lambda job_id: False)
     folder.remove_orphans([])
     with pytest.raises(OSError, match="is not a folder"):
         folder.write(JOB_ID, make_file(config))
@@ -124,7 +124,7 @@ def test_only_what_was_written_here_is_swept(tmp_path: Path, folder: CheckpointF
 
 def test_those_that_were_written_longest_ago_make_room(tmp_path: Path, config: TrainConfig) -> None:
     content = make_file(config)
-    folder = CheckpointFolder(tmp_path, max_bytes=2 * len(content) + 10)
+    folder = CheckpointFolder(tmp_path, lambda job_id: False, max_bytes=2 * len(content) + 10)
     job_ids = [JOB_ID.replace("8", str(i)) for i in range(3)]
     for age, job_id in enumerate(job_ids[:2]):
         folder.write(job_id, content)
@@ -137,9 +137,8 @@ def test_those_that_were_written_longest_ago_make_room(tmp_path: Path, config: T
 
 def test_those_of_running_jobs_make_no_room(tmp_path: Path, config: TrainConfig) -> None:
     content = make_file(config)
-    folder = CheckpointFolder(tmp_path, max_bytes=len(content) + 10)
+    folder = CheckpointFolder(tmp_path, {JOB_ID}.__contains__, max_bytes=len(content) + 10)
     folder.write(JOB_ID, content)
-    folder.is_active = {JOB_ID}.__contains__
     with pytest.raises(OSError, match="have their fill"):
         folder.write(JOB_ID.replace("8", "9"), content)
     assert folder.read(JOB_ID) == content

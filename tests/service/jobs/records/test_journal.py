@@ -151,7 +151,10 @@ def test_jobs_that_had_not_ended_were_interrupted(path: Path, stopped_by: Any) -
 
 
 def test_an_interrupted_job_says_from_where_a_resume_goes_on(path: Path, tmp_path: Path) -> None:
-    job = Job(make_plan(total_timesteps=100), JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path, 1 << 20)))
+    job = Job(
+        make_plan(total_timesteps=100),
+        JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path, lambda job_id: False, 1 << 20)),
+    )
     run_for_a_while(job)
     job.progress.publish_checkpoint({"timesteps": 40}, b"content")
     write(path, job)
