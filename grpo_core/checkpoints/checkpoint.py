@@ -14,7 +14,7 @@ import zipfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -23,7 +23,15 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 from grpo_core.algorithm.grouped import GroupedAlgorithm
-from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_FILE_BYTES, MODEL_MEMBER
+from grpo_core.checkpoints.facts import (
+    ATTACHED,
+    FACTS_MEMBER,
+    FORMAT,
+    MAX_FILE_BYTES,
+    MODEL_MEMBER,
+    Caveat,
+    read_caveat,
+)
 from grpo_core.checkpoints.objects import Node, Reader, UnknownObjectError, Writer, list_packages
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.archive import AnchorArchive
@@ -79,20 +87,9 @@ class Checkpoint:
         return int(self.facts["num_timesteps"])
 
     @property
-    def caveat(self) -> "Caveat | None":
+    def caveat(self) -> Caveat | None:
         """The obstacle to going on exactly as the training would have; None without one."""
-        return None if self.facts["caveat"] is None else Caveat(*self.facts["caveat"])
-
-
-class Caveat(NamedTuple):
-    """Why a training may go on in another way than it would have.
-
-    :param reason: What could not be kept.
-    :param is_certain: Whether it will; otherwise that depends on the environment.
-    """
-
-    reason: str
-    is_certain: bool
+        return read_caveat(self.facts["caveat"])
 
 
 def to_bytes(
@@ -206,6 +203,7 @@ def from_bytes(content: bytes) -> Checkpoint:
                 _read_npy(archive.read(f"reference/{i}.npy")) for i in range(len(_list_names(names, "reference/")))
             ]
             facts["reference"] = [facts["reference"][0], dict(zip(facts["reference"][1], reference, strict=True))]
+            read_caveat(facts["caveat"])
             attachments = {
                 name.removeprefix(ATTACHED): archive.read(name) for name in names if name.startswith(ATTACHED)
             }

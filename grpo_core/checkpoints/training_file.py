@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from grpo_core.algorithm.grouped import GroupedAlgorithm
-from grpo_core.checkpoints import MAX_FILE_BYTES, checkpoint
+from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
+from grpo_core.checkpoints.facts import MAX_FILE_BYTES
 from grpo_core.options.hyperparameters_json import hyperparameters_to_json
 from grpo_core.saving.atomic_write import UnconfirmedWriteError, write_atomic
 from grpo_core.saving.model_file import ModelFileError

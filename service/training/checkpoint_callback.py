@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from grpo import GRPO
 from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
+from grpo_core.checkpoints.facts import is_exact
 from service.errors import describe_error
 from service.schemas.training import TrainConfig
 from service.training.evaluation.background_evaluation import BackgroundEvaluation
@@ -148,7 +149,7 @@ class CheckpointCallback(BaseCallback):
         content, caveat = checkpoint.take(self.model, facts, {**best, **(attachments or {})})
         described = {
             "timesteps": self.model.num_timesteps,
-            "exact": None if caveat is not None and not caveat.is_certain else caveat is None,
+            "exact": is_exact(caveat),
             "note": None if caveat is None else caveat.reason,
         }
         return described, content

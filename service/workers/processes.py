@@ -22,7 +22,7 @@ from weakref import WeakSet
 import cloudpickle
 import gymnasium as gym
 
-from grpo_core.checkpoints import MAX_JOB_BYTES
+from grpo_core.checkpoints.facts import MAX_JOB_BYTES
 from grpo_core.process import describe_exit
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import InvalidRequestError, describe_error, printable

@@ -13,7 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_JOB_BYTES, MODEL_MEMBER
+from grpo_core.checkpoints.facts import (
+    ATTACHED,
+    FACTS_MEMBER,
+    FORMAT,
+    MAX_JOB_BYTES,
+    MODEL_MEMBER,
+    is_exact,
+    read_caveat,
+)
 from grpo_core.saving.atomic_write import write_atomic
 from service.models.files.lock import OPEN_FLAGS, TEMPORARY_PREFIX
 from service.schemas.jobs import JobCheckpoint
@@ -69,10 +77,13 @@ class CheckpointFolder:
             facts = json.loads(archive.read(FACTS_MEMBER))
             if facts["format"] != FORMAT or not config.is_written_as(facts["own"]["config"]):
                 return None
-            note, is_certain = facts["caveat"] or (None, None)
-            exact = True if note is None else False if is_certain else None
-            created_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
-            return JobCheckpoint(timesteps=facts["num_timesteps"], created_at=created_at, exact=exact, note=note)
+            caveat = read_caveat(facts["caveat"])
+            return JobCheckpoint(
+                timesteps=facts["num_timesteps"],
+                created_at=datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC),
+                exact=is_exact(caveat),
+                note=None if caveat is None else caveat.reason,
+            )
         return None
 
     def read_finished(self, job_id: str) -> bytes | None:

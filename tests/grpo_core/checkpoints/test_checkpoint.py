@@ -491,6 +491,8 @@ def test_a_checkpoint_that_lacks_a_fact_is_refused_by_its_name() -> None:
     for name in set(checkpoint.from_bytes(content).facts) - {"format"}:
         with pytest.raises(CheckpointError, match=f"lacks {name}; another version wrote it"):
             checkpoint.from_bytes(rewrite(content, f'"{name}": '.encode(), b'"unheard_of": '))
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.from_bytes(rewrite(content, b'"caveat": null', b'"caveat": ["a reason alone"]'))
 
 
 def test_what_a_checkpoint_names_is_looked_up_in_the_environments_packages_alone() -> None:

@@ -8,8 +8,9 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 
-from grpo_core.checkpoints import FACTS_MEMBER, checkpoint
+from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
+from grpo_core.checkpoints.facts import FACTS_MEMBER, Caveat
 from grpo_core.saving import model_file
 from service.training.order import FINISHED, TrainingOrder
 from service.training.train import train_policy
@@ -178,9 +179,9 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_from() -> None:
 def test_what_a_checkpoint_could_not_keep_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     before, after, restore = Recorder(), Recorder(), checkpoint.restore
 
-    def lose_moments(model: Any, taken: checkpoint.Checkpoint) -> checkpoint.Caveat:
+    def lose_moments(model: Any, taken: checkpoint.Checkpoint) -> Caveat:
         restore(model, taken)
-        return checkpoint.Caveat("the optimizer's moments are not kept", is_certain=True)
+        return Caveat("the optimizer's moments are not kept", is_certain=True)
 
     run(before)
     described, content = before.checkpoints[0]
