@@ -20,7 +20,7 @@ from service.settings import Settings
 from tests.even_workers import BRIEF_VALUES
 from tests.preloaded import preload
 from tests.suites import DEVICE
-from tests.support import PATIENCE_SECONDS, PATIENT, Gate
+from tests.support import PATIENCE_SECONDS, PATIENT, PATIENT_BUDGET, Gate
 
 RegisterEnv = Callable[..., str]
 
@@ -198,12 +198,10 @@ def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
         "http.serving.connections.PATIENCE_SECONDS",
         "jobs.records.recorder._PATIENCE_SECONDS",
         "jobs.runner._STOP_PATIENCE_SECONDS",
-        "training.evaluation.final_evaluation._LEAST_SECONDS",
-        "training.evaluation.final_evaluation._MOST_SECONDS",
-        "training.evaluation.value_check._MAX_SECONDS",
-        "training.evaluation.value_check._MIN_SECONDS",
     ):
         monkeypatch.setattr(f"service.{name}", PATIENCE_SECONDS)
+    for name in ("final_evaluation", "value_check"):
+        monkeypatch.setattr(f"service.training.evaluation.{name}._BUDGET", PATIENT_BUDGET)
 
 
 @pytest.fixture

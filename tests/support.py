@@ -46,6 +46,7 @@ from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation
 from service.schemas.training import TrainRequest
 from service.settings import Settings
 from service.training.evaluation import final_evaluation, value_check
+from service.training.evaluation.work_time import TimeBudget
 from service.training.order import TrainingOrder
 from service.training.planning.plan import TrainingPlan
 from service.training.planning.planner import Planner
@@ -64,6 +65,8 @@ PATIENT: dict[str, Any] = {
     name: PATIENCE_SECONDS for name in ("task_seconds", "stall_seconds", "shutdown_grace_seconds")
 }
 PATIENT_VARIABLES = {f"GRPO_{name.upper()}": str(seconds) for name, seconds in PATIENT.items()}
+#: Cuts no evaluation short because the machine is busy.
+PATIENT_BUDGET = TimeBudget(share=0.0, least_seconds=PATIENCE_SECONDS, most_seconds=PATIENCE_SECONDS)
 FINAL_STATUSES = {"completed", "failed", "stopped"}
 # What every training logs while it goes on.
 LIVE_METRICS = {
@@ -163,9 +166,8 @@ vars(fastapi_fields)["TypeAdapter"] = _make_adapter
 
 
 def be_patient() -> None:
-    """Let this process cut no evaluation short because the machine is busy; what environments call in a worker."""
-    final_evaluation._LEAST_SECONDS = final_evaluation._MOST_SECONDS = PATIENCE_SECONDS
-    value_check._MIN_SECONDS = value_check._MAX_SECONDS = PATIENCE_SECONDS
+    """Let this process cut no evaluation short; what environments call in a worker."""
+    final_evaluation._BUDGET = value_check._BUDGET = PATIENT_BUDGET
 
 
 def spell(value: object) -> str:

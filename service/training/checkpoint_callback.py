@@ -28,8 +28,9 @@ _SHARE = 0.02
 _LEAST_SECONDS = 1.0
 # How often one is published where the job does not say so.
 _PUBLISH_SECONDS = 60.0
+# Names in checkpoints.
 _BEST = "best"
-_EVALUATIONS = "judge"  # its name in checkpoints
+_EVALUATIONS = "evaluations"
 #: The callbacks that evaluate policies during a training.
 EvaluationsOnTheWay = EvaluationCallback | BackgroundEvaluation
 

@@ -8,14 +8,14 @@ from grpo_core.evaluation import summarize_episodes
 from service.environments.step_limit import warn_of_cuts
 from service.errors import describe_error
 from service.training.evaluation.evaluator import EvaluationRun, Evaluator
-from service.training.evaluation.work_time import Stopwatch, WorkTime
+from service.training.evaluation.work_time import Stopwatch, TimeBudget, WorkTime
 from service.training.order import UNEVALUATED
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
 # An evaluation may take this share of the training's time, but always some seconds, and never longer than people
 # wait, by the clock too.
-_SHARE, _LEAST_SECONDS, _MOST_SECONDS = 0.1, 2.0, 30.0
+_BUDGET = TimeBudget(share=0.1, least_seconds=2.0, most_seconds=30.0)
 # A stopped job should answer soon; one that is stopped twice, or by the server's end, is not evaluated at all.
 _SECONDS_AFTER_STOPS = (1.0, 0.0)
 
@@ -39,7 +39,7 @@ def evaluate_finally(
     """
     run = evaluator.start_final(actor)
     try:
-        _play(run, min(_MOST_SECONDS, max(_LEAST_SECONDS, _SHARE * training_seconds)), stop_rules)
+        _play(run, _BUDGET.compute_seconds(training_seconds), stop_rules)
     except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
         progress.publish_warning(f"{UNEVALUATED}, since its episodes failed ({describe_error(error)}).")
         return None
@@ -69,7 +69,7 @@ def _play(run: EvaluationRun, most_seconds: float, stop_rules: StopRules) -> Non
         """Return whether what was played so far could have taken so many times as long."""
         if (n_stops := stop_rules.n_stops) > 0:
             return run.seconds * n_times < _SECONDS_AFTER_STOPS[min(n_stops, len(_SECONDS_AFTER_STOPS)) - 1]
-        return not stopwatch.is_past(most_seconds / n_times) and run.seconds * n_times < _MOST_SECONDS
+        return not stopwatch.is_past(most_seconds / n_times) and run.seconds * n_times < _BUDGET.most_seconds
 
     def may_go_on() -> bool:
         stop_rules.report()

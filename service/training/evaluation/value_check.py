@@ -21,7 +21,7 @@ from service.environments.step_limit import MAX_STEPS_WITHOUT_LIMIT
 from service.errors import describe_error
 from service.spaces import count_numbers
 from service.training.evaluation.evaluator import CHECKED_SEED, FITTED_SEED, Evaluator
-from service.training.evaluation.work_time import Stopwatch, WorkTime
+from service.training.evaluation.work_time import Stopwatch, TimeBudget, WorkTime
 from service.training.stop_rules import StopRules
 
 logger = logging.getLogger("grpo.service")
@@ -32,8 +32,8 @@ _MIN_STEPS, _MAX_STEPS = 2_000, 8_000
 # Shares of these steps: to check the values on, and to fit them on states that the policy would not reach itself.
 _CHECKED_SHARE, _EXCURSION_SHARE = 0.25, 0.3
 _MAX_CHECKED_EPISODES = 10
-# Time that this may take, of the training's and in seconds; the most is by the clock too.
-_TIME_SHARE, _MIN_SECONDS, _MAX_SECONDS = 0.1, 5.0, 30.0
+# Time that this may take; the most is by the clock too.
+_BUDGET = TimeBudget(share=0.1, least_seconds=5.0, most_seconds=30.0)
 # More numbers observed than this take too much memory to fit values to: the values are then only checked.
 _MAX_FITTED_NUMBERS = 2**24
 
@@ -51,13 +51,13 @@ def refit_values(
     :return: For the model file: whether its values are worth showing, and why; None if that is not known.
     """
     config = evaluator.config
-    limit = float(np.clip(_TIME_SHARE * training_seconds, _MIN_SECONDS, _MAX_SECONDS))
+    limit = _BUDGET.compute_seconds(training_seconds)
     begun = WorkTime.now()
     stopwatch = Stopwatch(begun)
 
     def check_time() -> None:
         stop_rules.report()
-        if stop_rules.n_stops > 0 or stopwatch.is_past(limit) or time.monotonic() - begun.clock > _MAX_SECONDS:
+        if stop_rules.n_stops > 0 or stopwatch.is_past(limit) or time.monotonic() - begun.clock > _BUDGET.most_seconds:
             raise _TimeUpError
 
     n_steps, scale = int(np.clip(config.total_timesteps, _MIN_STEPS, _MAX_STEPS)), _get_reward_scale(model)

@@ -45,6 +45,23 @@ class WorkTime(NamedTuple):
         return max(self.processor - earlier.processor, _LEAST_SHARE * own)
 
 
+class TimeBudget(NamedTuple):
+    """How long something after a training may take: a share of the training's time, within bounds.
+
+    :param share: Of the training's time, in [0, 1].
+    :param least_seconds: What it may take after the shortest training.
+    :param most_seconds: What it may take after the longest one.
+    """
+
+    share: float
+    least_seconds: float
+    most_seconds: float
+
+    def compute_seconds(self, training_seconds: float) -> float:
+        """Compute how many seconds it may take."""
+        return min(self.most_seconds, max(self.least_seconds, self.share * training_seconds))
+
+
 class Stopwatch:
     """Tells how much work has gone by; cheap, for it is asked at every step.
 

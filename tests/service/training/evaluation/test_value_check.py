@@ -17,6 +17,7 @@ from grpo_core.values.fit import fit_values
 from service.schemas.training import TrainConfig
 from service.training.evaluation.evaluator import FITTED_SEED, Evaluator
 from service.training.evaluation.value_check import refit_values
+from service.training.evaluation.work_time import TimeBudget
 from service.training.stop_rules import StopRules
 from tests.grpo_core.values.test_fit import Line
 from tests.support import Recorder, make_plan
@@ -125,8 +126,7 @@ def test_a_stop_while_values_are_fitted_leaves_them_as_they_were(monkeypatch: py
 def test_an_environment_that_is_too_slow_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = count()
     model = make_model()
-    monkeypatch.setattr("service.training.evaluation.value_check._MIN_SECONDS", 5.0)
-    monkeypatch.setattr("service.training.evaluation.value_check._MAX_SECONDS", 5.0)
+    monkeypatch.setattr("service.training.evaluation.value_check._BUDGET", TimeBudget(0.1, 5.0, 5.0))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     assert refit(model) is None
     assert next(clock) < 20

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.training.evaluation.work_time import Stopwatch, WorkTime
+from service.training.evaluation.work_time import Stopwatch, TimeBudget, WorkTime
 
 
 class Machine:
@@ -57,6 +57,11 @@ def test_where_others_work_for_it_the_clock_counts(machine: Machine) -> None:
     machine.go_on(waiting=4.0, preempted=1.0)
     assert WorkTime.now(works_elsewhere=True).since(begun) == 5.0
     assert Stopwatch(begun, works_elsewhere=True).is_past(5.0)
+
+
+@pytest.mark.parametrize(("training_seconds", "seconds"), [(0.0, 2.0), (20.0, 2.0), (50.0, 5.0), (301.0, 30.0)])
+def test_a_budget_is_a_share_within_bounds(training_seconds: float, seconds: float) -> None:
+    assert TimeBudget(0.1, 2.0, 30.0).compute_seconds(training_seconds) == seconds
 
 
 def test_a_stopwatch_begins_at_nothing(machine: Machine) -> None:
