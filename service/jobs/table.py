@@ -235,6 +235,11 @@ class JobTable:
         job = self._jobs.get(job_id)
         return job is not None and not job.status.is_final
 
+    def find_recent(self, job_id: str) -> Job | None:
+        """Return a job that is active or has ended lately; None for others."""
+        job = self._jobs.get(job_id)
+        return job if isinstance(job, Job) else None
+
     def count_active(self) -> int:
         """Count the queued and running jobs."""
         with self._lock:

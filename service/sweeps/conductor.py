@@ -13,7 +13,7 @@ from service.jobs.registry import JobRegistry
 from service.schemas.jobs import JobStatus
 from service.schemas.sweeps import SweepStatus, Trial, TrialStatus
 from service.sweeps.recorder import SweepRecorder
-from service.sweeps.restoring import find_trial_job
+from service.sweeps.restoring import find_trial_job, list_gone_on
 from service.sweeps.sweep import Sweep
 from service.sweeps.sweep_models import CHORE_SECONDS, SweepModels
 from service.sweeps.table import SweepTable
@@ -125,6 +125,9 @@ class Conductor:
         with self._table.changed:
             for sweep, jobs in seen:
                 news = [sweep.observe(trial, job) for trial, job in jobs]
+                for trial, job in list_gone_on(sweep, self._registry):
+                    self._follow(sweep, trial, job)
+                    news.append(True)
                 # The server's end stops jobs too, which the next server's sweep has yet to go on with.
                 has_advanced = not self._table.is_closing and sweep.advance()
                 if has_advanced or any(news):
@@ -134,6 +137,12 @@ class Conductor:
                     names = {"sweep_id": sweep.sweep_id, "sweep": sweep.record.name}
                     logger.info("sweep %s", sweep.status, extra=names)
         return changed
+
+    def _follow(self, sweep: Sweep, trial: Trial, job: Job) -> None:
+        """Note that a trial has become a job, or goes on; the caller holds the table."""
+        sweep.note_job(trial, job)
+        sweep.observe(trial, job)
+        self._seen_jobs[job.job_id] = job
 
     def _look_at_job(self, trial: Trial) -> Job | None:
         """Return a trial's job, also if it has ended and was deleted since it was last seen."""
@@ -172,9 +181,7 @@ class Conductor:
             sweep.held_by = None
             if job is None:
                 return True
-            sweep.note_job(trial, job)
-            sweep.observe(trial, job)
-            self._seen_jobs[job.job_id] = job
+            self._follow(sweep, trial, job)
             must_stop = sweep.status is SweepStatus.STOPPING  # a stop came while the job was planned
         self._recorder.write(sweep.sweep_id)
         if must_stop:

@@ -1,4 +1,4 @@
-"""Find sweeps of earlier servers again: those that were active are interrupted, with what their jobs did."""
+"""Find again what sweeps have lost sight of: sweeps of earlier servers, and jobs that went on without theirs."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -6,6 +6,7 @@ from contextlib import suppress
 from service.errors import NotFoundError
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
+from service.schemas.jobs import JobStatus
 from service.schemas.sweeps import Trial, TrialStatus
 from service.sweeps.sweep import Sweep
 
@@ -31,6 +32,20 @@ def find_trial_job(registry: JobRegistry, trial: Trial) -> Job | None:
         return registry.get(trial.job_id)
     except NotFoundError:
         return None
+
+
+def list_gone_on(sweep: Sweep, registry: JobRegistry) -> list[tuple[Trial, Job]]:
+    """List the trials that a sweep takes for ended, and whose jobs are active or have completed since.
+
+    Somebody has resumed them, or they have outlived their server. The disk is not read.
+    """
+    gone_on = []
+    for trial in sweep.record.trials:
+        if trial.job_id is not None and not trial.status.is_active and trial.status is not TrialStatus.COMPLETED:
+            job = registry.find_recent(trial.job_id)
+            if job is not None and (not job.status.is_final or job.status is JobStatus.COMPLETED):
+                gone_on.append((trial, job))
+    return gone_on
 
 
 def _interrupt(sweep: Sweep, registry: JobRegistry, newest: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ def make_conductor(sweep: Sweep, answers: list[ServiceError | None]) -> tuple[Co
     table, quiet = SweepTable(), SimpleNamespace(write=lambda sweep_id: None)
     table.sweeps[sweep.sweep_id] = sweep
     table.turns.append(sweep.sweep_id)
-    parts: Any = (quiet, quiet, SimpleNamespace(get=lambda job_id: None), quiet)
+    parts: Any = (quiet, quiet, SimpleNamespace(get=lambda job_id: None, find_recent=lambda job_id: None), quiet)
     conductor = Conductor(table, *parts)
 
     def start_job(sweep: Sweep, trial: Any) -> None:

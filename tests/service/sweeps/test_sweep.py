@@ -116,3 +116,37 @@ def test_steps_of_a_job_that_could_not_go_on_count() -> None:
     assert Sweep(SweepRecord.model_validate_json(sweep.record.model_dump_json())).summarize().timesteps == 100
     sweep.record.budget_timesteps = 356
     assert sweep.choose_next() is second
+
+
+def test_a_round_waits_for_a_job_of_an_earlier_one_that_goes_on_and_is_not_chosen_anew() -> None:
+    sweep = make_sweep(10_000)
+    sweep.record.rungs = [Rung(n_settings=2), Rung(n_settings=1, total_timesteps=256)]
+    sweep.record.settings, sweep.record.seeds = [{"gamma": 0.9}, {"gamma": 0.8}], [0]
+    sweep.record.trials = make_trials([1, 2], [0], 0, [128, 128])
+    jobs = [make_job(), make_job(), make_job()]
+    for trial, job, reward in zip(sweep.record.trials, jobs, (None, 100.0), strict=False):
+        sweep.note_job(trial, job)
+        if reward is None:
+            job.stop()
+            job.finish(JobStatus.STOPPED)
+        else:
+            job.progress.publish_final_evaluation(make_final_evaluation(reward).model_dump())
+            job.finish(JobStatus.COMPLETED)
+        sweep.observe(trial, job)
+    assert sweep.advance()
+    first, second, last = sweep.record.trials
+    assert (first.status, second.status, last.setting) == (TrialStatus.STOPPED, TrialStatus.COMPLETED, 2)
+    jobs[0].resume(None, JobServices(JobTotals()), None)
+    sweep.note_job(first, jobs[0])
+    sweep.note_job(last, jobs[2])
+    jobs[2].progress.publish_final_evaluation(make_final_evaluation(200.0).model_dump())
+    jobs[2].finish(JobStatus.COMPLETED)
+    sweep.observe(last, jobs[2])
+    assert not sweep.advance()
+    jobs[0].start()
+    jobs[0].progress.publish_final_evaluation(make_final_evaluation(300.0).model_dump())
+    jobs[0].finish(JobStatus.COMPLETED)
+    sweep.observe(first, jobs[0])
+    assert sweep.advance()
+    assert (sweep.record.ended_by, sweep.rank()[0].number, len(sweep.record.trials)) == ("all", 2, 3)
+    assert {row.number: row.mean_reward for row in sweep.rank()} == {1: 300.0, 2: 200.0}

@@ -369,6 +369,73 @@ def test_a_job_that_was_stopped_by_hand_has_no_say(client: TestClient, held: dic
     assert (sweep["counts"], sweep["best"], sweep["ended_by"]) == ({"stopped": 1}, None, "all")
 
 
+def stop_first_by_hand(client: TestClient, gate: Gate) -> str:
+    """Stop a sweep's first job while the next one waits for it; return its id once the sweep has noted that."""
+    wait_until(lambda: gate.n_arrived > 0)
+    job_id: str = list_trials(describe(client))[0]["job_id"]
+    for _ in range(2):  # the second skips the evaluation
+        client.post(f"/training/{job_id}/stop")
+
+    def has_ended() -> bool:
+        gate.admit(1)
+        return bool(get_status(client, job_id)["status"] == "stopped")
+
+    wait_until(has_ended)
+    wait_for_counts(client, stopped=1, running=1)
+    return job_id
+
+
+def check_all_count(client: TestClient, sweep: dict[str, Any]) -> None:
+    """Check that a sweep says of its jobs what they say of themselves, and keeps the best one's model alone."""
+    jobs = [get_status(client, trial["job_id"]) for trial in list_trials(sweep)]
+    assert (sweep["ended_by"], sweep["counts"]) == ("all", {"completed": len(jobs)})
+    for trial, job in zip(list_trials(sweep), jobs, strict=True):
+        assert (trial["status"], trial["current_timesteps"]) == (job["status"], job["current_timesteps"])
+        assert trial["mean_reward"] == job["final_evaluation"]["mean_reward"]
+    assert sweep["timesteps"] >= sum(job["current_timesteps"] for job in jobs)
+    wait_until(lambda: list_models(client) == [sweep["best"]["model_name"]])
+
+
+def test_a_job_that_was_resumed_by_hand_is_the_sweeps_again(
+    client: TestClient, held: dict[str, Any], gate: Gate
+) -> None:
+    start(client, base=held, max_active=1)
+    job_id = stop_first_by_hand(client, gate)
+    assert client.post(f"/training/{job_id}/resume").status_code == 200
+    wait_for_counts(client, running=2)
+    gate.admit()
+    check_all_count(client, wait_for_sweep(client))
+
+
+def test_a_job_that_was_resumed_and_is_complete_before_anybody_looks_counts(
+    client: TestClient, app: FastAPI, held: dict[str, Any], gate: Gate
+) -> None:
+    start(client, base=held, max_active=1)
+    job_id = stop_first_by_hand(client, gate)
+    with app.state.service.sweeps._table.changed:  # so that nobody looks at the job in between
+        client.post(f"/training/{job_id}/resume")
+        gate.admit()
+        assert wait_for_end(client, job_id)["status"] == "completed"
+    check_all_count(client, wait_for_sweep(client))
+
+
+def test_a_job_that_was_resumed_by_hand_goes_on_with_its_sweep_after_the_servers_end(
+    settings: Settings, register_env: RegisterEnv
+) -> None:
+    gate = Gate()
+    env_name = register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)
+    with make_client(settings.model_copy(update={"shutdown_grace_seconds": 0.1})) as client:
+        start(client, base={**BASE, "env_name": env_name}, max_active=1)
+        job_id = stop_first_by_hand(client, gate)
+        client.post(f"/training/{job_id}/resume")
+        wait_for_counts(client, running=2)
+    gate.admit()
+    with make_client(settings) as client:
+        assert describe(client)["counts"] == {"interrupted": 2}
+        client.post("/sweeps/latest/resume")
+        check_all_count(client, wait_for_sweep(client))
+
+
 def test_a_setting_that_fits_no_job_is_refused_at_once(client: TestClient) -> None:
     response = client.post("/sweeps", json={"base": BASE, "space": {"n_steps": [32, 33]}})
     assert response.status_code == 400
