@@ -181,8 +181,9 @@ class Conductor:
             sweep.held_by = None
             if job is None:
                 return True
+            # A stop came while the job was planned, and has not found it.
+            must_stop = sweep.status is SweepStatus.STOPPING and not trial.status.is_active
             self._follow(sweep, trial, job)
-            must_stop = sweep.status is SweepStatus.STOPPING  # a stop came while the job was planned
         self._recorder.write(sweep.sweep_id)
         if must_stop:
             self.stop_job(job.job_id)

@@ -14,7 +14,7 @@ from service.schemas.sweeps import SweepDescription, SweepRequest, SweepStatus, 
 from service.sweeps.conductor import Conductor
 from service.sweeps.planning import PlannedSweep, plan_sweep
 from service.sweeps.recorder import SweepRecorder
-from service.sweeps.restoring import interrupt_sweeps
+from service.sweeps.restoring import interrupt_sweeps, list_gone_on
 from service.sweeps.sweep import Sweep
 from service.sweeps.sweep_models import SweepModels
 from service.sweeps.table import SweepTable
@@ -120,15 +120,15 @@ class SweepRegistry:
         """
         with self._table.changed:
             sweep = self._table.get(sweep_id)
-            left = self._list_left(sweep)
-            if not sweep.status.is_active and not left:
+            left, was_active = self._list_left(sweep), sweep.status.is_active
+            if not was_active and not left:
                 raise ConflictError(
                     f"sweep '{sweep.record.name}' is {sweep.status} already; only running sweeps can be stopped."
                 )
             sweep.stop()
             for trial, job in left:
                 sweep.note_job(trial, job)
-            if left:
+            if not was_active:
                 self._conductor.activate(sweep)
             self._table.changed.notify_all()
             job_ids = [trial.job_id for trial in sweep.list_active()]
@@ -148,15 +148,10 @@ class SweepRegistry:
             return sweep.status.is_active or bool(self._list_left(sweep))
 
     def _list_left(self, sweep: Sweep) -> list[tuple[Trial, Job]]:
-        """List the trials of a sweep whose jobs go on without it: it was interrupted, perhaps while it stopped them."""
-        if sweep.status not in (SweepStatus.INTERRUPTED, SweepStatus.STOPPED):
+        """List the trials of a sweep whose jobs go on without it: they outlived its server, or were resumed by hand."""
+        if sweep.status is SweepStatus.COMPLETED:
             return []
-        left = []
-        for trial in sweep.record.trials:
-            if trial.job_id is not None and self._registry.is_active(trial.job_id):
-                job = self._registry.find_in_memory(trial.job_id)
-                left += [] if job is None else [(trial, job)]
-        return left
+        return [(trial, job) for trial, job in list_gone_on(sweep, self._registry) if not job.status.is_final]
 
     def resume(self, sweep_id: str) -> SweepSummary:
         """Go on with a sweep that was stopped, or interrupted by the end of the server.

@@ -436,6 +436,23 @@ def test_a_job_that_was_resumed_by_hand_goes_on_with_its_sweep_after_the_servers
         check_all_count(client, wait_for_sweep(client))
 
 
+def test_a_stop_finds_a_job_that_was_resumed_by_hand_just_now(
+    client: TestClient, app: FastAPI, held: dict[str, Any], gate: Gate
+) -> None:
+    sweeps, sweep_id = app.state.service.sweeps, start(client, base=held, max_active=1)["sweep_id"]
+    job_id = stop_first_by_hand(client, gate)
+    with sweeps._table.changed:  # so that nobody looks at the job in between
+        client.post(f"/training/{job_id}/resume")
+        sweeps.stop(sweep_id)
+    gate.admit()
+    sweep = wait_for_sweep(client)
+    assert (sweep["status"], sweep["ended_by"], sweep["counts"]) == ("stopped", "stop", {"interrupted": 2})
+    assert get_status(client, job_id)["status"] == "stopped"
+    assert sweeps._table.turns == []
+    client.post("/sweeps/latest/resume")
+    check_all_count(client, wait_for_sweep(client))
+
+
 def test_a_setting_that_fits_no_job_is_refused_at_once(client: TestClient) -> None:
     response = client.post("/sweeps", json={"base": BASE, "space": {"n_steps": [32, 33]}})
     assert response.status_code == 400
