@@ -16,7 +16,16 @@ from service.jobs.guarded_state import GuardedState
 from service.jobs.progress import JobProgress
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
-from service.jobs.records.record import EndedHow, JobEnd, JobRecord, JobState, PlanRecord, compute_recipe, summarize_job
+from service.jobs.records.record import (
+    CHECKPOINT_GONE,
+    EndedHow,
+    JobEnd,
+    JobRecord,
+    JobState,
+    PlanRecord,
+    compute_recipe,
+    summarize_job,
+)
 from service.jobs.records.unsaved import UnsavedModel
 from service.jobs.totals import JobTotals
 from service.jobs.transitions import JobEvent, find_next
@@ -240,6 +249,12 @@ class Job:
                 self._guarded.warn("training began again: the job's checkpoint is gone, or cannot be read.")
         return content
 
+    def forget_checkpoint(self) -> None:
+        """Note that the checkpoint of the job is gone, if it has ended: nothing says any more that a resume uses it."""
+        with self._guarded.lock:
+            if self.status.is_final:
+                self.state.forget_checkpoint(self.job_id)
+
     def take_unsaved_model(self) -> bytes | None:
         """Return the model file that a resumed job only has to save, once; None if it has to train."""
         unsaved, self._unsaved_model = self._unsaved_model, None
@@ -414,7 +429,9 @@ class Job:
                 state.warnings = [each for each in state.warnings if not each.startswith(UNEVALUATED)]
             if unsaved_model is None and state.ended_how == "unsaved":
                 guarded.warn("its finished policy is not in memory any more, so the job trains again.")
-            if checkpoint is None and state.checkpoint is not None and unsaved_model is None:
+            was_promised = state.checkpoint is not None or CHECKPOINT_GONE in state.warnings
+            state.warnings = [each for each in state.warnings if each != CHECKPOINT_GONE]
+            if checkpoint is None and was_promised and unsaved_model is None:
                 guarded.warn("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
             self._unsaved_model = unsaved_model

@@ -108,6 +108,7 @@ class JobTable:
             if record is None:
                 raise make_not_found(job_id)
             job = Job.restore(record)
+            self.check_checkpoint(job)
         except (JournalError, LookupError, TypeError, ValueError) as error:
             reason = error.reason if isinstance(error, JournalError) else "it is damaged"
             logger.warning("the record of job %s cannot be read: %s", job_id, reason)
@@ -120,6 +121,11 @@ class JobTable:
                 self._loaded[job_id] = job
                 return job
         return self.get(job_id)  # it has changed since it was read
+
+    def check_checkpoint(self, job: Job) -> None:
+        """Look on the disk whether an ended job still has its checkpoint, which it may have lost to others since."""
+        if job.status.is_final and job.state.checkpoint is not None and self.checkpoints.is_gone(job.job_id):
+            job.forget_checkpoint()
 
     def list_jobs(self, status: JobStatus | None = None) -> list[Job | PastJob]:
         """List jobs, oldest first.

@@ -28,7 +28,8 @@ class Family(NamedTuple):
 
 
 def find_family(table: JobTable, store: ModelStore, job: Job) -> Family:
-    """Find out what became of a job's models; this reads the disk."""
+    """Find out what became of a job's models and of its checkpoint; this reads the disk."""
+    table.check_checkpoint(job)
     onward = [(other, find_its_model(store, other)) for other in list_trained_on(table, job)[:_MAX_LISTED]]
     return Family(find_init_model(store, job), find_its_model(store, job), onward)
 

@@ -79,7 +79,10 @@ async def start_training(
 @router.get("/training/{job_id}/status", responses=errors(404))
 async def get_training_status(job_id: JobId, service: CurrentService) -> TrainingStatus:
     """Return a job's status: progress, metrics, warnings, and where the policy was saved."""
-    return (await _get_job(service, job_id)).describe()
+    job = await _get_job(service, job_id)
+    if job.status.is_final:
+        await run_in_threadpool(service.registry.check_checkpoint, job)
+    return job.describe()
 
 
 @router.get(

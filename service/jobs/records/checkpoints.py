@@ -86,6 +86,14 @@ class CheckpointFolder:
             )
         return None
 
+    def is_gone(self, job_id: str) -> bool:
+        """Return whether a job has no checkpoint; False if the disk does not say."""
+        try:
+            self._path(job_id).lstat()
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
+        return False
+
     def read_finished(self, job_id: str) -> bytes | None:
         """Return the model file of a job whose training was over at its checkpoint; None if it was not."""
         return self._read_member(job_id, f"{ATTACHED}{FINISHED}")

@@ -29,6 +29,11 @@ _NOT_OF_RECIPE = frozenset(
 )
 #: Begins the ``error_message`` of a job whose server was killed; clients know it.
 INTERRUPTED = "interrupted by restart"
+#: The warning of an ended job whose checkpoint was there when it ended.
+CHECKPOINT_GONE = (
+    "its checkpoint is gone, so that a resume begins again: it has made room for those of other jobs "
+    "(GRPO_MAX_MODELS_BYTES), or was deleted."
+)
 
 #: An end that a resume needs to know of: the server was killed, or the finished policy could not be saved.
 EndedHow = Literal["interrupted", "unsaved"]
@@ -147,6 +152,15 @@ class JobState(BaseModel):
             return None
         return self.stopped_by if status is JobStatus.STOPPED else self.ended_by or "total_timesteps"
 
+    def forget_checkpoint(self, job_id: str) -> None:
+        """Note that the checkpoint is gone."""
+        if self.checkpoint is None:
+            return
+        promise, self.checkpoint = self.describe_resume(job_id), None
+        self.warnings.append(CHECKPOINT_GONE)
+        if self.error_message is not None:
+            self.error_message = self.error_message.replace(promise, self.describe_resume(job_id))
+
     def describe_end(self) -> str:
         """Say how and where the job has ended, for its history to keep: a resume takes the end out of it."""
         step = f"step {self.current_timesteps:,}"
@@ -169,7 +183,7 @@ class JobState(BaseModel):
         if self.checkpoint is not None:
             resumed = f"goes on from step {self.checkpoint.timesteps:,}"
         elif self.current_timesteps > 0:
-            resumed = "starts again from step 0: it has no checkpoint yet"
+            resumed = "starts again from step 0: it has no checkpoint"
         else:
             resumed = "lets it begin"
         return f"POST /training/{job_id}/resume {resumed}."

@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.settings import Settings
@@ -20,6 +21,7 @@ from tests.support import (
     FINAL_STATUSES,
     PATIENT,
     RAY,
+    Gate,
     LineEnv,
     be_patient,
     get_status,
@@ -342,6 +344,46 @@ def test_a_checkpoint_that_cannot_be_used_lets_the_job_begin_again(
     ended = wait_for_end(processes, failed["job_id"])
     assert (ended["status"], ended["current_timesteps"]) == ("completed", whole["current_timesteps"])
     assert any("began again" in warning for warning in ended["warnings"])
+
+
+def test_a_checkpoint_that_has_made_room_is_promised_no_more(
+    client: TestClient, app: FastAPI, register_env: RegisterEnv, tmp_path: Path
+) -> None:
+    failed = train_to_end(client, **JOB, env_name=make_failing(register_env, tmp_path, 300, raise_error))
+    job_id, checkpoints = failed["job_id"], app.state.service.registry.checkpoints
+    assert failed["checkpoint"]["timesteps"] > 0
+    checkpoints._max_bytes = int(1.5 * checkpoints._path(job_id).stat().st_size)  # room for one
+    train_to_end(client, **JOB, env_name="CartPole-v1")
+    status = get_status(client, job_id)
+    assert status["checkpoint"] is None
+    assert "its checkpoint is gone" in status["warnings"][-1]
+    assert client.post(f"/training/{job_id}/resume").json()["timesteps"] == 0
+    warnings = wait_for_end(client, job_id)["warnings"]
+    assert any("began again" in warning for warning in warnings)
+    assert status["warnings"][-1] not in warnings
+
+
+def test_a_job_that_the_shutdown_stopped_promises_no_checkpoint_that_was_deleted(
+    settings: Settings, register_env: RegisterEnv
+) -> None:
+    gate = Gate()
+    gate.admit(300)
+
+    def on_step() -> None:
+        if is_called_by("_step_branches"):
+            gate.pass_through()
+
+    env_name = register_env(partial(LineEnv, on_step=on_step))
+    with make_client(settings.model_copy(update={"shutdown_grace_seconds": 0.1})) as client:
+        job_id = train(client, **JOB, env_name=env_name)
+        wait_until(lambda: gate.n_arrived > 300 and get_status(client, job_id)["checkpoint"] is not None)
+    gate.admit()
+    with make_client(settings) as client:
+        assert "goes on from step" in get_status(client, job_id)["error_message"]
+        (settings.models_dir / ".checkpoints" / f"{job_id}.zip").unlink()
+        status = get_status(client, job_id)
+        assert status["checkpoint"] is None
+        assert status["error_message"].endswith("/resume starts again from step 0: it has no checkpoint.")
 
 
 def test_a_server_that_cannot_read_its_jobs_keeps_their_checkpoints_and_says_so(

@@ -141,7 +141,7 @@ def test_jobs_that_had_not_ended_were_interrupted(path: Path, stopped_by: Any) -
         assert status.error_message is not None
         assert status.error_message.startswith("interrupted by restart: the server ended while the job was running;")
         resume = f"POST /training/{running.job_id}/resume"
-        assert status.error_message.endswith(f"{resume} starts again from step 0: it has no checkpoint yet.")
+        assert status.error_message.endswith(f"{resume} starts again from step 0: it has no checkpoint.")
         waiting = Job.restore(load(journal, queued.job_id)).describe()
         assert (waiting.error_message or "").endswith("/resume lets it begin.")
         assert status.end_time is not None
