@@ -284,6 +284,9 @@ class JobTable:
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _FORGET_SECONDS
             old = self.recorder.list_old(self._max_kept_days)
+            if old:
+                what = "%d job(s) forgotten, more than %g days older than the newest one (GRPO_MAX_KEPT_DAYS)"
+                logger.info(what, len(old), self._max_kept_days)
         with self._lock:
             n_excess = max(0, len(self._ended) - self._max_kept)
             for job_id in [*islice(self._ended, n_excess), *old]:

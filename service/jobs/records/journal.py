@@ -4,6 +4,7 @@ import json
 import logging
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -212,11 +213,16 @@ class JobJournal:
                     connection.execute("ROLLBACK TO record")
                 connection.execute("RELEASE record")
 
-    def list_old(self, written_before: float) -> list[str]:
-        """List the ids of jobs that ended before a time in seconds since 1970, oldest first."""
-        query = f"SELECT job_id FROM jobs WHERE written_at < ? AND status NOT IN {ACTIVE} ORDER BY number"
+    def list_old(self, max_seconds: float) -> list[str]:
+        """List the ids of older ended jobs, oldest first.
+
+        :param max_seconds: Age in seconds, counted back from the newest record: one start with a clock that is far
+            ahead would forget all jobs, were it counted from that.
+        """
+        newest = "min(?, (SELECT max(written_at) FROM jobs))"
+        query = f"SELECT job_id FROM jobs WHERE written_at < {newest} - ? AND status NOT IN {ACTIVE} ORDER BY number"
         with self._lock, explain():
-            return [job_id for (job_id,) in self._connection.execute(query, (written_before,))]
+            return [job_id for (job_id,) in self._connection.execute(query, (time.time(), max_seconds))]
 
     def forget(self, job_ids: Sequence[str]) -> None:
         """Remove jobs.

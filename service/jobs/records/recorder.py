@@ -158,7 +158,7 @@ class JobRecorder:
         if math.isinf(max_days):
             return []
         try:
-            return self.journal.list_old(time.time() - max_days * _DAY_SECONDS)
+            return self.journal.list_old(max_days * _DAY_SECONDS)
         except JournalError:  # it is not urgent, and the next write will say what is wrong
             return []
 

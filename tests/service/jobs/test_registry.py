@@ -3,23 +3,26 @@
 import os
 import re
 import shutil
+import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError, StorageError
 from service.jobs import table
 from service.jobs.job import Job, JobServices
 from service.jobs.records.checkpoints import CheckpointFolder
-from service.jobs.records.database import JournalError
+from service.jobs.records.database import FILE_NAME, JournalError
 from service.jobs.records.history import HistoryEvent
 from service.jobs.records.journal import JobJournal
 from service.jobs.records.record import JobRecord, PastJob
@@ -28,6 +31,7 @@ from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 from service.schemas.training import TrainConfig
+from service.settings import Settings
 from service.training.planning.plan import TrainingPlan
 from service.workers.task import TaskDrainedError
 from service.workers.threads import ThreadExecutor
@@ -38,9 +42,11 @@ from tests.support import (
     Gate,
     LineEnv,
     let_requests_go_first,
+    make_client,
     make_plan,
     make_registry,
     open_model_store,
+    train_to_end,
     wait_until,
 )
 
@@ -628,6 +634,28 @@ def test_a_job_that_the_shutdown_finds_without_a_worker_says_from_where_a_resume
     assert job.describe().error_message == (
         f"the server ended before a worker process was ready. POST /training/{job.job_id}/resume lets it begin."
     )
+
+
+def test_a_clock_that_is_far_ahead_for_one_start_forgets_no_job(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def list_ids(client: TestClient) -> list[str]:
+        return [job["job_id"] for job in client.get("/training/jobs").json()["jobs"]]
+
+    with make_client(settings) as client:
+        job_ids = [train_to_end(client, total_timesteps=64, n_eval_episodes=0)["job_id"] for _ in range(2)]
+    tell_time = time.time
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: tell_time() + 91 * 86_400)
+        with make_client(settings) as client:
+            assert list_ids(client) == job_ids
+    with closing(sqlite3.connect(settings.models_dir / FILE_NAME)) as connection, connection:
+        old = "UPDATE jobs SET written_at = written_at - 91 * 86400 WHERE job_id = ?"
+        connection.execute(old, (job_ids[0],))
+    assert "forgotten" not in caplog.text
+    with caplog.at_level("INFO", "grpo.service"), make_client(settings) as client:
+        assert list_ids(client) == job_ids[1:]
+    assert "1 job(s) forgotten, more than 90 days older than the newest one" in caplog.text
 
 
 class UnspeakableError(Exception):
