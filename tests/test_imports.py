@@ -68,7 +68,6 @@ WEB_PACKAGES = {
     "pydantic_settings",
     "fastapi_offline",
     "cachetools",
-    "limits",
     "nicegui",
 }
 

@@ -4,17 +4,13 @@ Clients are told apart by their addresses: a key is shared by all who know it.
 """
 
 import ipaddress
-import math
-import time
 from functools import lru_cache
 from typing import Any
 
-from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute, RateLimitItemPerSecond
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 from starlette.types import Scope
 
 from service.errors import Problem
+from service.http.limits.windows import MovingWindow
 from service.http.problems import Refusal
 from service.settings import Settings
 
@@ -31,16 +27,15 @@ class GuessLimit:
     """Counts each address's wrong keys, in headers and at the login alike. The right key is never locked out."""
 
     def __init__(self) -> None:
-        self._strategy = MovingWindowRateLimiter(MemoryStorage())
-        self._item = RateLimitItemPerMinute(_MAX_GUESS_POINTS)
+        self._guesses = MovingWindow(_MAX_GUESS_POINTS, 60.0)
 
     def count_login(self, scope: Scope) -> int | None:
         """Count a wrong key at the login; return for how many seconds there were too many, or None."""
-        return _hit(self._strategy, self._item, find_peer(scope), _LOGIN_POINTS)
+        return self._guesses.hit(find_peer(scope), _LOGIN_POINTS)
 
     def count_header(self, scope: Scope) -> Refusal | None:
         """Count a wrong key in a header; return a refusal if there were too many."""
-        wait_seconds = _hit(self._strategy, self._item, find_peer(scope))
+        wait_seconds = self._guesses.hit(find_peer(scope))
         if wait_seconds is None:
             return None
         detail = f"too many wrong keys came from this address; send the right one, or wait {wait_seconds} s."
@@ -54,39 +49,24 @@ class ClientLimits:
     """
 
     def __init__(self, settings: Settings) -> None:
-        storage = MemoryStorage()
-        self._requests = FixedWindowRateLimiter(storage)
-        self._slow = MovingWindowRateLimiter(storage)
-        self._per_second = RateLimitItemPerSecond(settings.client_requests_per_second)
-        self._jobs_per_minute = RateLimitItemPerMinute(settings.client_jobs_per_minute)
-        self._bytes_per_hour = RateLimitItemPerHour(settings.client_upload_bytes_per_hour)
+        self._requests = MovingWindow(settings.client_requests_per_second, 1.0)
+        self._jobs = MovingWindow(settings.client_jobs_per_minute, 60.0)
+        self._upload_bytes = MovingWindow(settings.client_upload_bytes_per_hour, 3600.0)
 
     def check(self, scope: Scope) -> Refusal | None:
         """Count a request; return a refusal if its client has sent too many."""
         client = find_client(scope)
-        wait_seconds = _hit(self._requests, self._per_second, client)
-        if wait_seconds is not None:
-            return _refuse(wait_seconds, f"{self._per_second.amount} requests per second")
-        if scope.get("method") == "POST" and _starts_job(scope["path"]):
-            wait_seconds = _hit(self._slow, self._jobs_per_minute, client)
-            if wait_seconds is None:
-                return None
-            return _refuse(wait_seconds, f"{self._jobs_per_minute.amount} jobs per minute")
-        return None
+        refusal = _count(self._requests, client, "requests per second")
+        if refusal is None and scope.get("method") == "POST" and _starts_job(scope["path"]):
+            refusal = _count(self._jobs, client, "jobs per minute")
+        return refusal
 
     def count_upload(self, scope: Scope, n_bytes: int) -> Refusal | None:
         """Count an upload; return a refusal if its client has sent too much. What is refused does not count.
 
         :param n_bytes: Its size: what its head says, or what was read if that says nothing.
         """
-        client, n_bytes = find_client(scope), max(1, n_bytes)
-        if self._requests.test(self._bytes_per_hour, client, cost=n_bytes):
-            self._requests.hit(self._bytes_per_hour, client, cost=n_bytes)
-            return None
-        # One that is too large for a whole hour may come before any hour has begun, which would end at once.
-        is_too_large = n_bytes > self._bytes_per_hour.amount
-        wait_seconds = 3600 if is_too_large else _find_wait(self._requests, self._bytes_per_hour, client)
-        return _refuse(wait_seconds, f"{self._bytes_per_hour.amount} bytes of uploads per hour")
+        return _count(self._upload_bytes, find_client(scope), "bytes of uploads per hour", max(1, n_bytes))
 
 
 def _starts_job(path: str) -> bool:
@@ -122,19 +102,9 @@ def _find_network(host: str) -> str:
     return str(ipaddress.ip_network((address, _IPV6_NETWORK_BITS), strict=False))
 
 
-def _hit(
-    strategy: FixedWindowRateLimiter | MovingWindowRateLimiter, item: RateLimitItem, client: str, cost: int = 1
-) -> int | None:
-    """Count; return after how many seconds to come again, or None if there was room."""
-    if strategy.hit(item, client, cost=cost):
+def _count(window: MovingWindow, client: str, unit: str, cost: int = 1) -> Refusal | None:
+    wait_seconds = window.hit(client, cost)
+    if wait_seconds is None:
         return None
-    return _find_wait(strategy, item, client)
-
-
-def _find_wait(strategy: FixedWindowRateLimiter | MovingWindowRateLimiter, item: RateLimitItem, client: str) -> int:
-    return max(1, math.ceil(strategy.get_window_stats(item, client).reset_time - time.time()))
-
-
-def _refuse(wait_seconds: int, limit: str) -> Refusal:
-    detail = f"this client may send {limit}; try again in {wait_seconds} s."
+    detail = f"this client may send {window.amount} {unit}; try again in {wait_seconds} s."
     return Refusal(_RATE, 429, detail, {"Retry-After": str(wait_seconds)})

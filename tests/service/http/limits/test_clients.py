@@ -26,9 +26,8 @@ def limit(**settings: Any) -> pytest.MarkDecorator:
 @pytest.fixture(autouse=True)
 def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all requests of a test come at one moment, however long they take."""
-    now = time.time()
-    for module in ("limits.storage.memory", "limits.strategies", "service.http.limits.clients"):
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(time=lambda: now), raising=True)
+    now = time.monotonic()
+    monkeypatch.setattr("service.http.limits.windows.time", SimpleNamespace(monotonic=lambda: now))
 
 
 @pytest.fixture
