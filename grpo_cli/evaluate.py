@@ -18,6 +18,7 @@ from grpo_cli.options import (
 )
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.making import EnvSetup
+from grpo_core.environments.registered_limits import get_time_limit
 from grpo_core.evaluation import Evaluation, make_policy, make_random_policy, play_episodes, summarize_episodes
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 
@@ -45,7 +46,7 @@ def print_evaluation(actor: PolicyActor, setup: EnvSetup, n_episodes: int, seed:
     """Play the same episodes with a policy and with random actions, and print both results."""
     with closing(make_playable_env(setup, actor)) as env:
         assert env.spec is not None, "gym.make gives one"
-        max_steps = math.inf if env.spec.max_episode_steps is not None else MAX_EPISODE_STEPS
+        max_steps = MAX_EPISODE_STEPS if get_time_limit(env.spec) is None else math.inf
         policies = {
             "policy": make_policy(actor, deterministic, np.random.default_rng(seed)),
             "random": make_random_policy(env.action_space, seed),

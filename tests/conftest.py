@@ -233,9 +233,17 @@ def register_env() -> Iterator[RegisterEnv]:
     names = []
 
     def register(
-        make_env: Callable[[], gym.Env[Any, Any]], name: str = "Line-v0", max_episode_steps: int | None = None
+        make_env: Callable[[], gym.Env[Any, Any]],
+        name: str = "Line-v0",
+        max_episode_steps: Any = None,
+        reward_threshold: Any = None,
     ) -> str:
-        gym.register(name, entry_point=lambda **_: make_env(), max_episode_steps=max_episode_steps)
+        gym.register(
+            name,
+            entry_point=lambda **_: make_env(),
+            max_episode_steps=max_episode_steps,
+            reward_threshold=reward_threshold,
+        )
         names.append(name)
         return name
 

@@ -12,6 +12,7 @@ from cachetools import LRUCache
 from gymnasium.envs.registration import EnvSpec
 
 from grpo_core.environments.packages import describe_origin
+from grpo_core.environments.registered_limits import get_reward_threshold, get_time_limit
 from grpo_core.options.presets import get_preset, list_presets
 from grpo_core.options.rewards import (
     CARTPOLE_ENVIRONMENTS,
@@ -157,11 +158,7 @@ def _get_version(spec: EnvSpec) -> float:
 
 
 def _describe_limits(spec: EnvSpec) -> dict[str, Any]:
-    threshold, n_steps = spec.reward_threshold, spec.max_episode_steps
-    return {
-        "max_episode_steps": None if n_steps is None or n_steps < 1 else int(n_steps),
-        "reward_threshold": None if threshold is None or not math.isfinite(threshold) else float(threshold),
-    }
+    return {"max_episode_steps": get_time_limit(spec), "reward_threshold": get_reward_threshold(spec)}
 
 
 def _describe_function(function: RewardFunction) -> str | None:

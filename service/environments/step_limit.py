@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from grpo_core.environments.registered_limits import get_time_limit
 from grpo_core.evaluation import Episode
 
 # Of a job's evaluations, which take time from its training; the limit of most other environments is at most this.
@@ -17,8 +18,7 @@ def find_max_steps(env: gym.Env[Any, Any], without_limit: int) -> float:
 
     :param without_limit: Where it has none, or one that it does not declare.
     """
-    has_limit = env.spec is not None and env.spec.max_episode_steps is not None
-    return math.inf if has_limit else without_limit
+    return without_limit if get_time_limit(env.spec) is None else math.inf
 
 
 def warn_of_cuts(episodes: Sequence[Episode], max_steps: float, of_what: str, remedy: str) -> list[str]:

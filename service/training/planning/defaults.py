@@ -5,6 +5,7 @@ from typing import Any
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from grpo_core.environments.registered_limits import get_time_limit
 from grpo_core.options.checks import DEFAULT_HORIZON
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.presets import NO_PRESET, Preset, get_preset, list_general_presets, shorten_rollouts
@@ -46,8 +47,7 @@ def choose_defaults(
 
 def find_time_limit(env: DummyVecEnv) -> int | None:
     """Return the longest episode of an environment, in steps; None if there is no limit."""
-    spec = env.envs[0].spec
-    return None if spec is None else spec.max_episode_steps
+    return get_time_limit(env.envs[0].spec)
 
 
 def _list_plain_defaults(rewards: Rewards) -> Settings:

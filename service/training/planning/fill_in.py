@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.environments.making import EnvSetup
+from grpo_core.environments.registered_limits import get_reward_threshold
 from grpo_core.environments.wrappers import separate_normalization
 from grpo_core.groups.group import GroupPlan
 from grpo_core.options.checks import DEFAULT_HORIZON, get_horizon
@@ -123,7 +124,7 @@ def _fit_and_try(
     _fit_credit(settings, given)
     _fit_groups(settings, given, defaults, env.action_space)
     _fit_evaluations(settings)
-    spec, max_episode_steps = env.envs[0].spec, find_time_limit(env)
+    max_episode_steps = find_time_limit(env)
     if settings["group_mode"] == "episode" and settings["horizon"] is None and max_episode_steps is None:
         raise InvalidRequestError(
             f"env_name '{settings['env_name']}' has no time limit, so a whole episode might never end; register it "
@@ -142,7 +143,7 @@ def _fit_and_try(
     is_chosen = config.device == "cuda" and given.get("device", "auto") == "auto"
     if is_chosen and choose_policy(env.observation_space) == "MlpPolicy":
         warnings.append('training is on the GPU; without images the CPU is often faster: compare with "device": "cpu".')
-    threshold = None if spec is None else spec.reward_threshold
+    threshold = get_reward_threshold(env.envs[0].spec)
     settings = config.model_dump(exclude=set(_STAND_INS))
     return FilledRequest(settings=settings, warnings=warnings, reward_threshold=threshold)
 

@@ -1,5 +1,6 @@
 """Environments and reward functions are listed and described."""
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from fastapi.testclient import TestClient
 from gymnasium import spaces
 
 from api import REWARD_FUNCTIONS
-from tests.support import ForgetfulEnv, LineEnv
+from tests.support import ForgetfulEnv, LineEnv, train_to_end
 
 RegisterEnv = Callable[..., str]
 
@@ -78,6 +79,36 @@ def test_an_environment_is_described_in_full(client: TestClient) -> None:
     assert described["reward_functions"][0] == "environment"
     assert {"optimized_cartpole", "simple_cartpole"} <= set(described["reward_functions"])
     assert "rgb_array" in described["render_modes"]
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan, 10**400, "high", [500], object()], ids=type)
+def test_a_registration_whose_limits_are_no_numbers_is_listed_without_them(
+    client: TestClient, register_env: RegisterEnv, number: Any
+) -> None:
+    register_env(LineEnv, "Odd-v0", max_episode_steps=number, reward_threshold=number)
+    (row,) = client.get("/environments", params={"search": "Odd-v0"}).json()["environments"]
+    assert (row["max_episode_steps"], row["reward_threshold"]) == (None, None)
+    assert "CartPole-v1" in list_names(client)
+    assert client.get("/dashboard/new").status_code == 200
+
+
+@pytest.mark.parametrize("threshold", [math.inf, 10**400, "high"], ids=type)
+def test_an_environment_whose_limits_are_no_numbers_is_described_and_trained_in(
+    client: TestClient, register_env: RegisterEnv, threshold: Any
+) -> None:
+    name = register_env(LineEnv, "Odd-v0", max_episode_steps=10**400, reward_threshold=threshold)
+    described = get_environment(client, name)
+    assert (described["max_episode_steps"], described["reward_threshold"]) == (None, None)
+    assert train_to_end(client, env_name=name, total_timesteps=64)["status"] == "completed"
+
+
+def test_a_time_limit_that_gymnasium_does_not_take_is_refused_with_the_reason(
+    client: TestClient, register_env: RegisterEnv
+) -> None:
+    name = register_env(LineEnv, "Odd-v0", max_episode_steps=math.inf)
+    for response in (client.get(f"/environments/{name}"), client.post("/train", json={"env_name": name})):
+        assert response.status_code == 400
+        assert "Expect the `max_episode_steps` to be an integer" in response.json()["detail"]
 
 
 def test_what_is_trained_on_and_how_depends_on_the_environment(client: TestClient, register_env: RegisterEnv) -> None:
