@@ -2,13 +2,13 @@
 
 import importlib
 import inspect
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from gymnasium.envs.registration import EnvSpec
 
+from grpo_core.environments.registered_limits import to_finite
 from grpo_core.environments.wrappers import SetupError
 from grpo_core.suggestions import suggest
 
@@ -169,7 +169,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, bool | str) or value is None:
         return value if value is None or isinstance(value, bool) or _WORD.fullmatch(value) else None
     if isinstance(value, int | float):
-        return value if math.isfinite(value) else None
+        return None if to_finite(value) is None else value
     if isinstance(value, list | tuple) and len(value) <= 16:
         return [to_plain(part) for part in value]
     return None

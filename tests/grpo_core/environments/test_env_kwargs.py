@@ -106,3 +106,4 @@ def test_a_word_or_a_list_is_no_flag(value: Any) -> None:
 
 def test_defaults_are_shown_as_far_as_they_are_plain() -> None:
     assert to_plain((1, "a", None, math.inf, object(), "/etc/passwd")) == [1, "a", None, None, None, None]
+    assert to_plain([10**400, -(10**400), 10**300]) == [None, None, 10**300], "what no float can hold"
