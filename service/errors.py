@@ -138,9 +138,9 @@ class StorageError(ServiceError):
 
 
 class StorageLowError(ServiceError):
-    """There is too little disk space to start something that will be saved."""
+    """There is too little room, on the disk or in the models folder, to start something that will be saved."""
 
-    problem = Problem("storage-low", "The server's disk is nearly full")
+    problem = Problem("storage-low", "The server has too little room for models")
     status_code = 503
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
 

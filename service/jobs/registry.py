@@ -183,7 +183,8 @@ class JobRegistry(JobTable):
         :param model_name: The name that it would save under, if known.
         :raises ConflictError: If an active job or an upload will save under the same name.
         :raises NotReadyError: If there is no folder to save its policy in.
-        :raises StorageLowError: If the disk is too full to save its policy.
+        :raises StorageLowError: If the disk is too full to save its policy, or the folder has its fill of models and it
+            would replace none.
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
@@ -191,7 +192,7 @@ class JobRegistry(JobTable):
             active = self._check_queue()
             if model_name is not None:
                 self._check_name_is_free(model_name, active)
-        self._store.folder.check_can_save()
+        self._store.folder.check_can_save(name=model_name or "")
 
     def check_queue(self, n_planned: int) -> None:
         """Check that there is a place for another job, without a look at the disk.

@@ -88,12 +88,7 @@ class ModelFolder:
         """
         if (problem := self._find_folder_problem()) is not None:
             raise NotReadyError(f"{problem}; put it right, or restart the server with another folder.")
-        n_free_bytes = self.n_free_bytes
-        if n_free_bytes is not None and n_free_bytes - n_bytes < self._min_free_bytes:
-            raise StorageLowError(
-                f"{n_free_bytes} bytes are free on the models' disk, and fewer than GRPO_MIN_FREE_BYTES "
-                f"({self._min_free_bytes}) would be left; delete models or free some disk space."
-            )
+        self._check_disk(n_bytes)
         sizes = {other: signature[2] for other in self.list_names() if (signature := self.get_signature(other))}
         sizes.pop(name, None)
         for n, most, unit, setting in (
@@ -106,10 +101,22 @@ class ModelFolder:
             ),
         ):
             if n > most:
-                raise StorageLowError(f"the models folder may hold {most} {unit} ({setting}); delete models first.")
+                limit = f"the models folder may hold {most} {unit} ({setting})"
+                raise StorageLowError(f"{limit}; delete models, or replace one of them.")
+
+    def _check_disk(self, n_bytes: int = 0) -> None:
+        n_free_bytes = self.n_free_bytes
+        if n_free_bytes is not None and n_free_bytes - n_bytes < self._min_free_bytes:
+            raise StorageLowError(
+                f"{n_free_bytes} bytes are free on the models' disk, and fewer than GRPO_MIN_FREE_BYTES "
+                f"({self._min_free_bytes}) would be left; delete models or free some disk space."
+            )
 
     def find_problem(self) -> str | None:
-        """Return why no model could be saved now, or read if that is all there is to do; None if one could."""
+        """Return why the folder is of no use now; None if it is.
+
+        One that has its fill of models is: they are served, replaced and deleted.
+        """
         if self._is_read_only:
             if self.path.is_dir() and not os.access(self.path, os.R_OK | os.X_OK):
                 return "the models folder is not readable"
@@ -118,7 +125,7 @@ class ModelFolder:
             return problem
         try:
             self._renew_lock()
-            self.check_can_save()
+            self._check_disk()
         except StorageLowError as error:
             return error.detail.removesuffix(".")  # callers join what stands in the way
         except OSError as error:

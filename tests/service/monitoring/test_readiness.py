@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 import service.monitoring.readiness
-from tests.support import PROBLEM_FIELDS
+from service.settings import Settings
+from tests.support import PROBLEM_FIELDS, make_model, train_to_end
 
 KEY = "a key of 22 characters"
 MIB = 2**20
@@ -61,6 +62,27 @@ def test_a_new_server_is_alive_and_ready(client: TestClient) -> None:
     check_alive(client)
     assert get_obstacle(client) is None
     assert "\ngrpo_ready 1.0\n" in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("overrides", [{"max_models": 1}, {"max_models_bytes": 60_000}], ids=["count", "bytes"])
+def test_a_folder_that_has_its_fill_of_models_keeps_the_server_ready(client: TestClient, settings: Settings) -> None:
+    for name in ("a", "b"):
+        (settings.models_dir / f"{name}.zip").write_bytes(make_model("CartPole-v1").to_bytes())
+    assert get_obstacle(client) is None
+    assert "\ngrpo_ready 1.0\n" in client.get("/metrics").text
+    refusal = client.post("/train", json={"total_timesteps": 64}).json()
+    assert (refusal["type"], refusal["title"]) == (
+        "urn:grpo:problem:storage-low",
+        "The server has too little room for models",
+    )
+    assert "GRPO_MAX_MODELS" in refusal["detail"]
+
+
+@pytest.mark.parametrize("overrides", [{"max_models": 1}], ids=["one model"])
+def test_a_job_that_only_replaces_a_model_needs_no_room_for_another(client: TestClient) -> None:
+    train_to_end(client, total_timesteps=64, model_name="a")
+    assert train_to_end(client, total_timesteps=64, model_name="a")["status"] == "completed"
+    assert client.post("/train", json={"total_timesteps": 64, "model_name": "b"}).status_code == 503
 
 
 def test_a_full_disk_holds_up_jobs_until_there_is_space(client: TestClient, leave_free: Callable[[int], None]) -> None:
