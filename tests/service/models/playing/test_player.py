@@ -349,6 +349,18 @@ class TestFilming:
         get_detail(client.get(f"/training/{job_id}/video?max_steps=2"), 409)
         assert client.get(f"/training/{job_id}/video?max_steps=2&of={digest}").content == first.content
 
+    def test_no_film_of_another_policy_or_format_is_a_jobs(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        job = {"env_name": "CartPole-v1", "total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0}
+        path = f"/training/{train_to_end(client, **job, model_name='cp')['job_id']}/video?max_steps=2"
+        register_env(DrawnLineEnv)
+        save(to_the_right)
+        foreign, own = (client.get(film).headers["etag"].strip('"') for film in ("/models/m/video", path))
+        assert "no film of this job" in get_detail(client.get(f"{path}&of={foreign}"), 404)
+        assert "no film of this job" in get_detail(client.get(f"{path}&format=mp4&of={own}"), 404)
+        assert client.get(f"{path}&of={own}").status_code == 200
+
     def test_a_job_is_filmed_although_a_later_one_has_replaced_its_model(self, client: TestClient) -> None:
         job = {"env_name": "CartPole-v1", "total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0, "model_name": "m"}
         first, second = (train_to_end(client, **job, seed=seed)["job_id"] for seed in (0, 1))
