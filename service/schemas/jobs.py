@@ -1,5 +1,6 @@
 """The status of jobs, their metrics, and evaluations of their policies."""
 
+import unicodedata
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -10,6 +11,8 @@ from service.schemas.fields import TAG_PATTERN, Request
 from service.schemas.training import ConfigOrigins, TrainConfig
 
 EndedBy = Literal["total_timesteps", "stop_reward", "patience", "max_seconds", "stop", "shutdown"]
+# They join or part the characters beside them: those of an emoji of several parts, and of Persian and Indic words.
+_JOINERS = "\u200c\u200d"
 VerdictState = Literal["waiting", "starting", "learning", "solved", "steady", "flat", "worse", "no_signal", "failed"]
 
 
@@ -84,15 +87,27 @@ class Verdict(BaseModel):
 
 
 def _check_line(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("it must be one line of printable characters")
+    if "\n" in text or "\r" in text:
+        raise ValueError("it has a line break; write it in one line")
+    if not text.strip(_JOINERS):
+        raise ValueError("it has no character that can be seen; write some")
+    _check_visible(text)
     return text
 
 
 def _check_lines(text: str) -> str:
-    if not text.replace("\n", "").replace("\t", "").isprintable():
-        raise ValueError("it must be of printable characters and line breaks")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    _check_visible(text.replace("\n", "").replace("\t", ""))
     return text
+
+
+def _check_visible(text: str) -> None:
+    """Refuse control characters and those that turn the direction of a text or hide in it; spaces may be any."""
+    for character in text:
+        if not (character.isprintable() or unicodedata.category(character) == "Zs" or character in _JOINERS):
+            name = unicodedata.name(character, "")
+            what = f"U+{ord(character):04X}" + (f" ({name})" if name else "")
+            raise ValueError(f"it has the character {what}, which cannot be seen; leave it out")
 
 
 def _check_tags(tags: list[str]) -> list[str]:

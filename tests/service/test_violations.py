@@ -43,12 +43,32 @@ def test_the_rule_and_the_value_are_named(request_body: dict[str, Any], detail: 
         ({"tags": ["a"] * 17}, "tags: must have at most 16 entries"),
         ({"display_name": "a" * 101}, "display_name: must have at most 100 characters"),
         ({"note": "\ud800"}, "note: must be a text without halves of surrogate pairs"),
+        ({"note": "a\0b"}, "note: it has the character U+0000, which cannot be seen; leave it out"),
+        (
+            {"note": "\u202ea"},
+            "note: it has the character U+202E (RIGHT-TO-LEFT OVERRIDE), which cannot be seen",
+        ),
+        ({"tags": ["a\u2028b"]}, "tags.0: it has the character U+2028 (LINE SEPARATOR), which cannot be seen"),
+        ({"display_name": "a\nb"}, "display_name: it has a line break; write it in one line"),
+        ({"display_name": "\u200d"}, "display_name: it has no character that can be seen; write some"),
     ],
 )
 def test_a_label_is_refused_with_its_rule(request_body: dict[str, Any], detail: str) -> None:
     with pytest.raises(ValidationError) as caught:
         LabelRequest.model_validate(request_body)
     assert summarize_violations(caught.value.errors())[0].startswith(detail)
+
+
+@pytest.mark.parametrize(
+    "text", ["Zeit\u00a0: 5\u202fs", "\N{WOMAN}\u200d\N{PERSONAL COMPUTER} run", "\u06a9\u200c\u06a9"]
+)
+def test_spaces_that_do_not_break_and_joined_characters_are_taken(text: str) -> None:
+    request = LabelRequest.model_validate({"display_name": text, "tags": [text], "note": text})
+    assert (request.display_name, request.tags, request.note) == (text, [text], text)
+
+
+def test_line_breaks_of_all_systems_are_taken_in_a_note() -> None:
+    assert LabelRequest.model_validate({"note": "a\r\nb\rc\n\td"}).note == "a\nb\nc\n\td"
 
 
 def test_a_name_that_is_too_long_has_characters() -> None:
