@@ -248,7 +248,8 @@ class AsyncClient:
 
         A lost connection is opened again, and goes on after the last event received.
 
-        :param after: Only events with a larger id.
+        :param after: Only events with a larger id. One beyond the latest event, as of another job, is taken for
+            0, and all come.
         :param timeout_seconds: How long to follow the job; None to its end. If the job is over by then, only its last
             event still comes.
         :raises JobTimeout: If the job is not over by then.

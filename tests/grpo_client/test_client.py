@@ -113,6 +113,14 @@ def test_events_after_an_id_are_sent_again(grpo: Any) -> None:
     assert [event.name for event in grpo.events("latest")][-1] == "job.completed"
 
 
+def test_all_events_come_after_an_id_that_no_event_has_yet(grpo: Any) -> None:
+    """A client that kept another job's id must not wait for events that never come."""
+    job = grpo.train(**SHORT)
+    job.wait()
+    kept, sent = ([event.event_id for event in job.events(after=after)] for after in (0, 10**9))
+    assert sent == kept
+
+
 def test_metrics_of_a_job_are_returned(grpo: Any, tmp_path: Path) -> None:
     job = grpo.train(**SHORT)
     job.wait()
