@@ -188,6 +188,12 @@ class ModelFolder:
         name, sign, _ = (reference := name).partition("@")
         if sign and self.exists(name):
             return self.versions.make_not_found(reference)
+        if is_model_name(name) and (aliases := self.versions.read_notes(name).aliases) and not self.exists(name):
+            return NotFoundError(
+                f"there is no model '{name}': its file was removed, but its aliases ({', '.join(sorted(aliases))}) "
+                f"keep versions; upload a file as '{name}', or put {name}{SUFFIX} back into the models folder, and "
+                "they are there again."
+            )
         hint = ""
         with suppress(NotReadyError):
             # The name itself is listed if it is a folder's or a link's, or was saved just now.

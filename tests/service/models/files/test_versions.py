@@ -225,6 +225,26 @@ class TestKeeping:
         assert get_file(client, "m@prod") == get_file(client, f"m@{pinned}") == contents[pinned - 1]
         assert get_file(client, "m") == get_file(client, "m@3") == contents[2], "2 was the number of the one deleted"
 
+    def test_whoever_asks_for_a_model_that_was_deleted_by_hand_is_told_what_aliases_keep(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        publish(client, contents[:2])
+        client.put("/models/m/aliases/prod", json={"version": 1})
+        (settings.models_dir / "m.zip").unlink()
+        for method, path in (
+            ("GET", "/models/m"),
+            ("GET", "/models/m@prod"),
+            ("GET", "/models/m/versions"),
+            ("DELETE", "/models/m"),
+            ("DELETE", "/models/m/aliases/prod"),
+            ("POST", "/models/m/rollback"),
+        ):
+            answer = client.request(method, path)
+            assert answer.status_code == 404
+            assert "its aliases (prod) keep versions; upload a file as 'm'" in answer.json()["detail"]
+        publish(client, contents[2:3])
+        assert get_file(client, "m@prod") == contents[0]
+
     def test_a_model_that_is_deleted_by_hand_leaves_nothing_to_the_next_one(
         self, client: TestClient, contents: list[bytes], settings: Settings
     ) -> None:
