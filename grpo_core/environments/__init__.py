@@ -4,5 +4,6 @@
   have names, and ``packages`` what to install where something is missing.
 - ``first_calls``: checks what the first reset and the first step return; ``flags`` and ``action_masks`` read
   parts of that.
+- ``registered_limits``: the time limit and the reward threshold of a registration.
 - ``nested``: the layers of an environment, and their attributes.
 """
