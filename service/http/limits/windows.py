@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from cachetools import TTLCache
 
+# Moments that a window is told apart in, which bounds the memory and the time that one client takes.
+_MAX_MOMENTS = 1000
+
 
 @dataclass
 class _Sent:
@@ -15,6 +18,15 @@ class _Sent:
 
     hits: deque[tuple[float, int]] = field(default_factory=deque)
     total: int = 0
+
+    def add(self, now: float, cost: int, moment_seconds: float) -> None:
+        """Add what is sent now; what comes within a moment counts as sent at its beginning."""
+        began_at, n = self.hits[-1] if self.hits else (-math.inf, 0)
+        if now - began_at < moment_seconds:
+            self.hits[-1] = began_at, n + cost
+        else:
+            self.hits.append((now, cost))
+        self.total += cost
 
 
 class MovingWindow:
@@ -47,8 +59,7 @@ class MovingWindow:
                 sent.total -= sent.hits.popleft()[1]
             excess = sent.total + cost - self.amount
             if excess <= 0:
-                sent.hits.append((now, cost))
-                sent.total += cost
+                sent.add(now, cost, self._seconds / _MAX_MOMENTS)
                 self._sent[client] = sent
                 return None
             for sent_at, n in sent.hits:

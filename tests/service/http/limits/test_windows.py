@@ -45,3 +45,12 @@ def test_room_comes_back_as_what_was_sent_grows_old(clock: SimpleNamespace) -> N
     assert window.hit("a") == 20
     clock.now += 1000.0
     assert window.hit("a", 5) is None
+
+
+def test_however_often_a_client_sends_little_of_it_is_kept(clock: SimpleNamespace) -> None:
+    window = MovingWindow(10**9, 60.0)
+    for _ in range(20_000):
+        assert window.hit("a") is None
+        clock.now += 0.002
+    assert len(window._sent["a"].hits) <= 1000
+    assert window.hit("a", 10**9) == 20, "until the first of them is a minute old"
