@@ -124,6 +124,9 @@ class JobAdmission:
             return None, None
         folder = self._store.folder
         try:
+            # An alias may still name a version of it.
+            if sha256 is None and not folder.exists(name.partition("@")[0]):
+                raise folder.make_not_found(name)
             content = folder.read(name)[1] if sha256 is None else folder.find_content(name, sha256)
             if content is None:
                 raise InvalidRequestError(

@@ -188,7 +188,8 @@ class ModelFolder:
         name, sign, _ = (reference := name).partition("@")
         if sign and self.exists(name):
             return self.versions.make_not_found(reference)
-        if is_model_name(name) and (aliases := self.versions.read_notes(name).aliases) and not self.exists(name):
+        is_removed = is_model_name(name) and not self.exists(name) and bool(self.versions.list_kept(name))
+        if is_removed and (aliases := self.versions.read_notes(name).aliases):
             return NotFoundError(
                 f"there is no model '{name}': its file was removed, but its aliases ({', '.join(sorted(aliases))}) "
                 f"keep versions; upload a file as '{name}', or put {name}{SUFFIX} back into the models folder, and "

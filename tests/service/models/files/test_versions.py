@@ -242,6 +242,8 @@ class TestKeeping:
             answer = client.request(method, path)
             assert answer.status_code == 404
             assert "its aliases (prod) keep versions; upload a file as 'm'" in answer.json()["detail"]
+        job = {"total_timesteps": 64, "n_steps": 64, "init_model": "m@prod", "model_name": "onward"}
+        assert "cannot be trained on: there is no model 'm'" in client.post("/train", json=job).json()["detail"]
         publish(client, contents[2:3])
         assert get_file(client, "m@prod") == contents[0]
 
