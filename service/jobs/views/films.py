@@ -42,7 +42,7 @@ class JobFilms:
         :raises ServiceError: Whatever ``ModelPlayer.film`` raises.
         """
         job = self._registry.get(job_id)
-        if of is not None and (made := self._find_film(job_id, order.video_format, of)) is not None:
+        if of is not None and (made := self._find_film(job.job_id, order.video_format, of)) is not None:
             return made, None
         film, timesteps = self._film_newest(job, order)
         if of not in (None, film.digest):
@@ -51,7 +51,7 @@ class JobFilms:
                 "one of the newest policy."
             )
         with self._lock:
-            self._made[job_id, order.video_format, film.digest] = None
+            self._made[job.job_id, order.video_format, film.digest] = None
         return film, timesteps
 
     def _find_film(self, job_id: str, video_format: VideoFormat, digest: str) -> Film | None:

@@ -360,6 +360,11 @@ class TestFilming:
         assert "no film of this job" in get_detail(client.get(f"{path}&of={foreign}"), 404)
         assert "no film of this job" in get_detail(client.get(f"{path}&format=mp4&of={own}"), 404)
         assert client.get(f"{path}&of={own}").status_code == 200
+        other_seed = client.get("/training/latest/video?max_steps=2&seed=9").headers["etag"].strip('"')
+        assert client.get(f"{path}&of={other_seed}").status_code == 200, "it is the same job"
+        train_to_end(client, **job, model_name="later")
+        latest = f"/training/latest/video?max_steps=2&of={other_seed}"
+        assert "no film of this job" in get_detail(client.get(latest), 404)
 
     def test_a_job_is_filmed_although_a_later_one_has_replaced_its_model(self, client: TestClient) -> None:
         job = {"env_name": "CartPole-v1", "total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0, "model_name": "m"}
