@@ -130,6 +130,11 @@ class JobRegistry(JobTable):
             self._forget_old()
         return job
 
+    def check_checkpoint(self, job: Job) -> None:
+        """Look after it, unless a resume saves the finished policy that is still in memory."""
+        if self._runner.unsaved.get(job.job_id) is None:
+            super().check_checkpoint(job)
+
     def resume(self, job: Job, reward: Reward | None) -> None:
         """Queue a job again that was stopped or failed; it goes on from its checkpoint, or else begins again.
 

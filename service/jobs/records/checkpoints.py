@@ -87,11 +87,11 @@ class CheckpointFolder:
         return None
 
     def is_gone(self, job_id: str) -> bool:
-        """Return whether a job has no checkpoint; False if the disk does not say."""
+        """Return whether a job has no checkpoint; False if the disk does not say, or the models folder is away."""
         try:
             self._path(job_id).lstat()
         except OSError as error:
-            return isinstance(error, FileNotFoundError)
+            return isinstance(error, FileNotFoundError) and self._dir.parent.is_dir()
         return False
 
     def read_finished(self, job_id: str) -> bytes | None:

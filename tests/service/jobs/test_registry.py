@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -29,7 +30,7 @@ from service.jobs.records.record import JobRecord, PastJob
 from service.jobs.records.recorder import JobRecorder, Recorded
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
-from service.schemas.jobs import JobStatus
+from service.schemas.jobs import JobCheckpoint, JobStatus
 from service.schemas.training import TrainConfig
 from service.settings import Settings
 from service.training.planning.plan import TrainingPlan
@@ -819,6 +820,9 @@ class TestFailing:
             full.setattr(store, "publish", Mock(side_effect=StorageError("the disk is full.")))
             first, second = run(registry), run(registry)
         assert [registry._runner.unsaved.get(job.job_id) is None for job in (first, second)] == [True, False]
+        second.state.checkpoint = JobCheckpoint(timesteps=32, created_at=datetime.now(UTC), exact=True, note=None)
+        registry.check_checkpoint(second)
+        assert second.warnings == [], "its resume saves what is in memory, and needs no checkpoint"
         registry.resume(first, first.plan.reward)
         assert first.finished.wait(PATIENCE_SECONDS)
         assert (first.status, first.describe().n_restarts) == (JobStatus.COMPLETED, 1)

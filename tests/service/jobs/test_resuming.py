@@ -352,6 +352,9 @@ def test_a_checkpoint_that_has_made_room_is_promised_no_more(
     failed = train_to_end(client, **JOB, env_name=make_failing(register_env, tmp_path, 300, raise_error))
     job_id, checkpoints = failed["job_id"], app.state.service.registry.checkpoints
     assert failed["checkpoint"]["timesteps"] > 0
+    away = checkpoints._dir.parent.rename(tmp_path / "away")
+    assert get_status(client, job_id)["checkpoint"] == failed["checkpoint"], "the whole folder is away"
+    away.rename(checkpoints._dir.parent)
     checkpoints._max_bytes = int(1.5 * checkpoints._path(job_id).stat().st_size)  # room for one
     train_to_end(client, **JOB, env_name="CartPole-v1")
     status = get_status(client, job_id)
