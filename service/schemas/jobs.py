@@ -3,9 +3,9 @@
 import unicodedata
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from service.schemas.fields import TAG_PATTERN, Request
 from service.schemas.training import ConfigOrigins, TrainConfig
@@ -89,14 +89,18 @@ class Verdict(BaseModel):
 def _check_line(text: str) -> str:
     if "\n" in text or "\r" in text:
         raise ValueError("it has a line break; write it in one line")
-    if not text.strip(_JOINERS):
+    if all(character in _JOINERS or character.isspace() for character in text):
         raise ValueError("it has no character that can be seen; write some")
     _check_visible(text)
     return text
 
 
+def _unify_line_breaks(text: Any) -> Any:
+    """Take the line breaks of Windows for one character, before characters are counted."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if isinstance(text, str) else text
+
+
 def _check_lines(text: str) -> str:
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
     _check_visible(text.replace("\n", "").replace("\t", ""))
     return text
 
@@ -122,7 +126,12 @@ Tag = Annotated[
     StringConstraints(strip_whitespace=True, min_length=1, max_length=40, pattern=TAG_PATTERN),
     AfterValidator(_check_line),
 ]
-Note = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000), AfterValidator(_check_lines)]
+Note = Annotated[
+    str,
+    BeforeValidator(_unify_line_breaks),
+    StringConstraints(strip_whitespace=True, max_length=4000),
+    AfterValidator(_check_lines),
+]
 Tags = Annotated[list[Tag], Field(max_length=16), AfterValidator(_check_tags)]
 
 

@@ -51,6 +51,7 @@ def test_the_rule_and_the_value_are_named(request_body: dict[str, Any], detail: 
         ({"tags": ["a\u2028b"]}, "tags.0: it has the character U+2028 (LINE SEPARATOR), which cannot be seen"),
         ({"display_name": "a\nb"}, "display_name: it has a line break; write it in one line"),
         ({"display_name": "\u200d"}, "display_name: it has no character that can be seen; write some"),
+        ({"display_name": "\u200d \u200d"}, "display_name: it has no character that can be seen; write some"),
     ],
 )
 def test_a_label_is_refused_with_its_rule(request_body: dict[str, Any], detail: str) -> None:
@@ -69,6 +70,7 @@ def test_spaces_that_do_not_break_and_joined_characters_are_taken(text: str) -> 
 
 def test_line_breaks_of_all_systems_are_taken_in_a_note() -> None:
     assert LabelRequest.model_validate({"note": "a\r\nb\rc\n\td"}).note == "a\nb\nc\n\td"
+    assert LabelRequest.model_validate({"note": "a" + "\r\n" * 3998 + "b"}).note == "a" + "\n" * 3998 + "b"
 
 
 def test_a_name_that_is_too_long_has_characters() -> None:
