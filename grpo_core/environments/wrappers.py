@@ -149,7 +149,7 @@ def make_normalized(env: "VecEnv", options: Mapping[str, Any], gamma: float) -> 
     """Put a ``VecNormalize`` around environments; of a Dict it normalises what can be, unless options name the keys.
 
     :param options: Its other arguments.
-    :raises ValueError: If nothing of the observations can be normalised, and the options do not turn that off.
+    :raises ValueError: If the observations are neither Boxes nor a Dict of some, and the options do not turn that off.
     """
     # It imports torch, which the server does without.
     from stable_baselines3.common.vec_env import VecNormalize
