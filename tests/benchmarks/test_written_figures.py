@@ -101,7 +101,7 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"Breakout: (\S+) and PPO with the same settings (\S+) The general .* and end at (\S+); all fifteen",
+        r"our training ends at (\S+) PPO with the same settings at (\S+)\. The general .* at 8.3 and (\S+) on ten",
         [Figure(*BREAKOUT), Figure(*BREAKOUT, "ppo_shared"), Figure(*BREAKOUT, "grpo_general")],
     ),
     ("figures", r"CartPole: one seed of twenty ends at (\S+)\. One", [Figure("CartPole-v1", 20_000, statistic=np.min)]),
