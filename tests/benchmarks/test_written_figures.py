@@ -126,8 +126,8 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"solves InvertedDoublePendulum \((\S+); PPO's defaults with a falling rate (\S+)\)\.",
-        [Figure(*DOUBLE, "grpo_general"), Figure(*DOUBLE, "ppo_normalized")],
+        r"solves InvertedDoublePendulum \((\S+); PPO's defaults (\S+)\)\.",
+        [Figure(*DOUBLE, "grpo_general"), Figure(*DOUBLE, "ppo_default")],
     ),
     (
         "from-ppo",
