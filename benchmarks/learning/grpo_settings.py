@@ -34,8 +34,8 @@ _TASK_SETTINGS: dict[str, Settings] = {
     "MiniGrid-DoorKey-6x6-flat-v0": _GRIDS,
     # The goal is found at once here: fewer changes and less entropy take the shorter way.
     "MiniGrid-MultiRoom-N2-S4-flat-v0": _GRIDS | {"n_steps": 2048, "ent_coef": 0.01},
-    # The general preset's, but the value network takes the policy's step, as over many updates a larger one keeps
-    # moving, and no group starts anew while its game goes on: what earns most comes late in a game.
+    # The general preset's, but for two changes that gain together: the value network takes the policy's step, and no
+    # group starts anew while its game goes on.
     "MinAtar-Breakout-flat-v1": {
         "n_envs": 1,
         "n_steps": 512,
