@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, get_args
 
 import gymnasium as gym
+from gymnasium import spaces
 
 from grpo_cli.evaluate import print_evaluation
 from grpo_cli.model import EXPORT_SUFFIXES, find_model_file
@@ -209,8 +210,8 @@ def _wants_progress(options: argparse.Namespace) -> bool:
     return bool(options.progress or (options.progress is None and sys.stdout.isatty() and has_packages("tqdm", "rich")))
 
 
-def _choose_preset(setup: EnvSetup) -> str:
-    """Return the name of the general preset that suits an environment.
+def _choose_preset(setup: EnvSetup) -> tuple[str, spaces.Space[Any]]:
+    """Return the name of the general preset that suits an environment, and its action space.
 
     :raises UsageError: If it cannot be made, or no policy can be trained in it.
     """
@@ -224,7 +225,7 @@ def _choose_preset(setup: EnvSetup) -> str:
             raise UsageError(f"--env {setup.env_name} cannot be trained in: {error}") from error
         if obstacle is not None:
             write(f"groups are whole episodes: {obstacle}")
-        return choose_general_preset(env.observation_space, env.action_space, obstacle is None)
+        return choose_general_preset(env.observation_space, env.action_space, obstacle is None), env.action_space
 
 
 def _make_vec_env(setup: EnvSetup, n_envs: int) -> "VecEnv":

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from gymnasium import spaces
+
 from grpo_cli.options import read_literal
 from grpo_core.actor.actor import ACTIVATIONS
 from grpo_core.options.checks import is_whole
@@ -14,8 +16,7 @@ from grpo_core.options.presets import (
     NO_PRESET,
     Preset,
     choose_preset_name,
-    fit_horizon,
-    fit_n_steps,
+    fit_sizes,
     get_preset,
     list_general_presets,
     list_presets,
@@ -53,13 +54,13 @@ class TrainingSettings(NamedTuple):
 def choose_settings(
     options: argparse.Namespace,
     env_name: str,
-    choose_general: Callable[[], str],
+    choose_general: Callable[[], tuple[str, spaces.Space[Any]]],
     normalization: Mapping[str, Any] | None = None,
 ) -> TrainingSettings:
     """Combine the preset with the options and ``--hyperparams``, which override it.
 
     :param env_name: Full id of the environment.
-    :param choose_general: Names the preset for an environment that has none of its own.
+    :param choose_general: Names the preset for an environment that has none of its own, and returns its action space.
     :param normalization: The options of a wrapper ``normalize``; None without one.
     :raises UsageError: If a name is unknown or set twice, or a value does not fit.
     """
@@ -76,8 +77,8 @@ def choose_settings(
         )
     preset_name, preset = options.preset or choose_preset_name(env_name, is_own_reward), None
     if preset_name == GENERAL_PRESET:
-        preset_name = choose_general()
-        preset = _fit_general(get_preset(preset_name), given, options.total_timesteps)
+        preset_name, action_space = choose_general()
+        preset = _fit_general(get_preset(preset_name), given, options.total_timesteps, action_space)
     elif preset_name != NO_PRESET:
         preset = get_preset(preset_name)
         if preset is None:
@@ -98,21 +99,19 @@ def choose_settings(
     )
 
 
-def _fit_general(preset: Preset | None, given: Mapping[str, Any], n_timesteps: int | None) -> Preset:
+def _fit_general(
+    preset: Preset | None, given: Mapping[str, Any], n_timesteps: int | None, action_space: spaces.Space[Any]
+) -> Preset:
     """Fit the sizes of a general preset to the given ones, as the server does; ``GRPO`` refuses what cannot fit."""
     assert preset is not None, "it was chosen among those that there are"
     arguments = dict(preset.arguments)
     if "n_steps" not in given:
         arguments["n_steps"] = shorten_rollouts(arguments["n_steps"], n_timesteps or preset.n_timesteps)
-    target, sizes = arguments["horizon"], {**arguments, "horizon": None, **given}
-    n_steps, group_size, horizon = sizes["n_steps"], sizes["group_size"], sizes["horizon"]
-    is_usable = all(is_whole(size) and size > 0 for size in (n_steps, group_size, horizon or 1))
-    if given.get("group_mode") == "episode":
-        arguments["horizon"] = None
-    elif target is not None and is_usable:
-        if "n_steps" not in given:
-            n_steps = arguments["n_steps"] = fit_n_steps(n_steps, group_size, horizon, target)
-        arguments["horizon"] = horizon or fit_horizon(n_steps, group_size, target)
+    sizes = {**arguments, **given}
+    if all(is_whole(size) and size > 0 for size in (sizes["n_steps"], sizes["group_size"], sizes["horizon"] or 1)):
+        own_mode, mode = arguments.get("group_mode", "branch"), given.get("group_mode", "auto")
+        mode = own_mode if mode == "auto" else mode
+        arguments |= fit_sizes(arguments, given, mode, action_space)._asdict()
     return replace(preset, arguments=arguments)
 
 

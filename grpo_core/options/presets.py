@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from gymnasium import spaces
 
+from grpo_core.options.checks import DEFAULT_HORIZON
 from grpo_core.options.rewards import CARTPOLE_ENVIRONMENTS
 from grpo_core.spaces import is_image_space
 
@@ -45,6 +46,19 @@ class Preset:
     def make_arguments(self) -> dict[str, Any]:
         """Return the arguments of ``GRPO``, with schedules parsed."""
         return parse_schedules(self.arguments)
+
+
+class Sizes(NamedTuple):
+    """How many steps a rollout has, and how they are shared out.
+
+    :param n_steps: Steps per environment and rollout.
+    :param group_size: Branches per group.
+    :param horizon: Most steps per branch; None for whole episodes without a limit.
+    """
+
+    n_steps: int
+    group_size: int
+    horizon: int | None
 
 
 def get_preset(name: str) -> Preset | None:
@@ -106,6 +120,34 @@ def shorten_rollouts(n_steps: int, n_timesteps: int) -> int:
     while n_steps > max(LEAST_STEPS, n_timesteps // _LEAST_ROLLOUTS) and n_steps % 2 == 0:
         n_steps //= 2
     return n_steps
+
+
+def fit_sizes(
+    defaults: Mapping[str, Any],
+    given: Mapping[str, Any],
+    mode: str,
+    action_space: spaces.Space[Any],
+    most_steps: float = math.inf,
+) -> Sizes:
+    """Fit the sizes that were left out to the given ones; what still does not fit is for ``GRPO`` to refuse.
+
+    :param defaults: ``n_steps``, ``group_size``, ``horizon`` and, where groups are whole episodes, ``group_mode``; the
+        horizon is only a target.
+    :param given: Those of the same names that are to stay; the horizon may be None.
+    :param mode: How groups are played, ``"auto"`` resolved.
+    :param most_steps: Largest ``n_steps`` to choose.
+    """
+    n_steps, group_size = ({**defaults, **given}[name] for name in ("n_steps", "group_size"))
+    horizon = given.get("horizon")
+    if mode == "episode":
+        of_episodes = defaults["horizon"] if defaults.get("group_mode") == "episode" else None
+        return Sizes(n_steps, group_size, horizon or of_episodes)
+    if mode == "action" and isinstance(action_space, spaces.Discrete) and "group_size" not in given:
+        group_size = int(action_space.n)
+    target = defaults["horizon"] or DEFAULT_HORIZON
+    if "n_steps" not in given and (fitted := fit_n_steps(n_steps, group_size, horizon, target)) <= most_steps:
+        n_steps = fitted
+    return Sizes(n_steps, group_size, horizon or fit_horizon(n_steps, group_size, target))
 
 
 def fit_n_steps(n_steps: int, group_size: int, horizon: int | None, target: int) -> int:

@@ -13,7 +13,7 @@ from grpo_core.environments.making import EnvSetup
 from grpo_core.environments.registered_limits import get_reward_threshold
 from grpo_core.environments.wrappers import separate_normalization
 from grpo_core.groups.group import GroupPlan
-from grpo_core.options.checks import DEFAULT_HORIZON, get_horizon
+from grpo_core.options.checks import get_horizon
 from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policies import choose_policy
@@ -21,8 +21,7 @@ from grpo_core.options.presets import (
     GENERAL_PRESET,
     NO_PRESET,
     choose_general_preset,
-    fit_horizon,
-    fit_n_steps,
+    fit_sizes,
     get_preset,
     list_general_presets,
 )
@@ -233,22 +232,12 @@ def _fit_credit(settings: Settings, given: Settings) -> None:
 
 def _fit_groups(settings: Settings, given: Settings, defaults: Settings, action_space: spaces.Space[Any]) -> None:
     """Choose sizes that fit each other for those that were left out."""
-    mode, horizon = settings["group_mode"], given.get("horizon")
-    if mode == "episode":
-        settings["horizon"] = horizon or (defaults["horizon"] if defaults["group_mode"] == "episode" else None)
-        return
-    if mode == "action" and isinstance(action_space, spaces.Discrete) and "group_size" not in given:
-        settings["group_size"] = int(action_space.n)
+    settings |= fit_sizes(defaults, given, settings["group_mode"], action_space, _MAX_STEPS)._asdict()
     if settings["group_size"] > _MAX_GROUP_SIZE:
         raise InvalidRequestError(
             f"group_mode 'action' plays all {settings['group_size']} actions of env_name '{settings['env_name']}', and "
             f"a group has at most {_MAX_GROUP_SIZE} branches; send group_mode 'branch'."
         )
-    group_size, target = settings["group_size"], defaults["horizon"] or DEFAULT_HORIZON
-    if "n_steps" not in given:
-        n_steps = fit_n_steps(settings["n_steps"], group_size, horizon, target)
-        settings["n_steps"] = n_steps if n_steps <= _MAX_STEPS else settings["n_steps"]
-    settings["horizon"] = horizon or fit_horizon(settings["n_steps"], group_size, target)
 
 
 def _fit_evaluations(settings: Settings) -> None:

@@ -5,12 +5,13 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
-from grpo_core.options.presets import Preset, fit_horizon, fit_n_steps, get_preset, list_presets
+from grpo_core.options.presets import Preset, fit_horizon, fit_n_steps, fit_sizes, get_preset, list_presets
 
 ENV_IDS = list_presets()
 # Optional packages.
@@ -99,3 +100,38 @@ def test_the_horizon_is_the_closest_one_that_fills_a_rollout(
 )
 def test_a_rollout_is_changed_to_the_closest_whole_groups(group_size: int, horizon: int | None, n_steps: int) -> None:
     assert fit_n_steps(512, group_size, horizon, target=32) == n_steps
+
+
+BRANCHES = {"n_steps": 512, "group_size": 2, "horizon": 32}
+EPISODES = {"n_steps": 512, "group_size": 2, "horizon": None, "group_mode": "episode"}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "given", "mode", "fitted"),
+    [
+        (BRANCHES, {}, "branch", (512, 2, 32)),
+        (BRANCHES, {"group_size": 3}, "branch", (480, 3, 32)),
+        (BRANCHES, {"n_steps": 500}, "branch", (500, 2, 25)),
+        (BRANCHES, {"n_steps": 500, "horizon": 30}, "branch", (500, 2, 30)),  # nothing left to choose
+        (BRANCHES, {"horizon": 400}, "branch", (800, 2, 400)),
+        (BRANCHES, {"horizon": 600}, "branch", (512, 2, 600)),  # a group would take more than the most steps, 1000
+        # One branch for each of six actions: 3 * 6 * 32 = 576 is closest to 512.
+        (BRANCHES, {}, "action", (576, 6, 32)),
+        (BRANCHES, {"group_size": 2}, "action", (512, 2, 32)),
+        (BRANCHES, {"n_steps": 500}, "action", (500, 6, 1)),
+        (BRANCHES, {}, "episode", (512, 2, None)),
+        (BRANCHES, {"horizon": 7, "n_steps": 33}, "episode", (33, 2, 7)),
+        (EPISODES, {}, "episode", (512, 2, None)),
+        ({**EPISODES, "horizon": 50}, {}, "episode", (512, 2, 50)),
+        (EPISODES, {}, "branch", (512, 2, 32)),
+    ],
+    ids=str,
+)
+def test_sizes_are_fitted_to_the_given_ones(
+    defaults: dict[str, Any], given: dict[str, Any], mode: str, fitted: tuple[int, int, int | None]
+) -> None:
+    assert fit_sizes(defaults, given, mode, spaces.Discrete(6), most_steps=1000) == fitted
+
+
+def test_only_discrete_actions_are_counted() -> None:
+    assert fit_sizes(BRANCHES, {}, "action", spaces.Box(-1.0, 1.0)).group_size == 2

@@ -512,7 +512,7 @@ class TestFitting:
         options.reward_function, options.hyperparams = reward_name, []
         general = "general-discrete"
         expected = general if preset_name == "general" else preset_name
-        assert choose_settings(options, env_name, lambda: general).preset_name == expected
+        assert choose_settings(options, env_name, lambda: (general, spaces.Discrete(4))).preset_name == expected
 
     @pytest.mark.parametrize(
         ("sizes", "fitted"),
@@ -523,6 +523,8 @@ class TestFitting:
             ({"group_size": 3}, {"n_steps": 480, "group_size": 3, "horizon": 32}),
             ({"horizon": 24}, {"n_steps": 528, "group_size": 2, "horizon": 24}),
             ({"group_mode": "episode"}, {"n_steps": 512, "group_size": 2, "horizon": None}),
+            ({"group_mode": "action"}, {"n_steps": 512, "group_size": 4, "horizon": 32}),
+            ({"group_mode": "action", "horizon": 20}, {"n_steps": 480, "group_size": 4, "horizon": 20}),
         ],
         ids=str,
     )
@@ -530,7 +532,7 @@ class TestFitting:
         words = [f"{name}={value}" for name, value in sizes.items()]
         options = Namespace(**dict.fromkeys(HYPERPARAMETERS), preset="general", n_envs=None)
         options.total_timesteps, options.reward_function, options.hyperparams = 10_000, "environment", words
-        settings = choose_settings(options, "FrozenLake-v1", lambda: "general-discrete")
+        settings = choose_settings(options, "FrozenLake-v1", lambda: ("general-discrete", spaces.Discrete(4)))
         config = resolve(env_name="FrozenLake-v1", preset="general-discrete", total_timesteps=10_000, **sizes)
         assert {name: settings.arguments[name] for name in fitted} == fitted
         assert {name: getattr(config, name) for name in fitted} == fitted
