@@ -60,6 +60,20 @@ def test_those_whose_groups_differed_are_drawn_most_often_and_the_others_now_and
     assert len(drawn) > 7
 
 
+def test_a_tenth_of_the_draws_goes_by_the_rollouts_since_a_state_was_played() -> None:
+    archive, rng, n_draws = AnchorArchive(1), np.random.default_rng(0), 5000
+    played: dict[int, list[Any]] = {1: ["oldest"], 4: ["older"], 5: list(range(8))}
+    for n_rollouts in range(1, 6):
+        archive.count_rollout()
+        for state in played.get(n_rollouts, []):
+            archive.keep(0, make_anchor(list(str(state).encode()), state), spread=1.0)
+    drawn = Counter(archive.draw(0, 1, rng)[0].simulator_state for _ in range(n_draws))
+    # Ten equal spreads share nine tenths; the ages are 4, 1 and eight times 0.
+    expected = [0.09 + 0.1 * 4 / 5, 0.09 + 0.1 * 1 / 5, *[0.09] * 8]
+    shares = [drawn[state] / n_draws for state in ("oldest", "older", *range(8))]
+    assert shares == pytest.approx(expected, abs=0.015)
+
+
 def test_no_state_is_drawn_twice_at_once() -> None:
     archive = AnchorArchive(1)
     for i in range(5):

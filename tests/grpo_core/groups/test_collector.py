@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
+from grpo_core.groups import archive as archive_module
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.group import MAX_FILLED, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
@@ -77,8 +78,20 @@ class Stage:
 
         return self.collector.collect(self.rollout, self.actor, self.rng, on_vec_step, should_stop)
 
-    def go_on(self, restart_probability: float = 0.0) -> None:
-        self.collector.anchors.choose(self.collector.groups, None, restart_probability, self.rng, lambda: False)
+    def go_on(
+        self,
+        restart_probability: float = 0.0,
+        discounted_returns: npt.NDArray[np.float64] | None = None,
+        spreads: npt.NDArray[Any] | None = None,
+        is_stopped: bool = False,
+    ) -> None:
+        """Choose where the next groups start.
+
+        :param spreads: Of the groups, shape ``(n_groups,)``; an archive needs them.
+        """
+        self.collector.anchors.choose(
+            self.collector.groups, discounted_returns, restart_probability, self.rng, lambda: is_stopped, spreads
+        )
 
     def find_kept(self) -> npt.NDArray[np.int64]:
         """Go on, and return how often each step of each branch was kept, ``(horizon, group_size)``."""
@@ -435,11 +448,52 @@ def test_an_archived_state_remembers_its_episode() -> None:
             if n_rollouts > 0 and start[1] > 0:
                 assert (float(start[2]), group.anchor.discounted_return, group.anchor.episode_length) in known
         so_far = stage.rng.normal(size=stage.rollout.shape)
-        stage.collector.anchors.choose(stage.collector.groups, so_far, 0.0, stage.rng, lambda: False, np.ones(6))
+        stage.go_on(discounted_returns=so_far, spreads=np.ones(6))
         reached = stage.rollout.next_observations
         known |= {
             (float(reached[at][2]), float(so_far[at]), int(reached[at][1])) for at in np.ndindex(stage.rollout.shape)
         }
+
+
+def test_an_archived_state_has_the_spread_of_the_group_that_it_comes_from() -> None:
+    stage = Stage(n_envs=2, n_steps=48, edge=2, anchor_selection="archive", fill_rollouts=True)
+    archive = stage.collector.anchors.archive
+    assert archive is not None
+    spreads: dict[bytes, float] = {}  # by the observations of the states
+    n_kept = 0
+    for n_rollouts in range(5):
+        assert stage.collect()
+        groups = stage.collector.groups
+        assert len(groups) > len(stage.collector.anchors.starts), "predecessors are drawn"
+        of_groups = np.arange(len(groups)) + 100.0 * n_rollouts
+        for group, spread in zip(groups, of_groups, strict=True):
+            assert group.anchor is not None
+            reached = [group.anchor.observed] if group.kept is None else [group.anchor.observed, group.kept[0]]
+            spreads |= {np.asarray(observed.observation).tobytes(): spread for observed in reached}
+        stage.go_on(spreads=of_groups)
+        n_kept = len(archive) - len(groups)
+        for key, anchor, spread, _ in (entry for shelf in archive.to_state()[0] for entry in shelf):
+            # Two resets may look alike; every later observation is one of its own.
+            assert anchor.episode_length == 0 or spread == spreads[key]
+    assert n_kept > 0
+
+
+def test_those_from_the_archive_are_no_more_than_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_module, "MAX_ARCHIVED_STATES", 1)
+    stage = Stage(n_steps=80, anchor_selection="archive")
+    assert stage.collect()
+    stage.go_on(spreads=np.ones(10))  # about half of the ten would start from there
+    assert stage.collector.anchors.archive is not None
+    assert stage.collector.anchors.archive.n_drawn == 1
+
+
+def test_none_is_from_the_archive_where_a_stop_left_new_episodes_to_begin_with() -> None:
+    stage = Stage(n_steps=80, anchor_selection="archive")
+    assert stage.collect()
+    stage.go_on(1.0, spreads=np.ones(10), is_stopped=True)
+    assert stage.collect()
+    assert stage.collector.anchors.archive is not None
+    assert stage.collector.anchors.archive.n_drawn == 0
 
 
 def test_learning_anew_forgets_the_archive_and_going_on_does_not() -> None:
@@ -460,7 +514,7 @@ def test_discounted_returns_go_on_where_the_episode_does() -> None:
     assert (stage.collector.start_returns == 0).all()
     so_far = np.arange(stage.rollout.step_mask.size, dtype=np.float64).reshape(stage.rollout.shape)
     reached = stage.rollout.next_observations.copy()
-    stage.collector.anchors.choose(stage.collector.groups, so_far, 0.5, stage.rng, lambda: False)
+    stage.go_on(0.5, so_far)
     assert stage.collect()
     n_new = 0
     for i, start in enumerate(stage.rollout.observations[0, :, 0]):
