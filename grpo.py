@@ -27,7 +27,6 @@ from grpo_core import __version__, fast
 from grpo_core.actor.actor import Actor
 from grpo_core.algorithm.grouped import GroupedAlgorithm
 from grpo_core.groups.advantage import ROUNDING, Floats, GroupAdvantages, compute_group_advantages, describe_adaptive
-from grpo_core.groups.archive import compute_spreads
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches, warn_of_other_starts
@@ -560,18 +559,18 @@ class GRPO(GroupedAlgorithm):
 
         :param discounted_returns: As ``Anchors.choose`` takes them.
         """
-        anchors = self._collector.anchors
-        if (archive := anchors.archive) is not None:
-            self.logger.record("rollout/archive_size", len(archive))
-            self.logger.record("rollout/archive_share", archive.n_drawn / len(self._collector.groups))
+        anchors, groups = self._collector.anchors, self._collector.groups
+        if anchors.archive is not None:
+            self.logger.record("rollout/archive_size", len(anchors.archive))
+            self.logger.record("rollout/archive_share", anchors.n_archived / len(groups))
         with suppress(NotBranchableError):  # after a reset: the next rollout makes the groups anew, or meets it again
             anchors.choose(
-                self._collector.groups,
+                rollout,
+                groups,
                 discounted_returns,
-                self.restart_probability,
-                self.rng,
-                lambda: self._stop_requested,
-                None if archive is None else compute_spreads(rollout.value_targets, rollout.step_mask),
+                restart_probability=self.restart_probability,
+                rng=self.rng,
+                should_stop=lambda: self._stop_requested,
             )
 
     def train(self) -> None:

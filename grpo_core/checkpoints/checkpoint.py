@@ -322,7 +322,7 @@ def _describe_simulators(model: GroupedAlgorithm) -> tuple[Node, list[npt.NDArra
     :return: The description or None; the arrays that it refers to; and what is missing.
     """
     anchors, caveat = model._collector.anchors, None
-    archive = None if anchors.archive is None else anchors.archive.to_state()
+    archive = None if anchors.archive is None else [*anchors.archive.to_state(), anchors.n_archived]
     try:
         envs = _list_envs(model)
         generators = [find_noise(env, process_wide=False).capture() for env in envs]
@@ -358,7 +358,10 @@ def _restore_simulators(model: GroupedAlgorithm, described: Node, arrays: Sequen
     for env, noise in zip(envs, generators, strict=True):
         find_noise(env, process_wide=False).restore(noise)
     anchors = model._collector.anchors
-    anchors.starts, anchors.archive = starts, None if archive is None else AnchorArchive.from_state(archive)
+    anchors.starts, anchors.archive = starts, None
+    if archive is not None:
+        *state, anchors.n_archived = archive
+        anchors.archive = AnchorArchive.from_state(state)
     restore_process_wide(process_wide)
 
 

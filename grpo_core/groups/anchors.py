@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from grpo_core.groups.advantage import Floats
-from grpo_core.groups.archive import ARCHIVE_SHARE, AnchorArchive, AnchorState
+from grpo_core.groups.archive import ARCHIVE_SHARE, AnchorArchive, AnchorState, compute_spreads
 from grpo_core.groups.group import Group, GroupPlan
+from grpo_core.groups.rollout import GroupRollout
 from grpo_core.restoring.simulator import SimulatorState
 
 # Starts new episodes: takes seeds by environment (None lets its generator go on) and returns where they start.
@@ -30,12 +30,14 @@ class Anchors:
         self._n_envs, self._plan, self._reset, self._draws_seeds = n_envs, plan, reset, draws_seeds
         #: The states that the next rollout goes on from, None for a new episode; empty if it begins with those alone.
         self.starts: list[AnchorState | None] = []
+        #: How many of them are from the archive.
+        self.n_archived = 0
         #: Earlier anchor states that groups may start from again; None if they never do.
         self.archive = AnchorArchive(n_envs) if plan.anchor_selection == "archive" else None
 
     def forget(self) -> None:
         """Forget the anchor states and the archive: the next rollout begins with new episodes."""
-        self.starts = []
+        self.starts, self.n_archived = [], 0
         if self.archive is not None:
             self.archive = AnchorArchive(self._n_envs)
 
@@ -57,8 +59,6 @@ class Anchors:
         :param should_stop: Asked between resets, which may be slow.
         :return: False if it was stopped.
         """
-        if self.archive is not None and not self.starts:
-            self.archive.n_drawn = 0
         for i, start in enumerate(self.starts):
             if start is None:
                 if should_stop():
@@ -80,33 +80,36 @@ class Anchors:
 
     def choose(
         self,
+        rollout: GroupRollout,
         groups: Sequence[Group],
-        discounted_returns: npt.NDArray[np.float64] | None,
+        discounted_returns: npt.NDArray[np.float64] | None = None,
+        *,
         restart_probability: float,
         rng: np.random.Generator,
         should_stop: Callable[[], bool],
-        spreads: Floats | None = None,
     ) -> None:
         """Let the next rollout go on from a random step of a random branch of each group, or from a new episode.
 
         With an archive, a share of the groups starts from there instead.
 
-        :param groups: The groups of the rollout just played, by index.
+        :param rollout: The one just played; an archive needs its value targets.
+        :param groups: Its groups, by index.
         :param discounted_returns: Discounted rewards of the episodes up to each step, shape
             ``(horizon, n_groups, group_size)``; None without a ``VecNormalize``.
         :param restart_probability: How often to begin anew although the episode could go on.
         :param should_stop: Asked between resets; True leaves the next rollout to begin with new episodes.
-        :param spreads: How much the members of each group differed, shape ``(n_groups,)``; needed by an archive.
         """
         if self._plan.mode == "episode":
             return
         predecessors = self.draw_predecessors(groups, rng)
         kept = [_make_anchor(group, discounted_returns) for group in predecessors]
         archived: dict[int, AnchorState] = {}
-        if self.archive is not None and spreads is not None:
-            _fill(self.archive, groups, spreads.tolist())
-            archived = self._draw_archived(self.archive, predecessors, kept, spreads.tolist(), rng)
-        self.starts, starts = [], list[AnchorState | None]()  # a reset that fails leaves new episodes to begin with
+        if self.archive is not None:
+            spreads = compute_spreads(rollout.value_targets, rollout.step_mask).tolist()
+            _fill(self.archive, groups, spreads)
+            archived = self._draw_archived(self.archive, predecessors, kept, spreads, rng)
+        self.starts, self.n_archived = [], 0  # a reset that fails leaves new episodes to begin with
+        starts: list[AnchorState | None] = []
         for i, (group, anchor) in enumerate(zip(predecessors, kept, strict=True)):
             if i in archived:
                 anchor = archived[i]
@@ -115,7 +118,7 @@ class Anchors:
                     return
                 anchor = self._begin_episode(group.env_index, rng)
             starts.append(anchor)
-        self.starts = starts
+        self.starts, self.n_archived = starts, len(archived)
 
     def draw_predecessors(self, groups: Sequence[Group], rng: np.random.Generator) -> Sequence[Group]:
         """Draw the groups that those of the next rollout go on from, interleaved likewise.
@@ -157,7 +160,6 @@ class Anchors:
         for env_index in range(self._n_envs):
             theirs = [i for i in leaving if predecessors[i].env_index == env_index]
             archived |= dict(zip(theirs, archive.draw(env_index, len(theirs), rng), strict=False))
-        archive.n_drawn = len(archived)
         return archived
 
     def _begin_episode(self, env_index: int, rng: np.random.Generator) -> AnchorState | None:

@@ -76,8 +76,6 @@ class AnchorArchive:
         self._shelves: list[dict[bytes, _Entry]] = [{} for _ in range(n_envs)]
         self._n_rollouts = 0
         self._capacity = 0  # of a shelf; unknown until there is a state to measure
-        #: How many groups of the next rollout start from the archive.
-        self.n_drawn = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._shelves))
@@ -88,15 +86,15 @@ class AnchorArchive:
             [(key, entry.anchor, entry.spread, entry.played_at) for key, entry in shelf.items()]
             for shelf in self._shelves
         ]
-        return [shelves, self._n_rollouts, self._capacity, self.n_drawn]
+        return [shelves, self._n_rollouts, self._capacity]
 
     @classmethod
     def from_state(cls, state: list[Any]) -> "AnchorArchive":
         """Return an archive that holds what ``to_state`` returned."""
-        shelves, n_rollouts, capacity, n_drawn = state
+        shelves, n_rollouts, capacity = state
         archive = cls(len(shelves))
         archive._shelves = [{key: _Entry(*entry) for key, *entry in shelf} for shelf in shelves]
-        archive._n_rollouts, archive._capacity, archive.n_drawn = n_rollouts, capacity, n_drawn
+        archive._n_rollouts, archive._capacity = n_rollouts, capacity
         return archive
 
     def list_anchors(self) -> list[tuple[int, AnchorState]]:

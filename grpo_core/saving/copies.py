@@ -79,12 +79,14 @@ def restore_model(model: Any, state: Mapping[str, Any]) -> None:
     # These bytes were made by ``reduce_model`` and are a part of a pickle that is read already.
     kind, *states = pickle.loads(starts)  # no file of a model or a checkpoint comes here
     if kind == model._collector.has_plain_states:
-        model._collector.anchors.starts, model._collector.anchors.archive = states
+        anchors = model._collector.anchors
+        anchors.starts, anchors.archive, anchors.n_archived = states
 
 
 def _pickle_starts(collector: Any) -> bytes | None:
     """Pickle anchor states, which are to be restored as they are and never copied; None if that is not possible."""
+    anchors = collector.anchors
     try:
-        return pickle.dumps((collector.has_plain_states, collector.anchors.starts, collector.anchors.archive))
+        return pickle.dumps((collector.has_plain_states, anchors.starts, anchors.archive, anchors.n_archived))
     except Exception:  # pickling may call foreign code
         return None  # training then begins with new episodes

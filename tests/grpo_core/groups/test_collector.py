@@ -89,8 +89,17 @@ class Stage:
 
         :param spreads: Of the groups, shape ``(n_groups,)``; an archive needs them.
         """
+        if spreads is not None:
+            # Two members, so far from their mean.
+            self.rollout.value_targets = np.zeros(self.rollout.shape, np.float32)
+            self.rollout.value_targets[0] = np.stack([spreads, -spreads], axis=-1)
         self.collector.anchors.choose(
-            self.collector.groups, discounted_returns, restart_probability, self.rng, lambda: is_stopped, spreads
+            self.rollout,
+            self.collector.groups,
+            discounted_returns,
+            restart_probability=restart_probability,
+            rng=self.rng,
+            should_stop=lambda: is_stopped,
         )
 
     def find_kept(self) -> npt.NDArray[np.int64]:
@@ -483,17 +492,17 @@ def test_those_from_the_archive_are_no_more_than_it_holds(monkeypatch: pytest.Mo
     stage = Stage(n_steps=80, anchor_selection="archive")
     assert stage.collect()
     stage.go_on(spreads=np.ones(10))  # about half of the ten would start from there
-    assert stage.collector.anchors.archive is not None
-    assert stage.collector.anchors.archive.n_drawn == 1
+    assert stage.collector.anchors.n_archived == 1
 
 
 def test_none_is_from_the_archive_where_a_stop_left_new_episodes_to_begin_with() -> None:
     stage = Stage(n_steps=80, anchor_selection="archive")
     assert stage.collect()
-    stage.go_on(1.0, spreads=np.ones(10), is_stopped=True)
+    stage.go_on(spreads=np.ones(10))
+    assert stage.collector.anchors.n_archived > 0
     assert stage.collect()
-    assert stage.collector.anchors.archive is not None
-    assert stage.collector.anchors.archive.n_drawn == 0
+    stage.go_on(1.0, spreads=np.ones(10), is_stopped=True)
+    assert stage.collector.anchors.n_archived == 0
 
 
 def test_learning_anew_forgets_the_archive_and_going_on_does_not() -> None:
