@@ -283,3 +283,14 @@ def test_the_share_from_the_archive_is_of_all_groups_of_the_rollout(fill_rollout
     assert [row["rollout/archive_share"] for row in record.logged] == shares
     assert max(n_from_archive) > 0
     assert (max(n_groups) > 2) == fill_rollouts
+
+
+def test_learning_anew_forgets_what_earlier_rollouts_said_of_groups() -> None:
+    at_starts: list[list[list[float]]] = []
+    record = Record(on_start=lambda model: at_starts.append(model._group_correlation.to_json()))
+    model = build(baseline="adaptive")
+    model.learn(64, callback=record)
+    model.learn(8, callback=record)
+    first, second, anew = at_starts
+    assert second != first
+    assert anew == first
