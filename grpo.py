@@ -431,10 +431,10 @@ class GRPO(GroupedAlgorithm):
                 return False
 
             rollout, collector = self.rollout_buffer, self._collector
-            if self._mode == "episode" and self._n_updates == 0 and self.baseline in COMPARES_IN_GROUPS:
-                warn_of_other_starts(rollout)
             # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.
             self._apply_reward_functions(rollout)
+            if self._mode == "episode" and self._n_updates == 0 and self.baseline in COMPARES_IN_GROUPS:
+                warn_of_other_starts(rollout)
             observations, next_observations = normalizer.apply(rollout, statistics)
             rollout.check_seen(observations, next_observations)
             discounted_returns = normalizer.compute_discounted_returns(rollout, collector.start_returns)

@@ -245,10 +245,9 @@ class GroupRollout:
         self.terminated[at], self.truncated[at] = terminated, truncated > terminated
 
     def share_starts(self) -> bool:
-        """Tell whether all branches of each group begin with the same observation."""
+        """Tell whether all branches of each group begin with the same observation; all must be finite."""
         first = self.observations[0]
-        is_other = (first != first[:, :1]) & ((first == first) | (first[:, :1] == first[:, :1]))  # NaN is NaN
-        return not is_other.reshape(*self.shape[1:], -1).any(axis=-1)[self.step_mask[0]].any()
+        return not (first != first[:, :1]).reshape(*self.shape[1:], -1).any(axis=-1)[self.step_mask[0]].any()
 
     def gather(self, at: Places) -> dict[str, Array]:
         """Return what is stored of some steps, ``(n_steps, ...)`` each, as ``put`` takes it.
