@@ -179,7 +179,8 @@ class GRPO(GroupedAlgorithm):
 
     Where ``grpo_core.fast`` gives the same, rollouts to the bit and weights to rounding, it collects rollouts and takes
     the steps of ``train`` several times faster. The class attribute ``use_fast_path`` is its only switch: set
-    ``GRPO.use_fast_path = False`` before building a model, and none of it runs.
+    ``GRPO.use_fast_path = False`` before building a model, and none of it runs. A model keeps what its class said when
+    it was built.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
