@@ -525,7 +525,7 @@ class GRPO(GroupedAlgorithm):
             baseline=self.baseline,
             supervision=self.supervision,
             bootstrap_value=self.bootstrap_value,
-            scaling=self.advantage_scaling,
+            advantage_scaling=self.advantage_scaling,
             correlations=correlations,
         )
         if self.baseline == "adaptive":

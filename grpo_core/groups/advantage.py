@@ -104,10 +104,12 @@ def compute_group_advantages(
     baseline: Baseline,
     supervision: Supervision,
     bootstrap_value: bool,
-    scaling: AdvantageScaling,
+    advantage_scaling: AdvantageScaling,
     correlations: Floats,
 ) -> GroupAdvantages:
     """Turn the steps of whole groups into advantages; the module says what each baseline and supervision means.
+
+    A baseline that judges steps by their GAE has no outcome: ``GRPO`` refuses the two together.
 
     :param values: ``V(s_t)``, shape ``(horizon, n_groups, group_size)``.
     :param next_values: ``V(s_{t+1})``, same shape.
@@ -116,13 +118,7 @@ def compute_group_advantages(
     :param bootstrap_value: Whether the return is the lambda-return, which goes on with ``V`` where a branch was cut.
     :param correlations: Intraclass correlation of the group's GAEs at each step, in [0, 1], shape ``(horizon,)``; only
         the baseline ``"adaptive"`` reads it.
-    :raises ValueError: If the outcome is asked for under a baseline that judges steps by their GAE.
     """
-    if supervision == "outcome" and baseline in NEEDS_VALUES:
-        raise ValueError(
-            f"baseline={baseline!r} is not allowed with supervision='outcome': it judges each step by the value "
-            "network; take supervision='process' or a baseline of returns, such as 'group'."
-        )
     gae = compute_gae(steps, values, next_values, gamma, gae_lambda)
     value_targets = np.where(steps.step_mask, gae + values, 0.0)
     returns = compute_returns(steps, gamma)
@@ -136,13 +132,13 @@ def compute_group_advantages(
         # The return of a whole branch is the one from its first step, which every branch has.
         judged = _Judged(judged.quantity[:1], judged.step_mask[:1], judged.members[:1], correlations)
         returns, sizes, members = returns[:1], sizes[:1], members[:1]
-    if baseline == "value" and scaling == "batch":
+    if baseline == "value" and advantage_scaling == "batch":
         baseline = "batch"  # as PPO does, which centres on the rollout before it scales
     unscaled = weighed = _SUBTRACT_BASELINE[baseline](judged)
     if baseline == "adaptive":  # which makes steps comparable, before all are scaled
         weighed = equalize_variance(unscaled, judged.members, correlations)
     # The spread of a group includes members that ended earlier, so it is measured before they are masked out.
-    scaled = scale_advantages(weighed, judged.step_mask, judged.members, scaling)
+    scaled = scale_advantages(weighed, judged.step_mask, judged.members, advantage_scaling)
     return GroupAdvantages(
         np.where(steps.step_mask, scaled, 0.0),
         value_targets,
