@@ -6,12 +6,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from grpo_core.environments.nested import find_attribute
+from grpo_core.environments.nested import find_action_masks
 
 
 def get_action_masks(env: gym.Env[Any, Any]) -> Any:
     """Return the environment's ``action_masks()`` for its current state; None if it has no such method."""
-    get_masks = find_attribute(env, "action_masks")
+    get_masks = find_action_masks(env)
     return None if get_masks is None else get_masks()
 
 

@@ -25,12 +25,13 @@ def name_env(env: Env) -> str:
         return f"<{type(env).__name__} of {type(env.unwrapped).__name__}>"
 
 
-def find_attribute(env: Env, name: str) -> Any:
-    """Return an attribute of the outermost layer that has it; None if none has.
+def find_action_masks(env: Env) -> Any:
+    """Return ``action_masks`` of the outermost layer that has it; None if none has.
 
     :raises InvalidEnvironmentError: If it has it and it cannot be read.
     """
-    return next((found for layer in list_nested_envs(env) if (found := get_own(layer, name)) is not None), None)
+    found = (get_own(layer, "action_masks") for layer in list_nested_envs(env))
+    return next((masks for masks in found if masks is not None), None)
 
 
 def get_own(layer: Env, name: str) -> Any:

@@ -20,7 +20,7 @@ from grpo_core.environments.first_calls import (
     is_usual,
 )
 from grpo_core.environments.flags import InvalidEnvironmentError, read_success
-from grpo_core.environments.nested import find_attribute, name_env
+from grpo_core.environments.nested import find_action_masks, name_env
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.generators import find_noise
 from grpo_core.restoring.simulator import Simulator, SimulatorState
@@ -106,7 +106,7 @@ class SingleEnv:
 
         :raises InvalidEnvironmentError: If it is no method.
         """
-        self._get_masks = find_attribute(self._env, "action_masks")
+        self._get_masks = find_action_masks(self._env)
         if self._get_masks is not None and not callable(self._get_masks):
             raise InvalidEnvironmentError(
                 f"action_masks of {name_env(self._env)} is a {type(self._get_masks).__name__}; make it a method "

@@ -34,9 +34,9 @@ _INNERMOST = (DummyVecEnv, SubprocVecEnv)
 _ACCEPTED = (VecNormalize, VecFrameStack, VecTransposeImage, VecMonitor, VecCheckNan, *_INNERMOST)
 # Methods of those that groups bypass.
 _BYPASSED = (
-    *("reset", "step", "step_async", "step_wait", "_save_obs", "_obs_from_buf"),
-    *("normalize_obs", "_normalize_obs", "_update_reward", "check_array_value", "_check_val"),
-)
+    "reset", "step", "step_async", "step_wait", "_save_obs", "_obs_from_buf",
+    "normalize_obs", "_normalize_obs", "_update_reward", "check_array_value", "_check_val",
+)  # fmt: skip
 
 
 class ObservationTransform:

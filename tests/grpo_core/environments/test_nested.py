@@ -8,7 +8,7 @@ import pytest
 
 from grpo import GRPO
 from grpo_core.environments.flags import InvalidEnvironmentError
-from grpo_core.environments.nested import find_attribute, name_env
+from grpo_core.environments.nested import find_action_masks, name_env
 from tests.support import LineEnv
 
 
@@ -62,7 +62,7 @@ class Nameless(LineEnv):
 @pytest.mark.parametrize("group_mode", ["branch", "episode"])
 def test_odd_classes_train(make: Callable[[], gym.Env[Any, Any]], group_mode: Any) -> None:
     env = make()
-    assert find_attribute(env, "action_masks") is None
+    assert find_action_masks(env) is None
     GRPO("MlpPolicy", env, n_steps=16, horizon=8, n_epochs=1, group_mode=group_mode).learn(16)
 
 
@@ -79,7 +79,7 @@ def test_what_a_proxy_passes_on_is_found() -> None:
                 return lambda: [True, False]
             raise AttributeError(name)
 
-    assert find_attribute(Proxy(LineEnv()), "action_masks")() == [True, False]
+    assert find_action_masks(Proxy(LineEnv()))() == [True, False]
 
 
 def test_what_cannot_be_printed_is_named_by_its_class() -> None:
