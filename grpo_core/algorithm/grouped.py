@@ -66,7 +66,7 @@ class GroupedAlgorithm(SavedAlgorithm):
     rollout_pool: RolloutPool | None = None
     #: Longest time without a step of the environment, in seconds, after which a rollout worker counts as dead, and
     #: another one plays its shard again; ``math.inf`` waits for ever. A ``rollout_pool`` has its own ``stall_seconds``.
-    rollout_stall_seconds: float = 300.0
+    rollout_stall_seconds: float = RolloutPool.stall_seconds
     # Holds the rollout, as the rollout buffer of SB3's algorithms does.
     rollout_buffer: GroupRollout  # type: ignore[assignment]  # ours holds groups; SB3 only hands it through
     # Chooses the actions of the rollout.

@@ -29,7 +29,7 @@ class InProcessPool(RolloutPool):
             yield reply
 
 
-def choose_pool(n_workers: int, stall_seconds: float = RolloutPool.stall_seconds) -> RolloutPool:
+def choose_pool(n_workers: int, stall_seconds: float) -> RolloutPool:
     """Make the pool that fits where the training runs: on Ray where this process is connected to it, else processes.
 
     :param stall_seconds: See ``RolloutPool.stall_seconds``.

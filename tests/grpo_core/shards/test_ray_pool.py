@@ -20,7 +20,7 @@ def ray(ray_cluster: None) -> Any:
 def test_the_weights_are_those_of_one_process_also_where_an_actor_dies_or_hangs(ray: Any, tmp_path: Path) -> None:
     from grpo_core.shards.ray_pool import RayPool
 
-    assert isinstance(choose_pool(2), RayPool)
+    assert isinstance(choose_pool(2, 300.0), RayPool)
     with RayPool(2) as pool:
         alone = learn(make_model(), 1, pool)
         assert learn(make_model(), 2, pool) == alone
