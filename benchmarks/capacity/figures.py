@@ -16,7 +16,7 @@ import gymnasium as gym
 import psutil
 
 from benchmarks.capacity.simulation import simulate_load, simulate_queue
-from benchmarks.lib.http_load import Client, Exchange, make_request
+from benchmarks.lib.http_load import Exchange, LoadClient, make_request
 from benchmarks.lib.server import Server, serve
 from benchmarks.serving.replicas import serve_replicas
 from grpo import GRPO
@@ -243,7 +243,7 @@ def _measure_answers() -> tuple[dict[str, Any], list[Check]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         GRPO("MlpPolicy", gym.make("CartPole-v1"), n_steps=64, group_size=2, horizon=32, seed=0).save(folder / "m.zip")
-        client = Client()
+        client = LoadClient()
         rates: dict[int, list[float]] = {1: [], 2: []}
         costs: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
         with serve_replicas(folder, 1) as one, serve_replicas(folder, 2) as two:

@@ -17,7 +17,7 @@ import grpo
 from benchmarks.learning.grpo_settings import make_grpo
 from benchmarks.learning.learning_curve import CurveCallback, LearningCurve, make_policy
 from benchmarks.learning.linear_search import search
-from benchmarks.learning.zero_advantage import GroupAdvantages, GroupRewards
+from benchmarks.learning.zero_advantage import GroupRewards, ReplaceAdvantages
 from benchmarks.lib.evaluation import Policy
 from benchmarks.lib.grids import register_grids
 from benchmarks.lib.runs import Run, RunSpec, Settings
@@ -87,7 +87,7 @@ def _train_linear_search(spec: RunSpec, curve: LearningCurve) -> Training:
 def _train_zero_advantage(spec: RunSpec, curve: LearningCurve) -> Training:
     env = make_vec_env(spec.env, 1, seed=spec.seed, wrapper_class=GroupRewards)
     model = PPO("MlpPolicy", env, seed=spec.seed, device="cpu", **to_arguments(spec.settings))
-    group_advantages = GroupAdvantages()
+    group_advantages = ReplaceAdvantages()
     model.learn(spec.budget, callback=[group_advantages, CurveCallback(curve)])
     return model.num_timesteps, make_policy(model), {"max_abs_advantage": group_advantages.max_abs_advantage}
 

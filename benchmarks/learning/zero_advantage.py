@@ -54,7 +54,7 @@ class GroupRewards(gym.Wrapper[Any, Any, Any, Any]):
         return next_state, float(rewards[int(action)]), terminated, truncated, info | {"group_rewards": rewards}
 
 
-class GroupAdvantages(BaseCallback):
+class ReplaceAdvantages(BaseCallback):
     """Replaces PPO's advantages by the group-normalised rewards of the actions taken.
 
     ``max_abs_advantage`` is the largest absolute advantage of any action so far.

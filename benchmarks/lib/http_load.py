@@ -1,7 +1,7 @@
 """A lean HTTP/1.1 client that keeps connections busy.
 
-Plain sockets in one thread, because on a small machine the client takes its time from the server. ``Client`` runs it in
-a process of its own, apart from a server in this one.
+Plain sockets in one thread, because on a small machine the client takes its time from the server. ``LoadClient`` runs
+it in a process of its own, apart from a server in this one.
 """
 
 import multiprocessing
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from benchmarks.lib.server import get_percentile
 
 # A server on a busy machine may be slow; this finds one that does not answer.
 _TIMEOUT_SECONDS = 300.0
@@ -51,7 +53,7 @@ class Sample:
 
     def get_latency(self, percentile: float) -> float:
         """Return a percentile of the latencies, in milliseconds."""
-        return float(np.percentile(self.latencies, percentile)) * 1e3
+        return get_percentile(self.latencies, percentile) * 1e3
 
 
 def make_request(method: str, path: str, body: bytes = b"", content_type: str = "application/json") -> bytes:
@@ -128,7 +130,7 @@ def _receive(connection: socket.socket) -> bytes:
     return chunk
 
 
-class Client:
+class LoadClient:
     """Sends requests from a process of its own."""
 
     def __init__(self) -> None:

@@ -12,6 +12,8 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 
 ROOT = Path(__file__).parent.parent.parent
@@ -159,6 +161,6 @@ def _serve(models_dir: Path, port: int, variables: Mapping[str, str]) -> Iterato
         process.wait(_PATIENCE_SECONDS)
 
 
-def get_percentile(numbers: Sequence[float], percent: float) -> float:
-    """Return a percentile, from 0 to 100."""
-    return sorted(numbers)[min(len(numbers) - 1, int(percent / 100 * len(numbers)))]
+def get_percentile(numbers: Sequence[float] | npt.NDArray[np.float64], percent: float) -> float:
+    """Return a percentile, from 0 to 100, interpolated between the two numbers that are closest."""
+    return float(np.percentile(numbers, percent))

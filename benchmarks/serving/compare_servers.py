@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.lib.http_load import Client, Exchange, Sample, make_request
+from benchmarks.lib.http_load import Exchange, LoadClient, Sample, make_request
 
 _ROOT = Path(__file__).parent.parent.parent
 _BODY = b'{"model_name": "cartpole", "observation": [0.1, 0.0, 0.05, 0.0], "deterministic": true}'
@@ -95,7 +95,7 @@ def _answers(port: int, process: "subprocess.Popen[str]") -> bool:
 def measure(ports: dict[str, int], n_connections: int, n_repetitions: int, seconds: float) -> dict[str, list[Sample]]:
     """Ask the servers in turn, from one process, and return their samples."""
     samples: dict[str, list[Sample]] = {name: [] for name in ports}
-    client = Client()
+    client = LoadClient()
     expected = {"echo": _BODY, "noop": b"ok"}
     for repetition in range(n_repetitions + 1):
         for name, port in ports.items():

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.lib.http_load import Client, Exchange, Sample, make_request
+from benchmarks.lib.http_load import Exchange, LoadClient, Sample, make_request
 from benchmarks.lib.server import Server, serve
 
 _N_OBSERVATIONS = 64
@@ -64,7 +64,7 @@ def stop_jobs(server: Server, job_ids: list[str]) -> None:
 def measure(server: Server, seconds: float) -> dict[str, Sample]:
     """Measure every situation, and return its sample by its name in the table."""
     exchanges = make_exchanges(server)
-    client, health = Client(), Client()
+    client, health = LoadClient(), LoadClient()
     health.measure(server.port, _HEALTH, 1, 0.2)
     samples = {"1 client, idle": client.measure(server.port, exchanges, 1, seconds)}
     samples["64 clients, idle"] = client.measure(server.port, exchanges, _N_CLIENTS, seconds)

@@ -27,8 +27,8 @@ from typing import NamedTuple
 import gymnasium as gym
 import psutil
 
-from benchmarks.lib.http_load import Client, Exchange, make_request
-from benchmarks.lib.server import Client as Caller
+from benchmarks.lib.http_load import Exchange, LoadClient, make_request
+from benchmarks.lib.server import Client
 from benchmarks.serving.compare_servers import start
 from grpo import GRPO
 
@@ -111,7 +111,7 @@ def measure(groups: dict[str, Group], n_rounds: int, seconds: float, max_seconds
     """
     costs: dict[str, list[Cost]] = {name: [] for name in groups}
     exchange = Exchange(_EXCHANGE.request, _read_answer(next(iter(groups.values())).port))
-    with closing(Client()) as client:
+    with closing(LoadClient()) as client:
         deadline = time.monotonic() + max_seconds
         for number in range(n_rounds + 1):
             if number > 1 and time.monotonic() > deadline:
@@ -179,7 +179,7 @@ def _wait(port: int, pid: int) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
-            with closing(Caller(port)) as caller:
+            with closing(Client(port)) as caller:
                 caller.call("GET", "/health")
             return
         except (OSError, RuntimeError):

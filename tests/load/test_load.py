@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.lib.http_load import Client, Exchange, Sample, make_request
+from benchmarks.lib.http_load import Exchange, LoadClient, Sample, make_request
 from benchmarks.lib.server import Server, serve
 from grpo_core.saving import model_file
 from tests.load.churn import churn
@@ -37,8 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, contents: list[bytes]) -> I
 
 
 @pytest.fixture(scope="module")
-def clients() -> Iterator[Client]:
-    client = Client()
+def clients() -> Iterator[LoadClient]:
+    client = LoadClient()
     yield client
     client.close()
 
@@ -75,7 +75,7 @@ def note(report: Report, name: str, sample: Sample) -> None:
 
 
 def test_no_answer_is_wrong_and_nobody_waits_for_those_who_only_hold_connections(
-    server: Server, clients: Client, contents: list[bytes]
+    server: Server, clients: LoadClient, contents: list[bytes]
 ) -> None:
     report, exchanges = Report("load", "64 clients"), make_exchanges(contents[0])
     observation = [0.1, 0.0, 0.05, 0.0]
@@ -113,7 +113,7 @@ def test_no_answer_is_wrong_and_nobody_waits_for_those_who_only_hold_connections
         assert people.n_closed >= N_IDLE
 
 
-def test_the_check_finds_a_wrong_answer(server: Server, clients: Client, contents: list[bytes]) -> None:
+def test_the_check_finds_a_wrong_answer(server: Server, clients: LoadClient, contents: list[bytes]) -> None:
     """Asked for the answers of another policy, it has to complain."""
     right, other = make_exchanges(contents[0]), make_exchanges(contents[1])
     mixed = [Exchange(mine.request, theirs.expected) for mine, theirs in zip(right, other, strict=True)]
