@@ -489,7 +489,7 @@ class GRPO(GroupedAlgorithm):
             rollout.values = rollout.lay_out(values)
             rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
             batch = rollout.flatten(observations, *self._compute_weights(rollout, groups))
-            # Copied by now: a callback that writes to them is to hear of it.
+            # Copied by now: read-only, so that a callback that writes to them gets an error.
             rollout.advantages.flags.writeable = rollout.value_targets.flags.writeable = False
             self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
             self.logger.record("train/explained_variance", _explain_variance(values, batch.value_targets))

@@ -1,4 +1,4 @@
-"""Reckon what so many cores do: ``python -m benchmarks.capacity`` writes docs/capacity.md from the measured figures.
+"""Reckon what a number of cores does: ``python -m benchmarks.capacity`` writes docs/capacity.md from measured figures.
 
 ``python -m benchmarks.capacity measure`` measures them first, which takes some minutes on two idle cores.
 ``python -m benchmarks.capacity check`` compares the simulation with what was measured, and fails if they are too far

@@ -1,4 +1,4 @@
-"""The page ``docs/capacity.md``: what so many cores do, reckoned from measured figures."""
+"""The page ``docs/capacity.md``: what a number of cores does, reckoned from measured figures."""
 
 import math
 from pathlib import Path

@@ -41,7 +41,7 @@ _POLL_SECONDS = 0.05
 _RAY_PROCESSES = ("ProxyActor", "ServeReplica", "ServeController", "raylet", "gcs_server")
 _RAY = "1 replica on Ray Serve"
 _IDLE_SECONDS = 0.5
-# No more rounds of replicas, and of these beside Ray Serve, begin after so long.
+# No more rounds of replicas, and of these beside Ray Serve, begin after this long.
 _MAX_SECONDS = (80.0, 60.0)
 
 
@@ -107,7 +107,7 @@ def measure(groups: dict[str, Group], n_rounds: int, seconds: float, max_seconds
     """Ask the groups in turn, from one process, and expect the first one's answer of each.
 
     :param seconds: How long to ask a group in a round.
-    :param max_seconds: After so long no more rounds begin, but for one that counts.
+    :param max_seconds: After this long no more rounds begin, but for one that counts.
     """
     costs: dict[str, list[Cost]] = {name: [] for name in groups}
     exchange = Exchange(_EXCHANGE.request, _read_answer(next(iter(groups.values())).port))

@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-repetitions", type=int, default=5)
     parser.add_argument("--n-timesteps", type=int, default=4096, help="per measurement")
-    parser.add_argument("--seconds", type=float, default=150.0, help="no more rounds begin after so long, all in all")
+    parser.add_argument("--seconds", type=float, default=150.0, help="no more rounds begin after this long, all in all")
     parser.add_argument("--environments", nargs="+", default=["Hopper-v5", "CartPole-v1", "1 ms per step"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)

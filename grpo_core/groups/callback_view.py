@@ -140,7 +140,7 @@ class CallbackView:
         if self._vec_monitor is not None:
             self._vec_monitor.n_steps_taken += n_stepped
         self._complete(infos, dones)
-        rewards.flags.writeable = False  # these are kept already; a callback that writes to them is to hear of it
+        rewards.flags.writeable = False  # kept already: a callback that writes to them gets an error
         if self._normalize is not None:  # it sees none of the steps
             self._normalize.old_obs = self._original_obs  # type: ignore[assignment]
             self._normalize.old_reward = rewards

@@ -166,7 +166,7 @@ class GroupRollout:
         n_groups = n_envs * max(1, plan.n_steps // (plan.group_size * horizon))
         return cls(horizon, n_groups, plan.group_size, observation_space, action_space)
 
-    if not TYPE_CHECKING:  # which goes on to find what is misspelt
+    if not TYPE_CHECKING:  # hidden from mypy, which then still reports misspelt attributes
 
         def __getattr__(self, name: str) -> Any:
             """Say what to read instead of what only PPO's rollout buffer has."""

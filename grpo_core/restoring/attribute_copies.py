@@ -48,8 +48,9 @@ class _Row(list[Any]):
         return _Row(self, self.owner)
 
 
-# What is compared after every step: objects, and containers of these types or classes made of them, with up to so many
-# items, those inside them included, and arrays and tensors of up to so many bytes, inside of anything fewer.
+# What is compared after every step: objects, and containers of these types or classes made of them, with up to
+# _MAX_ITEMS items, those inside them included, and arrays and tensors of up to _MAX_BYTES, or _MAX_INNER_BYTES where
+# they are inside of anything.
 _MAPPINGS = frozenset({dict, defaultdict, Counter, OrderedDict, _Mapping})
 _SEQUENCES = frozenset({list, deque, _Row})
 _NESTING = _MAPPINGS | _SEQUENCES

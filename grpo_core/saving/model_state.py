@@ -137,7 +137,8 @@ def make_changes(custom_objects: Mapping[str, Any], arguments: Mapping[str, Any]
         hint = suggest(min(unknown), sorted(known), n_most=1)
         raise ValueError(
             f"{sorted(unknown)} cannot be changed on load; only hyperparameters, stats_window_size and "
-            f"reward_function, and policy and policy_kwargs can be given as they were{f'; {hint}' if hint else '.'}"
+            "reward_function can; policy and policy_kwargs must be those of the saved model"
+            f"{f'; {hint}' if hint else '.'}"
         )
     of_policy = {name: value for name, value in custom_objects.items() if name in _POLICY_ARGUMENTS}
     return {**custom_objects_to_arguments(custom_objects), **of_policy, **arguments}

@@ -40,8 +40,8 @@ def describe_stall(stall_seconds: float) -> str:
 class RolloutPool(ABC):
     """Plays the shards of rollouts."""
 
-    #: A worker that takes no step for so long, in seconds, hangs: it is killed, and counts as one that died. The first
-    #: step includes making the environments, and the last one the reward functions. ``math.inf`` waits for ever.
+    #: A worker that takes no step for this long, in seconds, hangs: it is killed, and counts as one that died. The
+    #: first step includes making the environments, and the last one the reward functions. ``math.inf`` waits for ever.
     stall_seconds = 300.0
 
     @abstractmethod
@@ -53,7 +53,7 @@ class RolloutPool(ABC):
 
     @abstractmethod
     def play(self, policy: bytes, orders: Sequence[bytes], should_stop: Callable[[], bool]) -> Replies:
-        """Yield what the shards come to, in their order, each as soon as it and those before it are there.
+        """Yield each shard's packed reply, in order, as soon as it and those before it are there.
 
         :param policy: A packed actor.
         :param orders: Packed ``ShardOrder``.
@@ -72,7 +72,7 @@ class Worker(ABC):
         :param setup: The same object for all rollouts of a training, so that it need not be sent again.
         :param policy: The same object for all shards of a rollout.
         :param stall_seconds: Longest time without a step.
-        :raises WorkerDiedError: If it dies, or takes no step for so long.
+        :raises WorkerDiedError: If it dies, or takes no step for ``stall_seconds``.
         """
 
     @abstractmethod

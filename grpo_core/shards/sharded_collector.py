@@ -81,7 +81,7 @@ class _Scored(NamedTuple):
 def count_shards(n_shards: int | None, n_workers: int, n_envs: int, plan: GroupPlan) -> int:
     """Return how many shards a rollout is cut into: what was asked for, or what suits several workers.
 
-    :raises ValueError: If a rollout cannot be cut into so many, or some workers would have none.
+    :raises ValueError: If a rollout cannot be cut into this many, or some workers would have none.
     """
     most = plan.n_steps if plan.mode == "episode" else plan.n_groups_per_env
     if n_shards is None:

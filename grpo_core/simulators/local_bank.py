@@ -28,10 +28,10 @@ from grpo_core.simulators.visits import Leave, notice_visits
 # The first environment of each kind is tried out thoroughly, the others of its kind only for what is theirs alone.
 _N_BRIEF_STEPS = 8
 _MAX_BRIEF_SECONDS = 0.2
-# Total for all further kinds; a differing number makes a kind, so each environment may be one.
+# For all further kinds together: one differing number makes a new kind, so there may be as many as environments.
 _MAX_OTHERS_SECONDS = 4.0
-# A kind is what so many of the values that an environment holds are, the nearest first; a seed does not count, nor does
-# the time at which a Monitor was made.
+# Two environments are of one kind if their first values, nearest first and at most this many, are equal; seeds and the
+# time at which a Monitor was made are left out.
 _MAX_DESCRIBED = 1_000
 _VARYING = ("._np_random_seed", ".t_start")
 # The methods of these packages' classes are known, unless an environment was given another one.

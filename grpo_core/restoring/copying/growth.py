@@ -9,7 +9,8 @@ import numpy as np
 
 # Captures after which sizes are first measured, by when episodes have been under way; then at twice as many each time.
 _FIRST_MEASURED = 64
-# What is warned of: so many times the first size, and at least so many items, which take some tenths of a millisecond.
+# What is warned of: this many times the first size, and at least this many items, which take some tenths of a
+# millisecond.
 _MIN_FACTOR, _MIN_ITEMS = 16, 10_000
 # No more is counted of one attribute.
 _MAX_COUNTED = 100_000

@@ -31,7 +31,7 @@ _CONSTANT_MODULES = (
 )
 _DM_CONTROL_PHYSICS = "dm_control.mujoco.engine"
 # Captured states keep the engine that they are of. Where an environment builds one anew at each reset, all of them may
-# take so much, each at least this beside its arrays.
+# take this much, each at least the second beside its arrays.
 _MAX_BYTES = 2**30
 _MIN_ENGINE_BYTES = 2**19
 # Objects that environments make later and that are to travel, engines apart, are kept up to this number.
