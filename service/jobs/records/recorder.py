@@ -65,9 +65,10 @@ class JobRecorder:
         #: The jobs' file, to read or write at once.
         self.journal = journal
         self._obstacle = obstacle
-        self._trouble: str | None = None
         # Guards everything below, and wakes the thread.
         self._news = threading.Condition()
+        # Why the latest write failed; None if it did not.
+        self._trouble: str | None = None
         self._orders: deque[_Order] = deque()
         self._to_forget: list[str] = []
         self._is_urgent = False
@@ -83,7 +84,9 @@ class JobRecorder:
         """Why jobs would not survive the server now; None if they would."""
         if self._obstacle is not None:
             return f"jobs are remembered only until the server ends: the jobs' file cannot be used ({self._obstacle})"
-        return None if self._trouble is None else f"the jobs' file cannot be written ({self._trouble})"
+        with self._news:
+            trouble = self._trouble
+        return None if trouble is None else f"the jobs' file cannot be written ({trouble})"
 
     @property
     def is_kept(self) -> bool:
@@ -100,7 +103,7 @@ class JobRecorder:
         try:
             self.journal.interrupt_active([job_id])
         except JournalError as error:
-            self._note_trouble(error.reason)
+            logger.warning("job %s cannot be marked as failed (%s)", job_id, error.reason)
 
     def load_configs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Read the configurations of jobs; those that cannot be read are left out."""
@@ -196,7 +199,7 @@ class JobRecorder:
 
     def _wait_for(self, order: _Order | None) -> None:
         if order is not None and not order.done.wait(_PATIENCE_SECONDS):
-            self._note_trouble(f"the disk has not answered for {_PATIENCE_SECONDS:g} s")
+            self._note_trouble(f"the disk has not answered for {_PATIENCE_SECONDS:g} s", order)
 
     def _wake(self) -> None:
         """Have the thread look; the first call starts it."""
@@ -248,7 +251,8 @@ class JobRecorder:
                     self._note_written(job, record)
         for order in orders:
             order.done.set()
-        self._note_success()
+        if orders or records or forgotten:
+            self._note_success()
 
     def _note_written(self, job: Recorded, record: JobRecord) -> None:
         """Note how much of a running job is on the disk, as far as this thread knows."""
@@ -268,15 +272,23 @@ class JobRecorder:
         for order in orders:
             order.done.set()
 
-    def _note_trouble(self, reason: str) -> None:
-        if self._trouble is None:
+    def _note_trouble(self, reason: str, order: _Order | None = None) -> None:
+        """Note why nothing can be written.
+
+        :param order: What was waited for in vain; if it is done by now, there is no trouble.
+        """
+        with self._news:
+            if order is not None and order.done.is_set():
+                return
+            is_first, self._trouble = self._trouble is None, reason
+        if is_first:
             logger.warning("the jobs' file cannot be written (%s): jobs go on, and are written when it can be", reason)
-        self._trouble = reason
 
     def _note_success(self) -> None:
-        if self._trouble is not None:
+        with self._news:
+            had_trouble, self._trouble = self._trouble is not None, None
+        if had_trouble:
             logger.warning("the jobs' file can be written again, and has everything")
-        self._trouble = None
 
 
 def _make_record(job: Recorded, seen: tuple[int, int]) -> JobRecord | None:

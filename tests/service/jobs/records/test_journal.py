@@ -443,6 +443,37 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
     recorder.close()
 
 
+def refuse_writes(journal: JobJournal, does_refuse: bool) -> None:
+    with journal._lock:
+        journal._connection.execute(f"PRAGMA query_only = {int(does_refuse)}")
+
+
+def test_a_round_without_a_write_does_not_end_a_refusal(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = JobJournal(path)
+    recorder = JobRecorder(journal)
+    refuse_writes(journal, True)
+    recorder.begin(make_job())
+    recorder._write([], {}, [])
+    assert recorder.problem is not None
+    assert "has everything" not in caplog.text
+    refuse_writes(journal, False)
+    wait_until(lambda: recorder.problem is None)
+    assert "has everything" in caplog.text
+    recorder.close()
+
+
+def test_an_end_that_a_disk_refuses_is_not_promised_for_later(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job = make_job()
+    write(path, job)
+    journal = JobJournal(path)
+    recorder = JobRecorder(journal)
+    refuse_writes(journal, True)
+    recorder.interrupt(job.job_id)
+    assert f"job {job.job_id} cannot be marked as failed" in caplog.text
+    assert "when it can be" not in caplog.text
+    recorder.close()
+
+
 def test_an_ended_job_is_at_no_time_left_out_of_what_is_to_be_written(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
