@@ -10,8 +10,6 @@ from grpo_client.answers.reading import Answer, Interval
 from grpo_client.answers.text import clean
 
 FINAL_STATUSES = frozenset({"completed", "failed", "stopped"})
-# How the ``error_message`` of a job begins whose server was killed.
-_INTERRUPTION = "interrupted by restart"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +111,7 @@ class TrainingStatus(Answer):
     @property
     def is_interrupted(self) -> bool:
         """Whether it ended because its server did: killed, or shut down."""
-        was_killed = self.status == "failed" and (self.error_message or "").startswith(_INTERRUPTION)
-        return was_killed or self.ended_by == "shutdown"
+        return self.ended_by in ("shutdown", "restart")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,11 @@ from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
 from service.jobs.records.record import (
     CHECKPOINT_GONE,
-    EndedHow,
     JobEnd,
     JobRecord,
     JobState,
     PlanRecord,
+    ServerEnd,
     compute_recipe,
     summarize_job,
 )
@@ -343,13 +343,14 @@ class Job:
         self,
         status: JobStatus,
         error_message: str | None = None,
-        was_shut_down: bool = False,
-        ended_how: EndedHow | None = None,
+        *,
+        server_end: ServerEnd | None = None,
+        is_unsaved: bool = False,
     ) -> None:
         """Enter a final status, unless the job already has one, once the end is written down.
 
-        :param was_shut_down: Whether the server ends it; that counts where the job was not told to stop before.
-        :param ended_how: What a resume needs to know of the end; None for nothing.
+        :param server_end: How its server ended, if that ends the job; a stop before it counts more.
+        :param is_unsaved: Whether its finished policy is in memory, for a resume to save.
         :raises ValueError: If it cannot end so yet: a queued job cannot complete.
         """
         guarded, state = self._guarded, self.state
@@ -358,16 +359,16 @@ class Job:
                 return
             if find_next(state.status, _ENDS[status]) is None:
                 raise ValueError(f"a job that is {state.status} does not become {status}")
-            if was_shut_down and self._outcome is not JobStatus.STOPPED:
+            if server_end == "shutdown" and self._outcome is not JobStatus.STOPPED:
                 state.stopped_by = "shutdown"
             self._outcome = status
-            ended_by = state.choose_ended_by(status)
+            ended_by = state.choose_ended_by(status, server_end)
             if ended_by == "shutdown" and error_message is None:
                 error_message = state.describe_interruption(self.job_id, was_killed=False)
             age_seconds = guarded.receipts.end_age_seconds
             guarded.clock.end(age_seconds)
             end_time = datetime.now(UTC) - timedelta(seconds=age_seconds)
-            guarded.end = end = JobEnd(status, error_message, end_time, ended_by, ended_how)
+            guarded.end = end = JobEnd(status, error_message, end_time, ended_by, is_unsaved)
         try:
             with guarded.lock:
                 record = self._make_record(0, 1)
@@ -427,7 +428,7 @@ class Job:
             self._services, ended = services, state.describe_end()
             if unsaved_model is None:  # the policy to come is another one
                 state.warnings = [each for each in state.warnings if not each.startswith(UNEVALUATED)]
-            if unsaved_model is None and state.ended_how == "unsaved":
+            if unsaved_model is None and state.is_unsaved:
                 guarded.warn("its finished policy is not in memory any more, so the job trains again.")
             was_promised = state.checkpoint is not None or CHECKPOINT_GONE in state.warnings
             state.warnings = [each for each in state.warnings if each != CHECKPOINT_GONE]

@@ -315,7 +315,7 @@ class JobRegistry(JobTable):
         for job in active:
             if not job.finished.wait(max(0.0, deadline - time.monotonic())):
                 late = f"it did not end within {grace_seconds:g} s of the server's shutdown"
-                job.finish(JobStatus.STOPPED, f"{late}; {job.describe_resume()}", was_shut_down=True)
+                job.finish(JobStatus.STOPPED, f"{late}; {job.describe_resume()}", server_end="shutdown")
         n_interrupted = sum(job.state.ended_by == "shutdown" for job in active)
         if n_interrupted:
             logger.warning(

@@ -152,7 +152,7 @@ class JobRunner:
             return None
         if run is None:
             status = JobStatus.STOPPED if is_gone and job.is_stopping else JobStatus.FAILED
-            job.finish(status, error_message, ended_how="interrupted")
+            job.finish(status, error_message, server_end="restart")
             return None
         held.callback(run.release)
         job.log("found again")
@@ -175,7 +175,7 @@ class JobRunner:
             job.finish(JobStatus.STOPPED, f"{error} {job.describe_resume()}")
         except (TaskFailedError, ServiceError, _UnsavedError) as error:
             logger.warning("job %s failed: %s", job.job_id, error)
-            job.finish(JobStatus.FAILED, str(error), ended_how="unsaved" if isinstance(error, _UnsavedError) else None)
+            job.finish(JobStatus.FAILED, str(error), is_unsaved=isinstance(error, _UnsavedError))
         except BaseException as error:  # the job boundary: whatever an environment raises ends only its own job
             logger.warning("job %s failed", job.job_id, exc_info=True)
             job.finish(JobStatus.FAILED, describe_error(error))

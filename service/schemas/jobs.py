@@ -10,7 +10,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from service.schemas.fields import TAG_PATTERN, Request
 from service.schemas.training import ConfigOrigins, TrainConfig
 
-EndedBy = Literal["total_timesteps", "stop_reward", "patience", "max_seconds", "stop", "shutdown"]
+EndedBy = Literal["total_timesteps", "stop_reward", "patience", "max_seconds", "stop", "shutdown", "restart"]
 # They join or part the characters beside them: those of an emoji of several parts, and of Persian and Indic words.
 _JOINERS = "\u200c\u200d"
 VerdictState = Literal["waiting", "starting", "learning", "solved", "steady", "flat", "worse", "no_signal", "failed"]
@@ -179,7 +179,9 @@ class TrainingStatus(JobLabels):
     final_evaluation: FinalEvaluation | None = Field(
         description="What the saved policy earns; null until the job has ended, and if it could not be evaluated."
     )
-    ended_by: EndedBy | None = Field(description="Why the training ended; null until then, and if it failed.")
+    ended_by: EndedBy | None = Field(
+        description="Why the training ended; null until then, and if it failed while the server ran."
+    )
     checkpoint: JobCheckpoint | None = Field(None, description="Null before the first one.")
     n_restarts: int = Field(0, ge=0, description="How often it went on from a checkpoint, or from the start, again.")
     tensorboard_run: str | None = Field(description="Name of the TensorBoard run; null unless one was requested.")

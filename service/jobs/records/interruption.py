@@ -62,8 +62,7 @@ def fail(state: JobState, job_id: str, written_at: float) -> JobState:
         "status": JobStatus.FAILED,
         "error_message": state.describe_interruption(job_id, was_killed=True),
         "end_time": datetime.fromtimestamp(written_at, UTC),
-        "ended_by": None,
-        "ended_how": "interrupted",
+        "ended_by": "restart",
     }
     return state.model_copy(update=ended)
 

@@ -27,7 +27,7 @@ from service.training.planning.plan import TrainingPlan
 _NOT_OF_RECIPE = frozenset(
     {"seed", "model_name", "replace", "tensorboard_log", "device", "checkpoint_every", "max_restarts"}
 )
-#: Begins the ``error_message`` of a job whose server was killed; clients know it.
+#: Begins the ``error_message`` of a job whose server was killed.
 INTERRUPTED = "interrupted by restart"
 #: The warning of an ended job whose checkpoint was there when it ended.
 CHECKPOINT_GONE = (
@@ -35,8 +35,8 @@ CHECKPOINT_GONE = (
     "(GRPO_MAX_MODELS_BYTES), or was deleted."
 )
 
-#: An end that a resume needs to know of: the server was killed, or the finished policy could not be saved.
-EndedHow = Literal["interrupted", "unsaved"]
+#: How the server of a job ended.
+ServerEnd = Literal["shutdown", "restart"]
 
 
 class PlanRecord(BaseModel):
@@ -61,13 +61,16 @@ class PlanRecord(BaseModel):
 
 
 class JobEnd(NamedTuple):
-    """How and when a job ends: fields of its state."""
+    """How and when a job ends: fields of its state.
+
+    :param is_unsaved: Whether its finished policy is only in memory, for a resume to save.
+    """
 
     status: JobStatus
     error_message: str | None
     end_time: datetime
     ended_by: EndedBy | None
-    ended_how: EndedHow | None
+    is_unsaved: bool
 
 
 class JobState(BaseModel):
@@ -89,7 +92,7 @@ class JobState(BaseModel):
     model_name: str | None = None
     sha256: str | None = None
     ended_by: EndedBy | None = None
-    ended_how: EndedHow | None = None
+    is_unsaved: bool = False
     evaluation: EvaluationRow | None = None
     best_evaluation: EvaluationRow | None = None
     final_evaluation: FinalEvaluation | None = None
@@ -128,7 +131,7 @@ class JobState(BaseModel):
 
     def enter(self, end: JobEnd) -> None:
         """Take on a job's end."""
-        self.status, self.error_message, self.end_time, self.ended_by, self.ended_how = end
+        self.status, self.error_message, self.end_time, self.ended_by, self.is_unsaved = end
         if end.status is JobStatus.COMPLETED:  # nothing is left to go on from
             self.checkpoint = None
 
@@ -137,19 +140,19 @@ class JobState(BaseModel):
 
         :param status: Its status from now on.
         """
-        self.status, self.n_stops, self.stopped_by = status, 0, "stop"
-        self.ended_by = self.ended_how = self.error_message = self.end_time = None
+        self.status, self.n_stops, self.stopped_by, self.is_unsaved = status, 0, "stop", False
+        self.ended_by = self.error_message = self.end_time = None
         self.model_name = self.sha256 = None
 
     def get_end(self) -> JobEnd:
         """Return the end of a job that has ended."""
         end_time = self.end_time or self.created_at
-        return JobEnd(self.status, self.error_message, end_time, self.ended_by, self.ended_how)
+        return JobEnd(self.status, self.error_message, end_time, self.ended_by, self.is_unsaved)
 
-    def choose_ended_by(self, status: JobStatus) -> EndedBy | None:
-        """Return what ends a job that ends with a status now; None for a failure."""
+    def choose_ended_by(self, status: JobStatus, server_end: ServerEnd | None) -> EndedBy | None:
+        """Return what ends a job that ends with a status now; None for a failure of its own."""
         if status is JobStatus.FAILED:
-            return None
+            return server_end
         return self.stopped_by if status is JobStatus.STOPPED else self.ended_by or "total_timesteps"
 
     def forget_checkpoint(self, job_id: str) -> None:
@@ -164,7 +167,7 @@ class JobState(BaseModel):
     def describe_end(self) -> str:
         """Say how and where the job has ended, for its history to keep: a resume takes the end out of it."""
         step = f"step {self.current_timesteps:,}"
-        if self.ended_how == "interrupted" or self.ended_by == "shutdown":
+        if self.ended_by in ("shutdown", "restart"):
             return f"been interrupted at {step}."
         if self.status is JobStatus.STOPPED:
             return f"been stopped at {step}."

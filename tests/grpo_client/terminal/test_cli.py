@@ -391,10 +391,10 @@ def test_all_jobs_that_the_end_of_the_server_interrupted_are_resumed(capsys: pyt
         return Answer(200, json.dumps(resumed))
 
     answers = [
-        *(show("a", INTERRUPTION), resume("a", 1234)),
+        *(show("a", "whatever it says", ended_by="restart"), resume("a", 1234)),
         show("b", "the cable is loose"),
-        show("c", INTERRUPTION, sweep_id="s"),
-        *(show("d", INTERRUPTION), Answer(409, '{"detail": "the name is taken"}')),
+        show("c", INTERRUPTION, ended_by="restart", sweep_id="s"),
+        *(show("d", INTERRUPTION, ended_by="restart"), Answer(409, '{"detail": "the name is taken"}')),
         show("e", "", "stopped", ended_by="stop"),
         *(show("f", "", "stopped", ended_by="shutdown"), resume("f", 0)),
     ]

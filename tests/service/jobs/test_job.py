@@ -12,7 +12,7 @@ import pytest
 from service.errors import ConflictError
 from service.jobs.job import Job, JobServices
 from service.jobs.records.checkpoints import CheckpointFolder
-from service.jobs.records.record import EndedHow, JobRecord
+from service.jobs.records.record import JobRecord, ServerEnd
 from service.jobs.records.unsaved import UnsavedModel
 from service.jobs.totals import JobTotals
 from service.schemas.jobs import EndedBy, FinalEvaluation, JobStatus
@@ -204,14 +204,14 @@ class TestOneJob:
         job.start()
         job.progress.publish_checkpoint({"timesteps": 6_400}, b"a checkpoint")
         checkpoint = job.describe().checkpoint
-        ends: list[tuple[JobStatus, str | None, EndedHow | None]] = [
-            (JobStatus.FAILED, job.describe_interruption(), "interrupted"),
+        ends: list[tuple[JobStatus, str | None, ServerEnd | None]] = [
+            (JobStatus.FAILED, job.describe_interruption(), "restart"),
             (JobStatus.FAILED, "RuntimeError: the cable is loose", None),
             (JobStatus.STOPPED, None, None),
         ]
-        for status, error, ended_how in ends:
+        for status, error, server_end in ends:
             job.progress.advance(9_600)
-            job.finish(status, error, ended_how=ended_how)
+            job.finish(status, error, server_end=server_end)
             job.resume(None, services, checkpoint)
             job.start()
         told = [event.payload.get("warning", event.name) for event in job.history.list_kept_events()]
@@ -235,7 +235,7 @@ class TestOneJob:
         job.progress.advance(100)
         job.progress.publish_metrics(LOUD)
         job.progress.publish_final_evaluation(make_final_evaluation(500.0).model_dump())
-        job.finish(JobStatus.FAILED, "the disk is full.", ended_how="unsaved")
+        job.finish(JobStatus.FAILED, "the disk is full.", is_unsaved=True)
         job.resume(None, JobServices(JobTotals()), None, unsaved_model=UnsavedModel(b"a model", "patience"))
         job.start()
         assert job.take_unsaved_model() == b"a model"

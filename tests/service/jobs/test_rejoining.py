@@ -224,6 +224,7 @@ def test_one_that_is_gone_was_interrupted_and_can_be_resumed(reopen: Reopen, kil
         assert job.status is JobStatus.FAILED
         assert message is not None
         assert message.startswith("interrupted by restart: the server ended while the job was running;")
+        assert job.describe().ended_by == "restart"
         registry.resume(job, None)
         assert job.describe().n_restarts == 1
 
@@ -278,6 +279,7 @@ def test_a_search_that_fails_ends_the_job(reopen: Reopen, killed: Job) -> None:
     assert status.status is JobStatus.FAILED
     assert status.error_message is not None
     assert status.error_message.startswith("interrupted by restart: ")
+    assert status.ended_by == "restart"
     assert "a fault" in status.error_message
 
 
@@ -319,7 +321,7 @@ def test_one_that_was_stopped_and_is_gone_has_stopped(reopen: Reopen, killed: Jo
         job = registry.get(killed.job_id)
         assert job.finished.wait(60)
         status = job.describe()
-    assert status.status is JobStatus.STOPPED
+    assert (status.status, status.ended_by) == (JobStatus.STOPPED, "stop")
     assert (status.error_message or "").startswith("interrupted by restart: ")
 
 

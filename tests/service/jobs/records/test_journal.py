@@ -136,7 +136,7 @@ def test_jobs_that_had_not_ended_were_interrupted(path: Path, stopped_by: Any) -
         record = journal.load(running.job_id)
         assert record is not None
         status = Job.restore(record).describe()
-        assert (status.status, status.current_timesteps, status.ended_by) == (JobStatus.FAILED, 50, None)
+        assert (status.status, status.current_timesteps, status.ended_by) == (JobStatus.FAILED, 50, "restart")
         assert status.error_message is not None
         assert status.error_message.startswith("interrupted by restart: the server ended while the job was running;")
         resume = f"POST /training/{running.job_id}/resume"
