@@ -33,6 +33,7 @@ from service.schemas.jobs import JobCheckpoint, JobLabels, JobStatus, JobSummary
 from service.training.order import UNEVALUATED
 from service.training.planning.plan import TrainingPlan
 from service.workers.receipts import Receipts
+from service.workers.task import N_STOPS
 
 logger = logging.getLogger("grpo.service")
 
@@ -268,12 +269,13 @@ class Job:
         """Return the model of a job that failed after its training was over; None if it was not."""
         return None if self._services.checkpoints is None else self._services.checkpoints.read_finished(self.job_id)
 
-    def stop(self, stopped_by: Literal["stop", "shutdown"] = "stop") -> None:
+    def stop(self, stopped_by: Literal["stop", "shutdown"] = "stop", skips_evaluation: bool = False) -> None:
         """Stop the job: at once if it is queued, at the next simulator step or minibatch if it is running.
 
         A second stop skips the evaluation of the policy so far.
 
         :param stopped_by: Whether a client stops it, or the server ends; only the first stop counts.
+        :param skips_evaluation: Whether to count as both stops.
         :raises ConflictError: If it has already finished training.
         """
         with self._guarded.lock:
@@ -284,10 +286,11 @@ class Job:
             if self._outcome is None:
                 self._outcome, self.state.stopped_by = JobStatus.STOPPED, stopped_by
                 self._guarded.clock.wake()
-            self.state.n_stops += 1
             is_waiting = self.status is JobStatus.QUEUED
-            if not is_waiting:
-                self._progress.stop_training()
+            for _ in range(N_STOPS if skips_evaluation else 1):
+                self.state.n_stops += 1
+                if not is_waiting:
+                    self._progress.stop_training()
         if is_waiting:
             self.finish(JobStatus.STOPPED)
 

@@ -297,11 +297,8 @@ class JobRegistry(JobTable):
             self._draining = True
             active = self._list_followed()
         for job in active:
-            try:
-                job.stop("shutdown")
-                job.stop("shutdown")  # skips its evaluation
-            except ConflictError:  # it ended between the two lines
-                continue
+            with suppress(ConflictError):  # it has finished training in the meantime
+                job.stop("shutdown", skips_evaluation=True)
 
     def shutdown(self, grace_seconds: float) -> None:
         """Stop all jobs and wait for them to save.

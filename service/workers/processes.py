@@ -39,6 +39,7 @@ from service.workers.messages import (
     read_outcome,
 )
 from service.workers.task import (
+    N_STOPS,
     Progress,
     Task,
     TaskDrainedError,
@@ -49,8 +50,6 @@ from service.workers.task import (
 
 logger = logging.getLogger("grpo.service")
 
-# A second stop skips what follows the first one.
-_MAX_STOPS = 2
 _WATCH_SECONDS = 0.1
 # Longest wait for a killed process to end.
 _KILL_SECONDS = 1.0
@@ -274,7 +273,7 @@ class ProcessRun:
     def stop(self) -> None:
         """Ask the task to stop, from any thread; a second time, to skip what would follow."""
         with self._lock:
-            if self._n_stops == _MAX_STOPS:  # a worker that hangs reads nothing, and more messages would fill the pipe
+            if self._n_stops == N_STOPS:  # a worker that hangs reads nothing, and more messages would fill the pipe
                 return
             self._n_stops += 1
             with suppress(OSError):  # it has already ended

@@ -32,13 +32,17 @@ class TaskDrainedError(TaskFailedError):
     """The server ended before a worker was ready for the task."""
 
 
+#: Stops that count: the first ends the training, the second skips what would follow.
+N_STOPS = 2
+
+
 class Progress(Protocol):
     """Receives the reports of a running task, and may stop it."""
 
     def attach_stop(self, stop: Callable[[], None]) -> None:
         """Receive the function that ends the task early; it may be called from any thread.
 
-        Called again, it also skips what would follow.
+        Called ``N_STOPS`` times, it also skips what would follow.
         """
 
     def advance(self, current_timesteps: int) -> None:

@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import Any, cast
 from weakref import WeakSet
 
-from service.workers.task import Progress, Task
+from service.workers.task import N_STOPS, Progress, Task
 
 # Chosen, less than workers have: a thread that waits for a core may hold the interpreter lock, and requests need that.
 # With two jobs on two busy cores, the median answer took 12 to 21 ms at niceness 0, and 9 to 13 ms at 10 and 15 alike.
@@ -92,7 +92,7 @@ class _Reports:
             if not self._are_dropped:
                 self._progress.attach_stop(stop)
                 return
-        for _ in range(2):  # the second one skips the evaluations
+        for _ in range(N_STOPS):
             stop()
 
     def __getattr__(self, name: str) -> Callable[..., None]:

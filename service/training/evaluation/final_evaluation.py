@@ -11,13 +11,13 @@ from service.training.evaluation.evaluator import EvaluationRun, Evaluator
 from service.training.evaluation.work_time import Stopwatch, TimeBudget, WorkTime
 from service.training.order import UNEVALUATED
 from service.training.stop_rules import StopRules
-from service.workers.task import Progress
+from service.workers.task import N_STOPS, Progress
 
 # An evaluation may take this share of the training's time, but always some seconds, and never longer than people
 # wait, by the clock too.
 _BUDGET = TimeBudget(share=0.1, least_seconds=2.0, most_seconds=30.0)
-# A stopped job should answer soon; one that is stopped twice, or by the server's end, is not evaluated at all.
-_SECONDS_AFTER_STOPS = (1.0, 0.0)
+# A stopped job should answer soon.
+_SECONDS_AFTER_STOP = 1.0
 
 
 def evaluate_finally(
@@ -68,7 +68,7 @@ def _play(run: EvaluationRun, most_seconds: float, stop_rules: StopRules) -> Non
     def has_time_for(n_times: float) -> bool:
         """Return whether what was played so far could have taken so many times as long."""
         if (n_stops := stop_rules.n_stops) > 0:
-            return run.seconds * n_times < _SECONDS_AFTER_STOPS[min(n_stops, len(_SECONDS_AFTER_STOPS)) - 1]
+            return n_stops < N_STOPS and run.seconds * n_times < _SECONDS_AFTER_STOP
         return not stopwatch.is_past(most_seconds / n_times) and run.seconds * n_times < _BUDGET.most_seconds
 
     def may_go_on() -> bool:
@@ -79,5 +79,5 @@ def _play(run: EvaluationRun, most_seconds: float, stop_rules: StopRules) -> Non
         # Another episode as long as the others would be cut, and a long one sooner than a short one.
         return not has_time_for(1 + 1 / len(run.episodes))
 
-    if stop_rules.n_stops < len(_SECONDS_AFTER_STOPS):
+    if stop_rules.n_stops < N_STOPS:
         run.advance(may_go_on, is_enough)

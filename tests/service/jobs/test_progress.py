@@ -151,6 +151,14 @@ def test_a_second_stop_is_passed_on_even_if_both_came_before_it_could_be(job: Jo
     assert len(stops) == 2
 
 
+def test_one_stop_that_skips_the_evaluation_counts_as_both(job: Job) -> None:
+    stops: list[int] = []
+    job.start()
+    job.progress.attach_stop(lambda: stops.append(1))
+    job.stop("shutdown", skips_evaluation=True)
+    assert (len(stops), job.state.n_stops) == (2, 2)
+
+
 def test_progress_is_reported_at_most_ten_times_a_second(job: Job) -> None:
     job.start()
     begun = time.monotonic()
