@@ -288,17 +288,15 @@ class Sweep:
         return max((trial.rung for trial in self.record.trials), default=0)
 
     def _promote(self) -> None:
-        rung = self._get_rung() + 1
-        numbers = choose_promoted(self.rank(), rung - 1, self.record.rungs[rung].n_settings)
-        if not numbers:
+        number = self._get_rung() + 1
+        rung = self.record.rungs[number]
+        settings = choose_promoted(self.rank(), number - 1, rung.n_settings)
+        if not settings:
             self._end(SweepStatus.COMPLETED, "no_evaluation")
-        self.record.trials += make_trials(
-            numbers,
-            self.record.seeds,
-            rung,
-            [self.record.rungs[rung].total_timesteps or 1] * len(numbers),
-            self.record.trials,
-        )
+            return
+        assert rung.total_timesteps is not None, "halving sets it"
+        timesteps = [rung.total_timesteps] * len(settings)
+        self.record.trials += make_trials(settings, self.record.seeds, number, timesteps, self.record.trials)
 
     def _count_jobs(self) -> int:
         return len(self.record.seeds) * sum(rung.n_settings for rung in self.record.rungs)

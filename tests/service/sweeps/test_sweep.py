@@ -150,3 +150,19 @@ def test_a_round_waits_for_a_job_of_an_earlier_one_that_goes_on_and_is_not_chose
     assert sweep.advance()
     assert (sweep.record.ended_by, sweep.rank()[0].number, len(sweep.record.trials)) == ("all", 2, 3)
     assert {row.number: row.mean_reward for row in sweep.rank()} == {1: 300.0, 2: 200.0}
+
+
+def test_a_round_without_any_evaluation_ends_the_sweep() -> None:
+    sweep = make_sweep(10_000)
+    sweep.record.rungs = [Rung(n_settings=2), Rung(n_settings=1, total_timesteps=256)]
+    sweep.record.settings, sweep.record.seeds = [{"gamma": 0.9}, {"gamma": 0.8}], [0]
+    sweep.record.trials = make_trials([1, 2], [0], 0, [128, 128])
+    for trial in sweep.record.trials:
+        job = make_job()
+        sweep.note_job(trial, job)
+        job.stop()
+        job.finish(JobStatus.STOPPED)
+        sweep.observe(trial, job)
+    assert sweep.advance()
+    assert (sweep.status, sweep.record.ended_by) == (SweepStatus.COMPLETED, "no_evaluation")
+    assert len(sweep.record.trials) == 2
