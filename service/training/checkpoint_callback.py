@@ -13,8 +13,7 @@ from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.checkpoints.facts import is_exact
 from service.errors import describe_error
 from service.schemas.training import TrainConfig
-from service.training.evaluation.background_evaluation import BackgroundEvaluation
-from service.training.evaluation.evaluation_callback import EvaluationCallback
+from service.training.evaluation.evaluations import Evaluations
 from service.training.init_model import Lineage
 from service.training.order import FINISHED
 from service.training.stop_rules import StopRules
@@ -31,8 +30,6 @@ _PUBLISH_SECONDS = 60.0
 # Names in checkpoints.
 _BEST = "best"
 _EVALUATIONS = "evaluations"
-#: The callbacks that evaluate policies during a training.
-EvaluationsOnTheWay = EvaluationCallback | BackgroundEvaluation
 
 
 class CheckpointCallback(BaseCallback):
@@ -41,7 +38,7 @@ class CheckpointCallback(BaseCallback):
     It comes last among the callbacks: what others do between two rollouts is done by then.
 
     :param config: What is trained. It says how many simulator steps are between two that are published.
-    :param evaluations: Those on the way, if there are any; they go on as well.
+    :param evaluations: Those on the way; they go on as well.
     :param stop_rules: Know how much of the job's time is spent.
     :param progress: Receives them.
     """
@@ -53,7 +50,7 @@ class CheckpointCallback(BaseCallback):
     def __init__(
         self,
         config: TrainConfig,
-        evaluations: EvaluationsOnTheWay | None,
+        evaluations: Evaluations,
         stop_rules: StopRules,
         progress: Progress,
     ) -> None:
@@ -82,8 +79,7 @@ class CheckpointCallback(BaseCallback):
                 f"training went on from step {taken.timesteps:,}, but not exactly as before: {caveat.reason}."
             )
         rules.spent_seconds_before, rules.ended_by = float(own["seconds"]), own["ended_by"]
-        if self._evaluations is not None and _EVALUATIONS in own:
-            self._evaluations.put_state(own[_EVALUATIONS], taken.attachments.get(_BEST))
+        self._evaluations.put_state(own[_EVALUATIONS], taken.attachments.get(_BEST))
         self.lineage = None if own["lineage"] is None else Lineage(*own["lineage"])
         if rules.ended_by not in (None, "stop"):  # a stop counts no more
             self._progress.publish_ended_by(rules.ended_by)
@@ -143,10 +139,8 @@ class CheckpointCallback(BaseCallback):
         """Return what the server is told of a checkpoint, and its content."""
         facts: dict[str, Any] = {"seconds": self._stop_rules.spent_seconds, "ended_by": self._stop_rules.ended_by}
         facts |= {"lineage": self.lineage, "config": self._config.model_dump(mode="json")}
-        best = {}
-        if self._evaluations is not None:
-            facts[_EVALUATIONS], best_content = self._evaluations.to_state()
-            best = {} if best_content is None else {_BEST: best_content}
+        facts[_EVALUATIONS], best_content = self._evaluations.to_state()
+        best = {} if best_content is None else {_BEST: best_content}
         content, caveat = checkpoint.take(self.model, facts, {**best, **(attachments or {})})
         described = {
             "timesteps": self.model.num_timesteps,

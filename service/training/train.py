@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from grpo_core.saving.model_state import get_weights, put_weights
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
 from service.training.build_model import build_model, use_one_thread
-from service.training.checkpoint_callback import CheckpointCallback, EvaluationsOnTheWay
+from service.training.checkpoint_callback import CheckpointCallback
 from service.training.evaluation.background_evaluation import BackgroundEvaluation
 from service.training.evaluation.evaluation_callback import EvaluationCallback
+from service.training.evaluation.evaluations import Evaluations
 from service.training.evaluation.evaluator import Evaluator
 from service.training.evaluation.final_evaluation import evaluate_finally
 from service.training.evaluation.value_check import refit_values
@@ -74,26 +75,19 @@ def train_policy(order: TrainingOrder, progress: Progress) -> bytes:
         model.after_minibatch = stop_rules.tick
         evaluator = Evaluator(config, n_threads)
         opened.callback(evaluator.close)
-        callbacks: list[BaseCallback] = [_ProgressCallback(stop_rules)]
-        evaluations: EvaluationsOnTheWay | None = None
+        evaluations = Evaluations()
         if config.eval_freq is not None:
             evaluations = EvaluationCallback(config, evaluator, stop_rules, progress)
         elif config.n_eval_episodes > 0:
             evaluations = BackgroundEvaluation(evaluator, stop_rules, progress, build_seconds)
-        if evaluations is not None:
-            callbacks.append(evaluations)
-        callbacks.append(checkpoints := CheckpointCallback(config, evaluations, stop_rules, progress))
+        checkpoints = CheckpointCallback(config, evaluations, stop_rules, progress)
         if taken is not None:
             checkpoints.restore(model, taken)
         elif order.init is not None:
             checkpoints.lineage = begin_from(model, config, order.init)
-        begun = time.monotonic()
-        _learn(model, config, callbacks, taken, stop_rules, checkpoints)
-        training_seconds = time.monotonic() - begun
-        model.logger.dump(model.num_timesteps)  # what the last update measured
-        if isinstance(evaluations, EvaluationCallback):
-            evaluations.evaluate_last()
-        return _finish(model, config, evaluator, evaluations, training_seconds, stop_rules, progress, checkpoints)
+        training = _Training(config, model, evaluator, evaluations, stop_rules, checkpoints, progress)
+        training.learn(taken)
+        return training.finish()
 
 
 def _open_tensorboard(run_dir: Path) -> TensorBoardOutputFormat:
@@ -110,67 +104,73 @@ def _open_tensorboard(run_dir: Path) -> TensorBoardOutputFormat:
         ) from error
 
 
-def _learn(
-    model: GRPO,
-    config: TrainConfig,
-    callbacks: list[BaseCallback],
-    taken: Checkpoint | None,
-    stop_rules: StopRules,
-    checkpoints: CheckpointCallback,
-) -> None:
-    """Take the steps that are left; what a stop or an error interrupts can go on from the latest checkpoint."""
-    n_left = max(0, config.total_timesteps - model.num_timesteps)
-    if taken is not None and FINISHED in taken.attachments:
-        n_left = 0  # a rule may have ended it earlier
-    try:
-        model.learn(n_left, callbacks, reset_num_timesteps=taken is None)
-    except BaseException:
-        checkpoints.publish()
-        raise
-    if stop_rules.ended_by == "stop":
-        checkpoints.publish()
+@dataclass
+class _Training:
+    """A training, ready to begin.
 
+    :param seconds: How long it took.
+    """
 
-def _finish(
-    model: GRPO,
-    config: TrainConfig,
-    evaluator: Evaluator,
-    evaluations: EvaluationsOnTheWay | None,
-    training_seconds: float,
-    stop_rules: StopRules,
-    progress: Progress,
-    checkpoints: CheckpointCallback,
-) -> bytes:
-    """Evaluate the policy to save, the best one or the last, refit its values, and return its model file."""
-    provenance: dict[str, Any] = {
-        **config.env_setup._asdict(),
-        "config": config.model_dump(),
-        "ended_by": stop_rules.ended_by or "total_timesteps",
-    }
-    best: tuple[dict[str, Any], bytes] | None = None
-    if isinstance(evaluations, EvaluationCallback):
-        provenance["evaluation"], best = evaluations.find_evaluation(), evaluations.best
-    if checkpoints.lineage is not None:
-        provenance["lineage"] = checkpoints.lineage._asdict()
-    saved, actor = None, model.make_numpy_actor()
-    if best is not None:
-        saved = model_file.from_bytes(best[1], with_optimizer=True)
-        actor = saved.make_actor()
-    if config.n_eval_episodes > 0:
-        if stop_rules.ended_by != "stop":  # code of the environment runs once more, and may end this process
-            checkpoints.take_finished(_make_content(model, saved, provenance))
-        if saved is not None:
-            put_weights(model.policy, saved.weights)
-        timesteps = model.num_timesteps if saved is None else saved.meta["num_timesteps"]
-        provenance["final_evaluation"] = evaluate_finally(
-            evaluator, actor, timesteps, training_seconds, stop_rules, progress
-        )
-        if provenance["final_evaluation"] is not None:
-            provenance["value_check"] = refit_values(model, actor, evaluator, training_seconds, stop_rules)
+    config: TrainConfig
+    model: GRPO
+    evaluator: Evaluator
+    evaluations: Evaluations
+    stop_rules: StopRules
+    checkpoints: CheckpointCallback
+    progress: Progress
+    seconds: float = 0.0
+
+    def learn(self, taken: Checkpoint | None) -> None:
+        """Take the steps that are left; what a stop or an error interrupts can go on from the latest checkpoint.
+
+        :param taken: The checkpoint that the model was restored from; None if it begins.
+        """
+        n_left = max(0, self.config.total_timesteps - self.model.num_timesteps)
+        if taken is not None and FINISHED in taken.attachments:
+            n_left = 0  # a rule may have ended it earlier
+        callbacks: list[BaseCallback] = [_ProgressCallback(self.stop_rules), self.evaluations, self.checkpoints]
+        begun = time.monotonic()
+        try:
+            self.model.learn(n_left, callbacks, reset_num_timesteps=taken is None)
+        except BaseException:
+            self.checkpoints.publish()
+            raise
+        if self.stop_rules.ended_by == "stop":
+            self.checkpoints.publish()
+        self.seconds = time.monotonic() - begun
+        self.model.logger.dump(self.model.num_timesteps)  # what the last update measured
+        self.evaluations.evaluate_last()
+
+    def finish(self) -> bytes:
+        """Evaluate the policy to save, the best one or the last, refit its values, and return its model file."""
+        model, stop_rules, best = self.model, self.stop_rules, self.evaluations.best
+        provenance: dict[str, Any] = {
+            **self.config.env_setup._asdict(),
+            "config": self.config.model_dump(),
+            "ended_by": stop_rules.ended_by or "total_timesteps",
+        }
+        if self.config.eval_freq is not None:
+            provenance["evaluation"] = self.evaluations.find_evaluation()
+        if self.checkpoints.lineage is not None:
+            provenance["lineage"] = self.checkpoints.lineage._asdict()
+        saved, actor = None, model.make_numpy_actor()
+        if best is not None:
+            saved = model_file.from_bytes(best[1], with_optimizer=True)
+            actor = saved.make_actor()
+        if self.config.n_eval_episodes > 0:
+            if stop_rules.ended_by != "stop":  # code of the environment runs once more, and may end this process
+                self.checkpoints.take_finished(_make_content(model, saved, provenance))
             if saved is not None:
-                weights = get_weights(model.policy)
-                saved = replace(saved, weights={name: weights[name] for name in saved.weights})
-    return _make_content(model, saved, provenance)
+                put_weights(model.policy, saved.weights)
+            timesteps = model.num_timesteps if saved is None else saved.meta["num_timesteps"]
+            evaluation = evaluate_finally(self.evaluator, actor, timesteps, self.seconds, stop_rules, self.progress)
+            provenance["final_evaluation"] = evaluation
+            if evaluation is not None:
+                provenance["value_check"] = refit_values(model, actor, self.evaluator, self.seconds, stop_rules)
+                if saved is not None:
+                    weights = get_weights(model.policy)
+                    saved = replace(saved, weights={name: weights[name] for name in saved.weights})
+        return _make_content(model, saved, provenance)
 
 
 def _make_content(model: GRPO, saved: ModelContent | None, provenance: Mapping[str, Any]) -> bytes:

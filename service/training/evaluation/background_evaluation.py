@@ -3,11 +3,9 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
-
-from grpo import GRPO
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
+from service.training.evaluation.evaluations import Evaluations
 from service.training.evaluation.evaluator import EvaluationRun, Evaluator
 from service.training.evaluation.work_time import Stopwatch, WorkTime
 from service.training.stop_rules import StopRules
@@ -29,7 +27,7 @@ _FIRST_SECONDS = 0.4
 _MIN_SLICE_SECONDS = 0.004
 
 
-class BackgroundEvaluation(BaseCallback):
+class BackgroundEvaluation(Evaluations):
     """Evaluates the untrained policy, and others after every twentieth of the steps as far as steps and time allow.
 
     At which steps, and how many episodes, depends on steps alone. The clock says only when a point is played: its
@@ -42,10 +40,6 @@ class BackgroundEvaluation(BaseCallback):
     :param progress: Receives every evaluation.
     :param build_seconds: How long it takes to build the environment.
     """
-
-    leaves_environments_alone = True
-
-    model: GRPO
 
     def __init__(self, evaluator: Evaluator, stop_rules: StopRules, progress: Progress, build_seconds: float) -> None:
         super().__init__()
@@ -76,9 +70,6 @@ class BackgroundEvaluation(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._begun = self._look_up()
-
-    def _on_step(self) -> bool:
-        return True
 
     def _on_rollout_start(self) -> None:
         if self._has_failed:

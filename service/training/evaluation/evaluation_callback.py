@@ -4,17 +4,15 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
-
-from grpo import GRPO
 from grpo_core.evaluation import Evaluation, summarize_episodes
 from service.schemas.training import TrainConfig
+from service.training.evaluation.evaluations import Evaluations
 from service.training.evaluation.evaluator import Evaluator
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
 
-class EvaluationCallback(BaseCallback):
+class EvaluationCallback(Evaluations):
     """Evaluates the policy after the first update that follows each ``eval_freq`` steps.
 
     The policy plays seeded episodes with its most likely actions in a separate environment, so training continues
@@ -26,10 +24,6 @@ class EvaluationCallback(BaseCallback):
     :param progress: Receives every evaluation.
     """
 
-    leaves_environments_alone = True
-
-    model: GRPO
-
     def __init__(self, config: TrainConfig, evaluator: Evaluator, stop_rules: StopRules, progress: Progress) -> None:
         super().__init__()
         assert config.eval_freq is not None, "without it there is nothing to do"
@@ -40,11 +34,6 @@ class EvaluationCallback(BaseCallback):
         self._n_updates = 0
         #: The latest evaluation, as ``Progress`` receives it.
         self.latest: dict[str, Any] | None = None
-        #: The best evaluation and its policy's model file, if the job keeps the best policy.
-        self.best: tuple[dict[str, Any], bytes] | None = None
-
-    def _on_step(self) -> bool:
-        return True
 
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps < self._next_timesteps:
