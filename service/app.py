@@ -105,7 +105,7 @@ class Service:
         self.player = ModelPlayer(self.store, self.short_tasks)
         self.films = JobFilms(self.registry, self.store, self.player)
         self.promotion = ModelPromotion(self.store, self.player)
-        self.replacement = ModelReplacement(self.store, self.promotion, self.registry.reserve_name)
+        self.replacement = ModelReplacement(self.store, self.registry.reserve_name)
         self.exporter = ModelExporter(self.store, self.short_tasks)
         self.catalogue = Catalogue(self.short_tasks, reward_functions)
         self.streams = EventStreams(self.closing)

@@ -1,25 +1,23 @@
-"""The versions of models as clients see them: listed, promoted, rolled back."""
+"""The versions of models as clients see them: listed, and chosen by aliases."""
 
-import hashlib
 import threading
 from typing import Any
 
 from cachetools import LRUCache
 
-from grpo_core.saving.model_file import ModelFileError
-from service.errors import ConflictError, InvalidRequestError, NotFoundError, printable
+from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.models.card import make_card
 from service.models.files.folder import FileSignature
 from service.models.playing.player import ModelPlayer
 from service.models.store import ModelStore
 from service.schemas.fields import LATEST_ALIAS
-from service.schemas.models import AliasResponse, ModelCard, ModelStatus, ModelVersion, ModelVersions, RollbackResponse
+from service.schemas.models import AliasResponse, ModelCard, ModelStatus, ModelVersion, ModelVersions
 
 _MAX_DESCRIBED = 1024
 
 
 class ModelPromotion:
-    """Lists the versions of models, and chooses among them. Safe to use from any thread.
+    """Lists the versions of models, and points aliases at them. Safe to use from any thread.
 
     Aliases are moved by clients alone: evaluations differ in seeds and episodes, so none moves an alias.
 
@@ -44,7 +42,7 @@ class ModelPromotion:
             return self._list_existing(name)
 
     def _list_existing(self, name: str) -> ModelVersions:
-        self._check_exists(name)
+        self._store.check_exists(name)
         folder = self._store.folder
         numbers, notes = folder.versions.list_all(name), folder.versions.read_notes(name)
         versions = []
@@ -80,7 +78,7 @@ class ModelPromotion:
             )
         versions = self._store.folder.versions
         with versions.lock(name):  # or what is the newest could be replaced, and make room, before it has its alias
-            self._check_exists(name)
+            self._store.check_exists(name)
             number = versions.find_newest(name) if version is None else version
             self._store.get(f"{name}@{number}")  # says why a damaged one cannot be used, before its file is copied
             before = self._store.set_alias(name, alias, number)
@@ -92,55 +90,9 @@ class ModelPromotion:
         :raises NotFoundError: If there is no such model or alias.
         :raises StorageError: If the disk refuses.
         """
-        self._check_exists(name)
+        self._store.check_exists(name)
         before = self._store.set_alias(name, alias, None)
         return AliasResponse(model_name=name, alias=alias, version=None, previous_version=before)
-
-    def roll_back(self, name: str, version: int | None) -> RollbackResponse:
-        """Save an earlier version as the newest one; what was the newest is kept. Call it with the name reserved.
-
-        :param version: None is the one before the newest.
-        :raises NotFoundError: If there is no such model or version.
-        :raises ConflictError: If the model has no earlier version, or the version cannot be used.
-        :raises StorageError: If the disk refuses.
-        """
-        folder = self._store.folder
-        with folder.versions.lock(name):  # or a save could come between two of these looks
-            self._check_exists(name)
-            newest = folder.versions.find_newest(name)
-            earlier = [number for number in folder.versions.list_kept(name) if number != newest]
-        if version is None and not earlier:
-            raise ConflictError(f"model '{name}' has no earlier version to go back to.")
-        restored = earlier[-1] if version is None else version
-        if restored == newest:
-            raise ConflictError(f"version {restored} of model '{name}' is the newest already; choose an earlier one.")
-        reference = f"{name}@{restored}"
-        self._store.get(reference)  # says why a damaged one cannot be used
-        try:
-            content = folder.read(reference)[1]
-            folder.check_can_save(len(content), name)
-            sha256 = hashlib.sha256(content).hexdigest()
-            self._store.publish(name, content, folder.versions.read_notes(name).find_job(restored, sha256))
-        except ModelFileError as error:  # it has been damaged while it was in memory
-            raise ConflictError(f"version {restored} of model '{name}' cannot be used: {error}") from error
-        return RollbackResponse(
-            message=f"Version {restored} is the newest again",
-            model_name=name,
-            version=folder.versions.find_newest(name),
-            restored_version=restored,
-        )
-
-    def _check_exists(self, name: str) -> None:
-        """Check that a name is an existing model's, and not a version's.
-
-        :raises NotFoundError: If it is not.
-        """
-        if "@" in name:
-            raise NotFoundError(
-                f"'{printable(name)}' names one version; name the model itself, without '@' and what follows it."
-            )
-        if not self._store.exists(name):
-            raise self._store.folder.make_not_found(name)
 
     def _describe(self, reference: str) -> ModelCard:
         signature = self._store.folder.get_signature(reference)

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from cachetools import Cache, LRUCache
 
 from grpo_core.saving import atomic_write, model_file
-from service.errors import ConflictError, NotFoundError, StorageError
+from service.errors import ConflictError, NotFoundError, StorageError, printable
 from service.models.files.folder import FileSignature, ModelFolder, describe_refusal, describe_remedy
 from service.models.served import InspectedFile, ServedModel
 from service.schemas.fields import is_model_name
@@ -263,6 +263,18 @@ class ModelStore:
     def exists(self, name: str) -> bool:
         """Return whether there is a file of that name, usable or not."""
         return self.folder.exists(name)
+
+    def check_exists(self, name: str) -> None:
+        """Check that a name is an existing model's, and not a version's.
+
+        :raises NotFoundError: If it is not.
+        """
+        if "@" in name:
+            raise NotFoundError(
+                f"'{printable(name)}' names one version; name the model itself, without '@' and what follows it."
+            )
+        if not self.exists(name):
+            raise self.folder.make_not_found(name)
 
     def unload_under_pressure(self) -> int:
         """Drop the least recently used models while memory is low; their files stay.
