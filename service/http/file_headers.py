@@ -12,6 +12,7 @@ from fastapi import Request, Response
 
 from service.errors import PreconditionFailedError, Problem
 from service.http.problems import Refusal, error_response
+from service.models.served import InspectedFile
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 NOT_SATISFIABLE = Problem("range-not-satisfiable", "The file has no such range")
@@ -33,16 +34,17 @@ def check_match(request: Request, etag: str | None) -> None:
         raise PreconditionFailedError(f"If-Match does not list the file that is there: {there}; look at it first.")
 
 
-def check_change(request: Request, find_sha256: Callable[[], str | None]) -> None:
+def check_change(request: Request, find_file: Callable[[], InspectedFile | None]) -> None:
     """Refuse to change another version of a file than the one that the client means.
 
-    :param find_sha256: Is ``ModelStore.find_sha256``; called only if the client names a version.
+    :param find_file: Is ``ModelStore.find_file``; called only if the client names a version.
     :raises PreconditionFailedError: If ``If-Match`` does not list it, or ``If-None-Match`` does.
     """
     if not {"if-match", "if-none-match"} & set(request.headers):
         return
-    sha256 = find_sha256()
-    etag = f'"{sha256}"' if sha256 else sha256
+    etag = None
+    if (file := find_file()) is not None:
+        etag = "" if file.sha256 is None else f'"{file.sha256}"'
     check_match(request, etag)
     if _lists(request, "if-none-match", etag):
         raise PreconditionFailedError(f"If-None-Match lists the file that is there: {_describe(etag or '')}.")

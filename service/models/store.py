@@ -178,13 +178,13 @@ class ModelStore:
             raise self.folder.make_not_found(name)
         return InspectedFile(ModelStatus.CORRUPT, signature, None, None)
 
-    def find_sha256(self, name: str) -> str | None:
-        """Return the SHA-256 of a model's file: "" if it is too large to be read, None if there is none.
+    def find_file(self, name: str) -> InspectedFile | None:
+        """Read a model's file as ``inspect_file`` does; return None if there is none.
 
         :raises ConflictError: If the disk refuses.
         """
         try:
-            return self.inspect_file(name).sha256 or ""
+            return self.inspect_file(name)
         except NotFoundError:
             return None
 

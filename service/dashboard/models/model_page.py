@@ -100,6 +100,7 @@ class _FileWatch:
         # The file that the name means, and its content, which is read only if that has another place or signature.
         self._place: tuple[str | None, FileSignature | None] = model.name, model.signature
         self._shown_sha256 = self._sha256 = sha256
+        self._is_there = True
         self.controls: Sequence[ui.element] = ()
         self._deleted = make_note("This model was deleted. The page shows what was read before.", "bad", "error")
         self._replaced = make_note("This model was replaced. Reload the page to see the new one.", "warn", "info")
@@ -107,16 +108,17 @@ class _FileWatch:
 
     async def check(self) -> None:
         """Look at the file."""
-        sha256 = await run_in_threadpool(self._find_sha256)
-        self._show(sha256 is not None, sha256 == self._shown_sha256)
+        await run_in_threadpool(self._look)
+        self._show(self._is_there, self._is_there and self._sha256 == self._shown_sha256)
 
-    def _find_sha256(self) -> str | None:
+    def _look(self) -> None:
         folder = self._store.folder
         place = folder.canonicalize(self._name), folder.get_signature(self._name)
         if place != self._place:
             with suppress(ConflictError):  # the disk refuses; the next look tries again
-                self._sha256, self._place = self._store.find_sha256(self._name), place
-        return self._sha256
+                file = self._store.find_file(self._name)
+                self._is_there, self._place = file is not None, place
+                self._sha256 = None if file is None else file.sha256
 
     def _show(self, is_there: bool, is_same: bool) -> None:
         self._deleted.set_visibility(not is_there)

@@ -112,7 +112,7 @@ async def upload_model(
     overwrite: Annotated[bool, Query(description="Whether to replace an existing model of that name.")] = False,
 ) -> ModelCard:
     """Upload a model file, downloaded or saved by `GRPO.save`. It is verified; nothing in it is executed."""
-    check = partial(check_change, request, partial(service.store.find_sha256, model_name))
+    check = partial(check_change, request, partial(service.store.find_file, model_name))
     return await run_in_threadpool(service.replacement.save_upload, model_name, await request.body(), overwrite, check)
 
 

@@ -72,7 +72,7 @@ def delete_model(model_name: ModelNameInPath, service: CurrentService, request: 
     """Delete a model from memory and disk; with `If-Match`, only the file with that `ETag`."""
 
     def is_meant() -> bool:
-        check_change(request, partial(service.store.find_sha256, model_name))
+        check_change(request, partial(service.store.find_file, model_name))
         return True
 
     service.registry.delete_model(model_name, is_meant)

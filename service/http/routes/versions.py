@@ -55,5 +55,5 @@ def roll_back(
     request: Annotated[RollbackRequest | None, Body(openapi_examples=examples.ROLL_BACK)] = None,
 ) -> RollbackResponse:
     """Save an earlier version as the newest one; what was the newest stays as a version."""
-    check = partial(check_change, http_request, partial(service.store.find_sha256, model_name))
+    check = partial(check_change, http_request, partial(service.store.find_file, model_name))
     return service.replacement.roll_back(model_name, (request or RollbackRequest()).version, check)

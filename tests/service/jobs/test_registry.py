@@ -799,7 +799,7 @@ class TestFailing:
         assert job.finished.wait(PATIENCE_SECONDS)
         status = job.describe()
         assert (status.status, status.model_name, status.ended_by) == (JobStatus.COMPLETED, "m", "stop_reward")
-        assert store.find_sha256("m") == status.sha256
+        assert store.inspect_file("m").sha256 == status.sha256
         assert (status.final_evaluation, status.metrics) == (failed.final_evaluation, failed.metrics)
         assert status.current_timesteps == failed.current_timesteps > 0
         with pytest.raises(ConflictError, match="completed"):

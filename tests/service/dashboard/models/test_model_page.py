@@ -38,7 +38,7 @@ def test_only_another_file_under_the_name_of_the_page_is_news(
         store.publish("m", contents[1])
     notes = {"deleted": Mock(), "replaced": Mock()}
     monkeypatch.setattr(model_page, "make_note", Mock(side_effect=notes.values()))
-    watch = model_page._FileWatch(store, name, store.get(name), store.find_sha256(name))
+    watch = model_page._FileWatch(store, name, store.get(name), store.inspect_file(name).sha256)
     watch.controls = [control := Mock()]
     if change == "delete":
         store.delete("m")
