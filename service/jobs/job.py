@@ -78,8 +78,6 @@ class Job:
         #: People's labels; the registry replaces them.
         self.labels = JobLabels() if record is None else record.labels
         self.finished = threading.Event()
-        # What a resumed job only has to save.
-        self._unsaved_model: UnsavedModel | None = None
         self._services = services or JobServices(JobTotals())
         if record is None:
             self.job_id, self.history = str(uuid.uuid4()), _begin_history(plan)
@@ -92,6 +90,8 @@ class Job:
         self._outcome: JobStatus | None = None
         # Whether another worker could go on.
         self._may_restart = True
+        # What a resumed job only has to save.
+        self._unsaved_model: UnsavedModel | None = None
         self._progress = self._make_progress()
 
     @classmethod
@@ -258,7 +258,8 @@ class Job:
 
     def take_unsaved_model(self) -> bytes | None:
         """Return the model file that a resumed job only has to save, once; None if it has to train."""
-        unsaved, self._unsaved_model = self._unsaved_model, None
+        with self._guarded.lock:
+            unsaved, self._unsaved_model = self._unsaved_model, None
         if unsaved is None:
             return None
         if unsaved.ended_by is not None:
@@ -314,10 +315,9 @@ class Job:
 
     def forbid_restarts(self, reason: str) -> None:
         """Have the job end if its worker dies, as its reward functions are not there."""
-        self._may_restart = False
-        warning = f"if its worker dies, the job cannot go on: {reason}"
-        if warning not in self.warnings:  # an earlier server may have said so
-            self.warn(warning)
+        with self._guarded.lock:
+            self._may_restart = False
+        self.warn(f"if its worker dies, the job cannot go on: {reason}")
 
     def _begin_again(self) -> None:
         self._guarded.begin_again()
