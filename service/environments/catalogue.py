@@ -144,9 +144,7 @@ class Catalogue:
         if kept is not None and kept[0] is spec:
             return kept[1]
         task = Task("service.environments.inspection:inspect_environment", (env_name,), env_name)
-        content = self._short_tasks.run(
-            task, "the environment may hang while it is built, tried out or closed; fix it."
-        )
+        content = self._short_tasks.run(task)
         facts = EnvironmentFacts.model_validate_json(content)
         with self._lock:
             self._facts[env_name] = (spec, facts)

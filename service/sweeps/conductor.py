@@ -71,7 +71,7 @@ class Conductor:
     def begin_close(self) -> None:
         """Leave all sweeps as they are; the next server finds them interrupted."""
         with self._table.changed:
-            self._table.is_closing = self._recorder.is_closing = True
+            self._table.is_closing = True
             self._table.changed.notify_all()
 
     def close(self) -> None:

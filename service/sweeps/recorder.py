@@ -3,13 +3,13 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 from pydantic import ValidationError
 
 from service.jobs.records.database import JournalError
 from service.jobs.records.journal import JobJournal
 from service.sweeps.sweep import SweepRecord
+from service.sweeps.table import SweepTable
 
 logger = logging.getLogger("grpo.service")
 
@@ -23,13 +23,11 @@ class SweepRecorder:
     A disk that refuses ends no sweep: the log says so once, and what could not be written is written when it can be.
 
     :param journal: The jobs' file; it is not closed here.
-    :param read: Returns a sweep's record as it is now, in JSON; None if it is forgotten.
+    :param table: The sweeps; once it is closing, a closed file is no news.
     """
 
-    def __init__(self, journal: JobJournal, read: Callable[[str], str | None]) -> None:
-        self._journal, self._read = journal, read
-        #: Set when the server begins to shut down; then a closed file is no news.
-        self.is_closing = False
+    def __init__(self, journal: JobJournal, table: SweepTable) -> None:
+        self._journal, self._table = journal, table
         # Held from reading a record to having written it, so that no older one comes later.
         self._lock = threading.Lock()
         self._unwritten: set[str] = set()
@@ -60,7 +58,7 @@ class SweepRecorder:
         """Write a sweep down as it is now; return whether the disk has taken it."""
         with self._lock:
             self._unwritten.discard(sweep_id)
-            record = self._read(sweep_id)
+            record = self._table.read(sweep_id)
             if record is None:
                 return True
             try:
@@ -68,7 +66,7 @@ class SweepRecorder:
             except JournalError as error:
                 self._unwritten.add(sweep_id)
                 self._next_try = time.monotonic() + _RETRY_SECONDS
-                if self._could_write and not self.is_closing:
+                if self._could_write and not self._table.is_closing:
                     logger.warning(
                         "a sweep cannot be written down (%s): it goes on, and is written later", error.reason
                     )

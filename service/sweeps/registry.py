@@ -45,7 +45,7 @@ class SweepRegistry:
     ) -> None:
         self._registry, self._admission = registry, admission
         self._table = table = SweepTable()
-        self._recorder = SweepRecorder(journal, table.read)
+        self._recorder = SweepRecorder(journal, table)
         table.sweeps.update((record.sweep_id, Sweep(record)) for record in self._recorder.list_records())
         for sweep in interrupt_sweeps(table.sweeps.values(), registry):
             self._recorder.write(sweep.sweep_id)

@@ -29,6 +29,7 @@ from service.workers.task import (
 )
 
 _WATCH_SECONDS = 0.1
+_FIX_ENVIRONMENT = "the environment may hang while it is built, tried out or closed; fix it."
 _DRAINING = "the server is shutting down; send the request again when it is back."
 
 
@@ -62,7 +63,7 @@ class ShortTasks:
         self._callers: set[int] = set()
         self._running: set[int] = set()
 
-    def run(self, task: Task, remedy: str) -> bytes:
+    def run(self, task: Task, remedy: str = _FIX_ENVIRONMENT) -> bytes:
         """Run a task and return what it made.
 
         :param remedy: What the client can do if the task takes too long.

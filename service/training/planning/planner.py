@@ -100,8 +100,7 @@ class Planner:
             return cached.filled
         try:
             content = self._short_tasks.run(
-                Task("service.training.planning.fill_in:fill_in_request", (named,), env_name),
-                "the environment may hang while it is built, tried out or closed; fix it.",
+                Task("service.training.planning.fill_in:fill_in_request", (named,), env_name)
             )
         except TooLargeError as error:  # the environment is slow; the request itself is not too large
             raise InvalidRequestError(error.detail) from error
