@@ -50,7 +50,7 @@ class SweepRegistry:
         for sweep in interrupt_sweeps(table.sweeps.values(), registry):
             self._recorder.write(sweep.sweep_id)
         self._store = store
-        self._models = SweepModels(store, registry, self._recorder, table.changed, table.sweeps, max_models)
+        self._models = SweepModels(store, registry, self._recorder, table, max_models=max_models)
         self._conductor = Conductor(table, self._recorder, self._models, registry, admission)
         if self._models.has_surplus:
             self._conductor.start()
@@ -182,7 +182,7 @@ class SweepRegistry:
         """
         with self._table.changed:
             sweep = self._table.get(sweep_id)
-            self._check_is_ended(sweep)
+            _check_is_ended(sweep)
             self._table.leaving.add(sweep.sweep_id)
         is_forgotten = was_resumed = False
         try:
@@ -198,14 +198,8 @@ class SweepRegistry:
                 self._table.leaving.discard(sweep.sweep_id)  # not before: a write that waits would bring it back
         if was_resumed:  # just now
             self._recorder.write(sweep.sweep_id)
-            self._check_is_ended(sweep)
+            _check_is_ended(sweep)
         return self._table.summarize(sweep)
-
-    def _check_is_ended(self, sweep: Sweep) -> None:
-        if sweep.status.is_active:
-            raise ConflictError(
-                f"sweep '{sweep.record.name}' is {sweep.status}; stop it first with POST /sweeps/{sweep.sweep_id}/stop."
-            )
 
     def begin_close(self) -> None:
         """Leave all sweeps as they are; the next server finds them interrupted."""
@@ -214,3 +208,10 @@ class SweepRegistry:
     def close(self) -> None:
         """Start no more jobs."""
         self._conductor.close()
+
+
+def _check_is_ended(sweep: Sweep) -> None:
+    if sweep.status.is_active:
+        raise ConflictError(
+            f"sweep '{sweep.record.name}' is {sweep.status}; stop it first with POST /sweeps/{sweep.sweep_id}/stop."
+        )

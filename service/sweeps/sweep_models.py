@@ -1,8 +1,6 @@
 """The models of sweeps: room for them, what they begin from, and which of them are deleted."""
 
-import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 
 from service.errors import ConflictError, NotFoundError, ServiceError
@@ -11,6 +9,7 @@ from service.models.store import ModelStore
 from service.sweeps.planning import PlannedSweep
 from service.sweeps.recorder import SweepRecorder
 from service.sweeps.sweep import Sweep, SweepRecord, name_model
+from service.sweeps.table import SweepTable
 
 #: Pause before what a disk has refused is tried again.
 CHORE_SECONDS = 5.0
@@ -22,8 +21,7 @@ class SweepModels:
     :param store: Where they are.
     :param registry: Deletes them, and knows which jobs begin from one.
     :param recorder: Writes down the sweeps whose models are gone.
-    :param lock: Guards the sweeps; never held while the disk is read or written.
-    :param sweeps: All sweeps by id, which change under the lock.
+    :param table: The sweeps.
     :param max_models: Largest number of models in the store.
     """
 
@@ -32,14 +30,14 @@ class SweepModels:
         store: ModelStore,
         registry: JobRegistry,
         recorder: SweepRecorder,
-        lock: threading.Condition,
-        sweeps: Mapping[str, Sweep],
+        table: SweepTable,
+        *,
         max_models: int,
     ) -> None:
         self._store, self._registry, self._recorder = store, registry, recorder
-        self._lock, self._sweeps, self._max_models = lock, sweeps, max_models
+        self._table, self._max_models = table, max_models
         # Ids of sweeps some of whose models should be deleted.
-        self._untidy = {sweep_id for sweep_id, sweep in sweeps.items() if sweep.list_surplus_models()}
+        self._untidy = {sweep_id for sweep_id, sweep in table.sweeps.items() if sweep.list_surplus_models()}
         self._next_tidying = 0.0
 
     @property
@@ -77,7 +75,7 @@ class SweepModels:
 
     def remove_surplus(self, sweep: Sweep) -> None:
         """Delete the models that are not to be kept, unless others have taken their places."""
-        with self._lock:
+        with self._table.changed:
             surplus = [(trial, trial.model_name, trial.sha256, trial.job_id) for trial in sweep.list_surplus_models()]
         for trial, name, sha256, job_id in surplus:
             try:
@@ -86,7 +84,7 @@ class SweepModels:
                 self._untidy.add(sweep.sweep_id)
                 continue
             if is_gone:
-                with self._lock:
+                with self._table.changed:
                     trial.model_name = None
                 self._recorder.write(sweep.sweep_id)
 
@@ -95,8 +93,8 @@ class SweepModels:
         if not self._untidy or time.monotonic() < self._next_tidying:
             return
         self._next_tidying = time.monotonic() + CHORE_SECONDS
-        with self._lock:
-            untidy = [self._sweeps[sweep_id] for sweep_id in self._untidy if sweep_id in self._sweeps]
+        with self._table.changed:
+            untidy = [self._table.sweeps[sweep_id] for sweep_id in self._untidy if sweep_id in self._table.sweeps]
         self._untidy.clear()
         for sweep in untidy:
             self.remove_surplus(sweep)
@@ -121,7 +119,7 @@ class SweepModels:
 
     def _is_begun_from(self, sha256: str) -> bool:
         """Tell whether a job that was accepted, or one that a sweep has yet to start, begins from a model's file."""
-        with self._lock:
-            active = (sweep for sweep in self._sweeps.values() if sweep.status.is_active)
+        with self._table.changed:
+            active = (sweep for sweep in self._table.sweeps.values() if sweep.status.is_active)
             is_pinned = any(sha256 in sweep.record.init_sha256.values() for sweep in active)
         return is_pinned or self._registry.is_begun_from(sha256)
