@@ -40,7 +40,7 @@ from service.settings import Settings, UnsafeSettingsError, describe_unknown_var
 
 logger = logging.getLogger("grpo.service")
 
-# Clients that look once a second keep their connection; of idle ones no more stay than those of so long.
+# Long enough for clients that look once a second; idle connections are closed after it.
 _KEEP_ALIVE_SECONDS = 5
 # What is being answered at the end may take a second; a client that reads slowly does not hold the end up longer.
 _DRAIN_SECONDS = 5

@@ -92,7 +92,7 @@ def choose_part(request: Request, n_bytes: int, etag: str) -> Part | Refusal:
     if asked is None or asked.groups() == ("", "") or request.headers.get("if-range", etag) != etag:
         return Part(0, n_bytes, 200, headers)
     first, last = asked.groups()
-    if not first:  # the last so many bytes
+    if not first:  # the last n bytes
         start, stop = max(0, n_bytes - int(last)), n_bytes
     else:
         start, stop = int(first), min(n_bytes, int(last) + 1) if last else n_bytes

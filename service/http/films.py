@@ -22,9 +22,7 @@ async def _read_order(
     video_format: Annotated[VideoFormat, Query(alias="format", description="`gif` loops; `mp4` is smaller.")] = "gif",
     seed: Annotated[int, Query(ge=0, le=MAX_PLAY_SEED, description="Seed of the episode.")] = 0,
     deterministic: Annotated[bool, Query(description="Take the most likely actions instead of sampling them.")] = True,
-    max_steps: Annotated[
-        int, Query(ge=1, le=MAX_FILM_STEPS, description="Cut the episode after so many steps.")
-    ] = FILM_STEPS,
+    max_steps: Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="Most steps of the episode.")] = FILM_STEPS,
 ) -> FilmOrder:
     return FilmOrder(video_format, seed, deterministic, max_steps)
 

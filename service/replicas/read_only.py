@@ -15,7 +15,7 @@ _WORK = re.compile(r"/models/[^/]*/(video|export)/?")
 class ReadOnlyRule:
     """Tells requests that a replica leaves to the server that trains.
 
-    403, because neither the path nor the method is wrong, but this server; and no failure of it, as 5xx would say.
+    403: path and method are right, but this server is the wrong one; 5xx would say that it had failed.
 
     :param settings: Where to send them.
     """

@@ -33,7 +33,7 @@ class Distribution(BaseModel):
     distribution: Literal["uniform", "loguniform", "integer"]
     low: float = Field(description="Smallest value.")
     high: float = Field(description="Largest value.")
-    step: int = Field(1, ge=1, le=_MAX_TIMESTEPS, description="Only every so many integers from `low` on.")
+    step: int = Field(1, ge=1, le=_MAX_TIMESTEPS, description="Distance between the integers, from `low` on.")
 
 
 class SweepRequest(Request):

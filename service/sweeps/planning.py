@@ -129,7 +129,7 @@ def _count_work(n_seeds: int, steps: Sequence[int], rungs: Sequence[Rung]) -> tu
     """Count the jobs that a sweep may make, and the simulator steps that all of them would take.
 
     :param steps: Each setting's ``total_timesteps`` in the first rung.
-    :raises InvalidRequestError: If a sweep may not have so many jobs.
+    :raises InvalidRequestError: If these are too many jobs.
     """
     n_jobs = n_seeds * sum(rung.n_settings for rung in rungs)
     if n_jobs > MAX_JOBS:

@@ -70,7 +70,7 @@ class Space:
 
         :param n_trials: How many different ones to draw; None takes all.
         :param seed: The same one draws the same settings.
-        :raises InvalidFieldsError: If so many different ones are not found.
+        :raises InvalidFieldsError: If there are too few different ones.
         """
         if n_trials is None:
             lists = [_list_values(dimension) for dimension in self._dimensions.values()]

@@ -23,7 +23,7 @@ class TrainingOrder(NamedTuple):
     :param n_threads: Threads that may step simulators; the policy is the same with any.
     :param checkpoint: A checkpoint of this training to go on from; None begins it.
     :param init: The file of ``init_model``, if the configuration names one and the training begins.
-    :param stall_seconds: A rollout worker that takes no step for so long counts as dead.
+    :param stall_seconds: A rollout worker that takes no step for this long counts as dead.
     """
 
     config: TrainConfig

@@ -16,9 +16,9 @@ from service.jobs.job import Job
 from service.jobs.records.record import PastJob
 from service.jobs.registry import JobRegistry
 
-# So many jobs' curves are read from the disk before they are sent together.
+# This many jobs' curves are read from the disk before they are sent together.
 _BATCH = 10
-# Up to so many jobs of an environment are drawn with the bounds of their lines; see MAX_BANDS in curves.js.
+# Up to this many jobs of an environment are drawn with the bounds of their lines; see MAX_BANDS in curves.js.
 _MAX_BOUNDED = 4
 
 

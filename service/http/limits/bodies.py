@@ -24,11 +24,11 @@ WRONG_MEDIA_TYPE = Problem("wrong-media-type", "The body is of the wrong type")
 _BODY_TIMEOUT = Problem("body-timeout", "The body arrives too slowly")
 _BODIES_FULL = Problem("bodies-full", "Too much is being sent at once")
 
-# All bodies together may take so much memory, or twice the largest one if that is more.
+# All bodies together may take this much memory, or twice the largest one if that is more.
 _MIN_BYTES_AT_ONCE = 64 * 2**20
 # Bodies this small are always accepted: small requests do not wait for large ones.
 _SMALL_BYTES = 16 * 2**10
-# A body that has been silent for so long makes room for others.
+# A body that has been silent for this long makes room for others.
 _STALLED_SECONDS = 1.0
 
 

@@ -16,7 +16,7 @@ from service.settings import Settings
 
 # Wrong keys a minute: 30 in headers, which programs repeat on one path after the other, or 10 at the login.
 _MAX_GUESS_POINTS, _LOGIN_POINTS = 30, 3
-# A household or a company is given so many bits of an IPv6 address, and chooses the rest itself.
+# Providers assign the first 64 bits of an IPv6 address; a household or company chooses the rest.
 _IPV6_NETWORK_BITS = 64
 
 _RATE = Problem("too-many-requests", "This client sends too many requests")

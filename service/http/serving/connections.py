@@ -40,7 +40,7 @@ _MAX_IGNORED_BYTES = 128 * 2**20
 # Requests that wait for the answer to an earlier one of their connection. All that was read at once is parsed, and each
 # takes memory before its key is looked at; a client that sends ahead has to repeat what is not answered anyway.
 _MAX_PIPELINED = 16
-# A client that takes nothing of its answer for so long is gone.
+# A client that takes nothing of its answer for this long is gone.
 _UNREAD_SECONDS = 30.0
 # A client that has closed its side may still read, or be gone; only writing to it shows which. It is sent what begins
 # within this time, and a stream until that pauses for longer.

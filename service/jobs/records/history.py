@@ -101,7 +101,7 @@ class HistoryPart(NamedTuple):
     """The part of a history that is new since the last look.
 
     :param last_event_id: Id of the latest event.
-    :param stride: One of so many rows is kept.
+    :param stride: One row in this many is kept.
     :param events: Events other than metrics and progress, oldest first.
     :param rows: Rows of metrics, oldest first.
     :param replaces_rows: Whether they take the place of all earlier rows, which have been thinned out.

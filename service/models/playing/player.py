@@ -31,7 +31,7 @@ MEDIA_TYPES: dict[VideoFormat, str] = {"gif": "image/gif", "mp4": "video/mp4"}
 _MAX_CACHED_BYTES = 32 * 2**20
 _MAX_EVALUATIONS = 512
 _FOLDER_PREFIX = "grpo-film-"
-# No film takes so long: a folder of this age is what a killed server has left.
+# No film takes a day: a folder of this age is what a killed server has left.
 _LEFTOVER_SECONDS = 86_400.0
 
 

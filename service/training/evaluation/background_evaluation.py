@@ -19,7 +19,7 @@ _STEP_SHARE, _SHORT_STEP_SHARE, _SHORT_STEPS = 0.1, 1.0, 6_000
 _POINT_SHARE = 0.25
 # The fewest episodes of a point, unless the job asks for fewer, and what is left of them where they take long.
 _MIN_EPISODES, _FEWEST_EPISODES = 5, 2
-# Share of a training's time that its evaluations may take; of a short one's, up to so many seconds.
+# Share of a training's time that its evaluations may take; of a short one's, and up to how many seconds.
 _TIME_SHARE, _SHORT_TIME_SHARE, _SHORT_SECONDS = 0.05, 0.5, 1.0
 # What the evaluation of the untrained policy may take besides: without it, a curve has no start.
 _FIRST_SECONDS = 0.4
@@ -148,7 +148,7 @@ class _Points:
     :param total_timesteps: Steps of the training.
     :param latest: Number of the latest point that was reached: 0 is before the training, 20 would be its end.
     :param started: Number of the latest point that was begun.
-    :param stride: One of so many points in a row is made, 1, 2, 4, ...: more where the time has not sufficed.
+    :param stride: One point in this many is made, 1, 2, 4, ...: more where the time has not sufficed.
     :param n_steps: Steps that have been played, but for the first point's.
     :param n_latest_steps: Steps of the latest point.
     :param n_left_out: Points that were left out for want of time.

@@ -22,8 +22,8 @@ from service.schemas.training import TrainConfig
 # that is saved was chosen by the episodes on the way, and its values are checked on other episodes than they are fitted
 # to.
 SEED_ON_THE_WAY, FINAL_SEED, CHECKED_SEED, FITTED_SEED = 1_000_000, 2_000_000, 3_000_000, 4_000_000
-# Episodes of a final evaluation, at most, and so many seeds of episodes has each of a thousand seeds of jobs: if all
-# jobs ended with the same starts, lucky ones would flatter every seed of a sweep alike.
+# Most episodes of a final evaluation. Each job seed (modulo 1,000) has a range of episode seeds of that size, or lucky
+# starts would flatter every seed of a sweep alike. 1,000 x 1,000 fills the gap to CHECKED_SEED.
 _MOST_FINAL = 1_000
 # Final episodes for each that is asked for, where a hundred take hardly longer than ten: a mean over ten starts of
 # Pendulum-v1 says little.

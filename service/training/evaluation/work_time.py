@@ -74,7 +74,7 @@ class Stopwatch:
         self._latest, self._work = begun, 0.0
 
     def is_past(self, seconds: float) -> bool:
-        """Return whether so much work has gone by by now."""
+        """Return whether this many seconds of work have gone by."""
         passed = time.monotonic() - self._latest.clock
         if self._work + passed < seconds:  # no more work is done in a second than a second's
             return False
