@@ -86,9 +86,9 @@ class GRPO(GroupedAlgorithm):
     From each *anchor state* a *group* of ``group_size`` *branches* follows the current policy for at most
     ``horizon`` simulator steps. A step's advantage is how much better its branch did from there than its group did
     on average (paper: https://arxiv.org/abs/2402.03300, here with groups that share a simulator state instead of a
-    prompt). ``baseline="group"`` needs no value network for that; the default, ``"residual"``, lets one judge what
-    follows a branch. The policy then takes PPO's clipped step (https://arxiv.org/abs/1707.06347), and the next
-    anchor is a random step of a random branch.
+    prompt). ``baseline="group"`` needs no value network for that. The default, ``"adaptive"``, lets one judge what
+    follows a branch, and subtracts only as much of the group as helps. The policy then takes PPO's clipped step
+    (https://arxiv.org/abs/1707.06347), and the next anchor is a random step of a random branch.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, the class that one stands for, or a
         subclass of your own.
@@ -222,7 +222,7 @@ class GRPO(GroupedAlgorithm):
         group_size: int = 2,
         horizon: int | None = None,
         supervision: Supervision = "process",
-        baseline: Baseline = "residual",
+        baseline: Baseline = "adaptive",
         advantage_scaling: AdvantageScaling = "batch",
         bootstrap_value: bool = True,
         vf_lr_factor: float = 10.0,

@@ -47,8 +47,8 @@ _TASK_SETTINGS: dict[str, Settings] = {
         "ent_coef": 0.05,
     },
 }
-# Defaults of GRPO when the first runs were stored, which do not name them. One that has changed since is named, so that
-# those runs do not pass for today's.
+# Defaults of GRPO when the first runs were stored, which do not name them. They hold for every run that names no other
+# value, so that a changed default does not change what was run.
 _STORED_DEFAULTS: Settings = {"baseline": "residual", "anchor_selection": "continue"}
 # What choose_general_preset answers, without making the environments.
 GENERAL_PRESETS = {
@@ -77,7 +77,7 @@ GENERAL_PRESETS = {
 def get_grpo_settings(env_name: str) -> Settings | None:
     """Return the settings of an environment's preset, or else those found for the task; None if there are none."""
     if env_name in _TASK_SETTINGS:
-        return _list_changed_defaults() | _TASK_SETTINGS[env_name]
+        return dict(_TASK_SETTINGS[env_name])
     preset = get_preset(env_name)
     return None if preset is None else _to_settings(preset)
 
@@ -92,16 +92,10 @@ def get_general_settings(task: Task) -> Settings:
 
 def _to_settings(preset: Preset) -> Settings:
     normalize = {} if preset.normalize is None else {"normalize": dict(preset.normalize)}
-    return {"n_envs": preset.n_envs, **normalize, **_list_changed_defaults(), **preset.arguments}
-
-
-def _list_changed_defaults() -> Settings:
-    defaults = {name: parameter.default for name, parameter in signature(GRPO).parameters.items()}
-    return {
-        name: defaults[name]
-        for name, stored in _STORED_DEFAULTS.items()
-        if name in defaults and defaults[name] != stored
-    }
+    defaults = {name: signature(GRPO).parameters[name].default for name in _STORED_DEFAULTS}
+    arguments = {**defaults, **preset.arguments}
+    named = {name: value for name, value in arguments.items() if (name, value) not in _STORED_DEFAULTS.items()}
+    return {"n_envs": preset.n_envs, **normalize, **named}
 
 
 def get_action_settings(env_name: str) -> Settings | None:
@@ -119,7 +113,7 @@ def make_grpo(env_name: str, settings: Settings, seed: int) -> GRPO:
     :param settings: Arguments of ``GRPO``, and ``n_envs`` and ``normalize`` as in presets.
     :param seed: Seed of the model and its environments.
     """
-    arguments = parse_schedules(settings)
+    arguments = parse_schedules(_STORED_DEFAULTS | settings)
     n_envs, normalize = arguments.pop("n_envs", 1), arguments.pop("normalize", None)
     env: VecEnv = make_vec_env(env_name, n_envs, seed=seed)
     if normalize is not None:

@@ -206,7 +206,7 @@ class Hyperparameters(SharedHyperparameters):
     baseline: Annotated[
         Baseline,
         Row(
-            "residual",
+            "adaptive",
             "Credit",
             "what a step's return is compared with. `group`: the group's mean, as GRPO does. `leave_one_out`: the mean "
             "of the others. `residual`: GAE minus the group's mean GAE, with a value network. `adaptive`: GAE minus "

@@ -58,7 +58,7 @@ _STATED_DEFAULTS: dict[str, Any] = {
 # What is filled in without a preset, where that is not the library's own default.
 DEFAULTS_IN_WORDS = {
     "horizon": "close to 16, fitting `n_steps`; in episodes a cap of 10,000",
-    "baseline": "`group` for CartPole's shipped rewards, else `residual`",
+    "baseline": "`group` for CartPole's shipped rewards, else `adaptive`",
     "bootstrap_value": "`false` for CartPole's shipped rewards, else `true`",
 }
 _RequestType = TypeVar("_RequestType", bound=Request)

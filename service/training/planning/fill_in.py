@@ -14,7 +14,7 @@ from grpo_core.environments.registered_limits import get_reward_threshold
 from grpo_core.environments.wrappers import separate_normalization
 from grpo_core.groups.group import GroupPlan
 from grpo_core.options.checks import get_horizon
-from grpo_core.options.choices import NEEDS_VALUES
+from grpo_core.options.choices import COMPARES_IN_GROUPS, NEEDS_VALUES
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policies import choose_policy
 from grpo_core.options.presets import (
@@ -225,6 +225,12 @@ def _fit_credit(settings: Settings, given: Settings) -> None:
     without_values = given.get("supervision") == "outcome" or given.get("bootstrap_value") is False
     if without_values and "baseline" not in given and settings["baseline"] in NEEDS_VALUES:
         settings["baseline"] = "group"
+    if (
+        given.get("advantage_scaling") == "group"
+        and "baseline" not in given
+        and settings["baseline"] not in COMPARES_IN_GROUPS
+    ):
+        settings["baseline"] = "residual"
     if settings["baseline"] in NEEDS_VALUES:
         needed = {"bootstrap_value": True, "supervision": "process"}
         settings |= {name: value for name, value in needed.items() if name not in given}

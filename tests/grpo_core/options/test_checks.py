@@ -113,7 +113,7 @@ def build(**changes: Any) -> GRPO:
         ({"baseline": "value", "bootstrap_value": False}, "bootstrap_value=False is not allowed: baseline='value'"),
         (
             {"supervision": "outcome"},
-            "supervision='outcome' is not allowed: baseline='residual' judges single steps; use "
+            "supervision='outcome' is not allowed: baseline='adaptive' judges single steps; use "
             "supervision='process' or baseline='group'",
         ),
         ({"supervision": "outcome", "baseline": "value"}, "supervision='outcome' is not allowed: baseline='value'"),

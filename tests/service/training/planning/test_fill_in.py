@@ -420,7 +420,7 @@ class TestPresets:
 
     def test_without_a_preset_an_environments_own_reward_needs_the_value_network(self) -> None:
         config = resolve(env_name="Acrobot-v1", preset="none")
-        assert (config.baseline, config.bootstrap_value, config.lr_schedule) == ("residual", True, "linear")
+        assert (config.baseline, config.bootstrap_value, config.lr_schedule) == ("adaptive", True, "linear")
         assert (config.total_timesteps, config.n_steps, config.horizon) == (10_000, 32, 16)
 
     def test_the_request_overrides_the_preset_even_with_a_default(self) -> None:
@@ -676,7 +676,7 @@ class TestSeveralRewards:
         ("names", "baseline"),
         [
             (["optimized_cartpole", "simple_cartpole"], "group"),
-            (["optimized_cartpole", "environment"], "residual"),
+            (["optimized_cartpole", "environment"], "adaptive"),
         ],
     )
     def test_they_are_dense_if_each_of_them_is(self, names: list[str], baseline: str) -> None:
