@@ -6,6 +6,7 @@ deterministic episodes. The seeds were not used to tune the method; ``--first-se
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -84,6 +85,7 @@ def train_grpo_over_http(seeds: Sequence[int]) -> list[float]:
         for seed in seeds:
             actor = GRPO.load(Path(folder) / f"seed-{seed}.zip").make_actor()
             scores.append(evaluate(ENV_NAME, actor.best_actions, seed))
+            print(f"seed {seed}: {scores[-1]:.1f}", file=sys.stderr, flush=True)
         return scores
 
 
@@ -136,6 +138,7 @@ def main() -> None:
     arguments = parser.parse_args()
     versions = read_versions("torch", "stable-baselines3", "gymnasium")
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.n_seeds)
+    print("GRPO, POST /train defaults: all seeds are trained, then judged", file=sys.stderr, flush=True)
     scores = {"GRPO, POST /train defaults": train_grpo_over_http(seeds)}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
         for method, train in (
@@ -144,7 +147,11 @@ def main() -> None:
             ("SB3 PPO, zoo settings", _train_ppo_zoo),
             ("SB3 PPO, defaults", _train_ppo_default),
         ):
-            scores[method] = list(executor.map(train, seeds))
+            print(method, file=sys.stderr, flush=True)
+            scores[method] = []
+            for seed, score in zip(seeds, executor.map(train, seeds), strict=True):
+                scores[method].append(score)
+                print(f"seed {seed}: {score:.1f}", file=sys.stderr, flush=True)
     print(f"{ENV_NAME}, {TOTAL_TIMESTEPS} simulator steps, seeds {seeds[0]} to {seeds[-1]}, own reward over")
     print(f"{N_EPISODES} deterministic episodes; all methods train on optimized_cartpole.\n")
     print(format_table(scores, SOLVED_SCORE))
