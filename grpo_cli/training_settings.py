@@ -23,7 +23,7 @@ from grpo_core.options.presets import (
     parse_schedules,
     shorten_rollouts,
 )
-from grpo_core.options.rewards import CARTPOLE_ENVIRONMENTS, ENVIRONMENT_REWARD
+from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS, can_score
 from grpo_core.suggestions import suggest
 from grpo_terminal import UsageError
 
@@ -69,13 +69,13 @@ def choose_settings(
         raise UsageError("--wrapper normalize and --hyperparams normalize are both there; give one of them.")
     if normalization is not None:
         given["normalize"] = normalization
-    is_own_reward = options.reward_function == ENVIRONMENT_REWARD
-    if not is_own_reward and env_name not in CARTPOLE_ENVIRONMENTS:
+    reward_function = REWARD_FUNCTIONS.get(options.reward_function)
+    if not can_score(reward_function, env_name):
         raise UsageError(
             f"--reward-function {options.reward_function} reads the observations of CartPole, which {env_name} does "
             f"not have; take --reward-function {ENVIRONMENT_REWARD}."
         )
-    preset_name, preset = options.preset or choose_preset_name(env_name, is_own_reward), None
+    preset_name, preset = options.preset or choose_preset_name(env_name, reward_function), None
     if preset_name == GENERAL_PRESET:
         preset_name, action_space = choose_general()
         preset = _fit_general(get_preset(preset_name), given, options.total_timesteps, action_space)

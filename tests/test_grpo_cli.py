@@ -167,7 +167,7 @@ def test_what_normalises_is_in_the_file(
     assert expected == (None if described is None else (described["norm_obs"], described["norm_reward"]))
 
 
-def test_a_named_reward_function_takes_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reward_shipped_for_cartpole_takes_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "m.zip"
     options = ["-n", "1", "--eval-episodes", "0", "-o", str(output), "--reward-function", "simple_cartpole"]
     assert main(["train", "--env", "CartPole-v1", *options]) == 0

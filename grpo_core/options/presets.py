@@ -1,7 +1,7 @@
 """Read the presets in ``presets.yml`` (rl-baselines3-zoo's format), and fit their sizes to given ones."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -11,7 +11,7 @@ import yaml
 from gymnasium import spaces
 
 from grpo_core.options.checks import DEFAULT_HORIZON
-from grpo_core.options.rewards import CARTPOLE_ENVIRONMENTS
+from grpo_core.options.rewards import CARTPOLE_ENVIRONMENTS, Reward, is_shipped
 from grpo_core.spaces import is_image_space
 
 # The zoo's keys that are not arguments of the algorithm.
@@ -86,18 +86,18 @@ def list_general_presets() -> list[str]:
     return sorted(name for name in _read_presets() if name.startswith(_GENERAL_PREFIX))
 
 
-def choose_preset_name(env_name: str, is_own_reward: bool) -> str:
-    """Return the name of the preset for a training that asks for none.
+def choose_preset_name(env_name: str, reward: Reward | None) -> str:
+    """Return the name of the preset for a training that asks for none: the environment's own where it has one.
 
-    Presets are tuned to the environment's own reward.
-
-    :param is_own_reward: Whether the environment's own reward is the only one.
-    :return: The environment, ``GENERAL_PRESET`` or ``NO_PRESET``.
+    :param reward: What is trained on; None is the environment's own reward.
+    :return: The environment or ``GENERAL_PRESET``; ``NO_PRESET`` for the rewards shipped for CartPole, which take the
+        defaults of POST /train.
     """
-    if is_own_reward:
-        return env_name if get_preset(env_name) is not None else GENERAL_PRESET
-    # On CartPole other rewards have defaults of their own.
-    return NO_PRESET if env_name in CARTPOLE_ENVIRONMENTS else GENERAL_PRESET
+    functions = reward if isinstance(reward, Sequence) else [reward]
+    brings_none = all(each is None or is_shipped(each) for each in functions)
+    if env_name in CARTPOLE_ENVIRONMENTS and reward is not None and brings_none:
+        return NO_PRESET
+    return env_name if get_preset(env_name) is not None else GENERAL_PRESET
 
 
 def choose_general_preset(

@@ -101,7 +101,7 @@ class TrainRequest(Request):
     preset: EnvName | None = Field(
         None,
         description="What fills in the fields that are left out: an environment's preset by its name, `general`, or "
-        "`none`. Default: the environment's own preset or a general one where its own reward is trained on, else none.",
+        "`none`. Default: the environment's own preset or a general one, but none for CartPole's shipped rewards.",
     )
     total_timesteps: int = Field(
         10_000, ge=1, le=10_000_000, description="Simulator steps to train for; every step of every branch counts."

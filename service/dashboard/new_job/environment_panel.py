@@ -77,9 +77,4 @@ def _list_facts(described: EnvironmentDescription) -> dict[str, str]:
 def _describe_preset(described: EnvironmentDescription) -> str:
     assert described.preset is not None, "called where there is one"
     steps = f"{format_count(described.preset['n_timesteps'])} steps"
-    # With any other reward the preset does not apply.
-    return (
-        steps
-        if described.default_reward_function == "environment"
-        else f"{steps}; applies only with the environment's own reward"
-    )
+    return steps if described.default_reward_function == "environment" else f"{steps}; not with the shipped rewards"

@@ -34,14 +34,12 @@ class Rewards(NamedTuple):
     :param reward_function_type: Name of a single reward function; None if there is a list.
     :param reward_functions: Weights by name if there is a list; None for a single one.
     :param functions: The functions, as ``GRPO`` takes them.
-    :param is_own: Whether the environment's own reward is the only one.
     :param is_dense: Whether the rewards tell after every step how good it was.
     """
 
     reward_function_type: str | None
     reward_functions: dict[str, float] | None
     functions: Reward | None
-    is_own: bool
     is_dense: bool
 
 
@@ -100,7 +98,6 @@ def _resolve_rewards(request: TrainRequest, reward_functions: Mapping[str, Rewar
         reward_function_type=name if weights is None else None,
         reward_functions=weights,
         functions=functions[0] if weights is None else functions,
-        is_own=functions == [None] and weights is None,
         is_dense=all(function in CARTPOLE_REWARDS.values() for function in functions),
     )
 
@@ -120,7 +117,7 @@ def _check_reward_name(field: str, name: str, env_name: str, reward_functions: M
 def _resolve_preset(request: TrainRequest, rewards: Rewards) -> str:
     name = request.preset
     if name is None:
-        return choose_preset_name(request.env_name, rewards.is_own)
+        return choose_preset_name(request.env_name, rewards.functions)
     if name not in (NO_PRESET, GENERAL_PRESET) and get_preset(name) is None:
         raise _refuse_name("preset", name, [NO_PRESET, *list_presets(), GENERAL_PRESET, *list_general_presets()])
     return name

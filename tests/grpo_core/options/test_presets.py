@@ -5,13 +5,23 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
-from grpo_core.options.presets import Preset, fit_horizon, fit_n_steps, fit_sizes, get_preset, list_presets
+from grpo_core.options.presets import (
+    Preset,
+    choose_preset_name,
+    fit_horizon,
+    fit_n_steps,
+    fit_sizes,
+    get_preset,
+    list_presets,
+)
+from grpo_core.options.rewards import Reward, optimized_cartpole, simple_cartpole
 
 ENV_IDS = list_presets()
 # Optional packages.
@@ -21,6 +31,10 @@ NEEDS = {
         ("InvertedDoublePendulum-v5", "Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "Swimmer-v5", "Ant-v5"), "mujoco"
     ),
 }
+
+
+def own(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    return next_state[:, 0]
 
 
 def get(env_id: str) -> Preset:
@@ -77,6 +91,31 @@ def test_normalize_keeps_its_options() -> None:
 
 def test_an_environment_without_a_preset_has_none() -> None:
     assert get_preset("Nowhere-v0") is None
+
+
+@pytest.mark.parametrize("reward", [None, own, [None], [None, own]])
+def test_an_environment_takes_its_preset_whatever_is_rewarded(reward: Reward | None) -> None:
+    assert choose_preset_name("Pendulum-v1", reward) == "Pendulum-v1"
+    assert choose_preset_name("CliffWalking-v1", reward) == "general"
+
+
+@pytest.mark.parametrize(
+    ("reward", "name"),
+    [
+        (None, "CartPole-v1"),
+        (own, "CartPole-v1"),
+        ([None, own], "CartPole-v1"),
+        ([simple_cartpole, own], "CartPole-v1"),
+        (optimized_cartpole, "none"),
+        (simple_cartpole, "none"),
+        ([None], "none"),
+        ([None, simple_cartpole], "none"),
+    ],
+)
+def test_rewards_shipped_for_cartpole_take_the_defaults_of_the_contract(reward: Reward | None, name: str) -> None:
+    assert choose_preset_name("CartPole-v1", reward) == name
+    # It has no preset of its own.
+    assert choose_preset_name("CartPole-v0", reward) == ("none" if name == "none" else "general")
 
 
 @pytest.mark.parametrize(

@@ -389,6 +389,22 @@ class TestPresets:
     def test_the_environments_own_reward_brings_its_own_preset(self, request_: dict[str, Any], preset: str) -> None:
         assert resolve(**request_).preset == preset
 
+    @pytest.mark.parametrize(
+        ("request_", "preset"),
+        [
+            ({"env_name": "Pendulum-v1", "reward_function_type": "own"}, "Pendulum-v1"),
+            ({"env_name": "Pendulum-v1", "reward_functions": {"environment": 1.0, "own": 0.5}}, "Pendulum-v1"),
+            ({"env_name": "CartPole-v1", "reward_function_type": "own"}, "CartPole-v1"),
+            ({"env_name": "CartPole-v1", "reward_functions": {"simple_cartpole": 1.0, "own": 0.5}}, "CartPole-v1"),
+            ({"env_name": "CartPole-v1", "reward_function_type": "own", "preset": "none"}, "none"),
+            ({"env_name": "CliffWalking-v1", "reward_function_type": "own"}, "general-discrete"),
+        ],
+        ids=str,
+    )
+    def test_so_does_a_reward_of_the_users(self, request_: dict[str, Any], preset: str) -> None:
+        known = {**REWARD_FUNCTIONS, "own": lambda state, action, next_state: next_state[:, 0]}
+        assert make_plan(known, **request_).config.preset == preset
+
     def test_the_general_preset_shortens_its_rollouts_to_the_training(self) -> None:
         expected = {100_000: (512, 32), 10_000: (512, 32), 1000: (64, 32), 64: (32, 16)}
         for total_timesteps, sizes in expected.items():
