@@ -1,15 +1,21 @@
 """The records of a job: its configuration, its evaluations and its events."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from service.dashboard.widgets.html_elements import Text, make_box
-from service.dashboard.widgets.number_format import format_count, format_interval, format_number
+from service.dashboard.widgets.number_format import (
+    format_count,
+    format_interval,
+    format_number,
+    format_share,
+    format_success,
+)
 from service.dashboard.widgets.setting_text import ORIGIN_TONES, ORIGINS, write_named_setting
 from service.jobs.job import Job
 from service.jobs.records.history import HistoryEvent
-from service.schemas.jobs import EvaluationRow, FinalEvaluation
+from service.schemas.jobs import EpisodeFigures, EvaluationRow, FinalEvaluation
 
 _MAX_EVENTS = 200
 
@@ -64,19 +70,28 @@ def show_evaluations(job: Job) -> None:
         make_box("record-table", "table"),
     ):
         with make_box("", "thead"), make_box("", "tr"):
-            for title in ("Steps", "Mean reward, 95 % interval", "Episodes", "Length", ""):
+            columns = list_columns(rows)
+            for title in columns:
                 Text(title, "" if title == "" else "number", "th").props["scope"] = "col"
         with make_box("", "tbody"):
             for row in rows:
-                _show_evaluation(row, is_final=row is final, is_best=row == best)
+                _show_evaluation(row, is_final=row is final, is_best=row == best, has_success="Success" in columns)
 
 
-def _show_evaluation(row: EvaluationRow | FinalEvaluation, is_final: bool, is_best: bool) -> None:
+def list_columns(rows: Iterable[EpisodeFigures]) -> list[str]:
+    """List the columns of a table of evaluations."""
+    success = ["Success"] if any(row.success_rate is not None for row in rows) else []
+    return ["Steps", "Mean reward, 95 % interval", *success, "Episodes", "Length", ""]
+
+
+def _show_evaluation(row: EvaluationRow | FinalEvaluation, is_final: bool, is_best: bool, has_success: bool) -> None:
     with make_box("own" if is_final else "", "tr"):
         Text(format_count(row.timesteps), "number", "td")
         with make_box("number", "td"):
             Text(format_number(row.mean_reward))
             Text(format_interval(row.mean_reward_ci95), "muted small interval-of")
+        if has_success:
+            Text("" if row.success_rate is None else format_share(row.success_rate), "number", "td")
         Text(str(row.n_episodes), "number", "td")
         Text(format_number(row.mean_length), "number", "td")
         with make_box("", "td"):
@@ -110,7 +125,9 @@ def describe_event(event: HistoryEvent) -> tuple[str, str]:
             interval = format_interval(payload["mean_reward_ci95"])
             kind = "Final evaluation" if event.name == "job.final_evaluation" else "Evaluation"
             figures = format_number(payload["mean_reward"]) + (f" ({interval})" if interval else "")
-            return "", f"{kind} at step {format_count(payload['timesteps'])}: {figures}"
+            success = format_success(payload["success_rate"])
+            text = ", ".join(filter(None, (figures, success)))
+            return "", f"{kind} at step {format_count(payload['timesteps'])}: {text}"
         case "job.failed":
             return "bad", f"Failed at step {format_count(payload['current_timesteps'])}: {payload['error_message']}"
         case "job.completed" | "job.stopped":

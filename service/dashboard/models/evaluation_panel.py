@@ -4,7 +4,7 @@ from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_note, set_attributes, show_problem
-from service.dashboard.widgets.number_format import format_interval, format_number
+from service.dashboard.widgets.number_format import format_interval, format_number, format_success
 from service.errors import ServiceError
 from service.models.playing.player import ModelPlayer
 from service.schemas.jobs import EpisodeFigures
@@ -62,7 +62,10 @@ class EvaluationPanel:
                         first, last = ((end - low) / width for end in _list_ends(figures))
                         make_box("", "i").style(f"left: {100 * first:.1f}%; width: {100 * (last - first):.1f}%")
                         make_box("", "b").style(f"left: {100 * (figures.mean_reward - low) / width:.1f}%")
-                    Text(_describe(figures), "number")
+                    with make_box("number"):
+                        Text(_describe(figures))
+                        if success := format_success(figures.success_rate):
+                            Text(success, "muted small", "div")
             if answer.better_than_random:
                 make_note("Better than random: the intervals do not overlap.", "good", "check_circle")
             else:

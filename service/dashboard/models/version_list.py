@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from service.app import Service
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_link
-from service.dashboard.widgets.number_format import format_count, format_number
+from service.dashboard.widgets.number_format import format_count, format_number, format_success
 from service.dashboard.widgets.toasts import show_error, show_success
 from service.errors import ServiceError
 from service.http.browser_rules import DASHBOARD_PATH
@@ -112,8 +112,9 @@ def _list_facts(version: ModelVersion) -> list[str]:
         f"{version.created_at:%Y-%m-%d %H:%M} UTC",
         None if version.num_timesteps is None else f"{format_count(version.num_timesteps)} steps",
         None if evaluation is None else f"reward {format_number(evaluation.mean_reward)}",
+        "" if evaluation is None else format_success(evaluation.success_rate),
         None if lineage is None else f"started from {lineage.model_name}",
         None if version.job_id is None else f"job {version.job_id}",
         None if version.sha256 is None else f"sha256 {version.sha256[:12]}",
     ]
-    return [fact for fact in facts if fact is not None]
+    return [fact for fact in facts if fact]

@@ -3,7 +3,14 @@
 from typing import NamedTuple
 
 from service.dashboard.widgets.html_elements import Text, make_box
-from service.dashboard.widgets.number_format import format_count, format_interval, format_number, has_no_width
+from service.dashboard.widgets.number_format import (
+    format_count,
+    format_interval,
+    format_number,
+    format_share,
+    format_success,
+    has_no_width,
+)
 from service.schemas.jobs import EpisodeFigures, FinalEvaluation, TrainingStatus
 from service.schemas.models import ModelCard
 
@@ -17,12 +24,16 @@ class Headline(NamedTuple):
     :param interval: Its 95 % interval, or that all episodes earned the same, in words.
     :param caption: Which evaluation it is, and of how many episodes.
     :param training: The mean that training reports, which is not the policy's score.
+    :param success: Share of the episodes that succeeded.
+    :param success_interval: Its 95 % interval, in words.
     """
 
     figure: str
     interval: str
     caption: str
     training: str = ""
+    success: str = ""
+    success_interval: str = ""
 
 
 def choose_headline(status: TrainingStatus) -> Headline:
@@ -53,7 +64,8 @@ def describe_model(card: ModelCard) -> Headline | None:
 def describe_figures(figures: EpisodeFigures) -> str:
     """Write an evaluation in one line."""
     figure, interval = format_number(figures.mean_reward), format_interval(figures.mean_reward_ci95)
-    return f"{figure} ({interval}), {figures.n_episodes} episodes" if interval else figure
+    parts = [f"{figure} ({interval})" if interval else figure, format_success(figures.success_rate)]
+    return ", ".join(filter(None, [*parts, f"{figures.n_episodes} episodes" if interval else ""]))
 
 
 def _describe_final(final: FinalEvaluation) -> Headline:
@@ -67,7 +79,14 @@ def _describe(figures: EpisodeFigures, name: str, n_episodes: str) -> Headline:
     if ends is not None and has_no_width(ends):
         interval = f"all {figures.n_episodes} episodes earned {figure}"
     unit = "episode" if figures.n_episodes == 1 else "episodes"
-    return Headline(figure, interval, f"{name}, mean of {n_episodes} {unit}")
+    rates = figures.success_rate_ci95
+    return Headline(
+        figure,
+        interval,
+        f"{name}, mean of {n_episodes} {unit}",
+        success=format_success(figures.success_rate),
+        success_interval="" if rates is None else f"95 % interval {100 * rates[0]:.3g} to {format_share(rates[1])}",
+    )
 
 
 class HeadlineText:
@@ -77,6 +96,8 @@ class HeadlineText:
         with make_box("headline"):
             with make_box("row-flex baseline"):
                 self._figure, self._interval = Text("", "figure"), Text("", "muted small number")
+            with make_box("row-flex baseline"):
+                self._success, self._success_interval = Text("", "success number"), Text("", "muted small number")
             with make_box("row-flex baseline between"):
                 self._caption, self._training = Text("", "muted small"), Text("", "muted small number")
 
@@ -84,5 +105,7 @@ class HeadlineText:
         """Show other texts."""
         self._figure.set_text(headline.figure)
         self._interval.set_text(headline.interval)
+        self._success.set_text(f"{headline.success[:1].upper()}{headline.success[1:]}")
+        self._success_interval.set_text(headline.success_interval)
         self._training.set_text(headline.training)
         self._caption.set_text(f"{headline.caption[:1].upper()}{headline.caption[1:]}")

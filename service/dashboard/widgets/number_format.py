@@ -77,6 +77,16 @@ def format_interval(interval: tuple[float, float] | None) -> str:
     return f"{format_number(interval[0])} to {format_number(interval[1])}"
 
 
+def format_share(share: float) -> str:
+    """Format a share of 1 in percent."""
+    return f"{100 * share:.3g} %"
+
+
+def format_success(rate: float | None) -> str:
+    """Format which share of episodes succeeded; the text is empty where the environment does not define success."""
+    return "" if rate is None else f"success {format_share(rate)}"
+
+
 def has_no_width(interval: tuple[float, float]) -> bool:
     """Return whether all have earned the same; a mean of equal numbers may differ in the last digits."""
     return math.isclose(*interval, rel_tol=1e-9, abs_tol=1e-12)

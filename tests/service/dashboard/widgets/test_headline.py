@@ -23,6 +23,7 @@ FIGURES: dict[str, Any] = {
     "success_rate_ci95": None,
 }
 FINAL = FinalEvaluation(**FIGURES, timesteps=10_000, seconds=0.5, complete=True)
+OF_GOALS = FINAL.model_copy(update={"success_rate": 0.9, "success_rate_ci95": (0.596, 0.982)})
 CUT = FINAL.model_copy(update={"n_episodes": 4, "complete": False})
 
 
@@ -77,5 +78,15 @@ def test_a_model_shows_its_final_evaluation_before_others() -> None:
     )
 
 
+def test_the_success_rate_stands_beside_the_reward_where_the_environment_knows_success(status: TrainingStatus) -> None:
+    for final, success, success_interval in (
+        (FINAL, "", ""),
+        (OF_GOALS, "success 90 %", "95 % interval 59.6 to 98.2 %"),
+    ):
+        headline = choose_headline(status.model_copy(update={"final_evaluation": final}))
+        assert (headline.success, headline.success_interval) == (success, success_interval)
+
+
 def test_an_evaluation_is_written_in_one_line() -> None:
     assert describe_figures(FINAL) == "500.0 (480.5 to 500.0), 10 episodes"
+    assert describe_figures(OF_GOALS) == "500.0 (480.5 to 500.0), success 90 %, 10 episodes"
