@@ -26,6 +26,7 @@ from service.sweeps.ranking import compute_seed_interval
 _OTHER = frozenset(
     {"env_name", "seed", "model_name", "replace", "tensorboard_log", "device", "checkpoint_every", "max_restarts"}
 )
+_REWARD = "reward_function_type"
 _MAX_SETTINGS = 8
 _MAX_MEMBERS = 100
 # Groups are sorted by the figures in their rows.
@@ -61,7 +62,7 @@ def make_table(lines: Sequence[PastJob], view: JobsView, list_configs: Callable[
     if not view.grouping:
         n_pages = _count_pages(len(jobs))
         shown = jobs[PAGE_SIZE * (min(view.page, n_pages) - 1) :][:PAGE_SIZE]
-        configs = list_configs([job.job_id for job in shown])
+        configs = _unite_rewards(list_configs([job.job_id for job in shown]))
         settings = find_differences(shown, configs)
         rows = [_describe(job, configs, settings) for job in shown]
         return JobsTable(rows, settings, n_pages)
@@ -72,7 +73,7 @@ def make_table(lines: Sequence[PastJob], view: JobsView, list_configs: Callable[
     listed = _sort_groups(groups, view.query.sort)[PAGE_SIZE * (min(view.page, n_pages) - 1) :][:PAGE_SIZE]
     opened = [job for key, members in listed if key in view.opened for job in members[:_MAX_MEMBERS]]
     first = [members[0] for _, members in listed]
-    configs = list_configs({job.job_id for job in [*first, *opened]})
+    configs = _unite_rewards(list_configs({job.job_id for job in [*first, *opened]}))
     settings = find_differences([*first, *opened], configs)
     described = {key: _describe_group(key, members, view, configs, settings) for key, members in listed}
     _tell_apart(described.values(), settings)
@@ -96,8 +97,22 @@ def _sort_groups(groups: Mapping[str, list[PastJob]], sort: str) -> list[tuple[s
     return sorted(groups.items(), key=lambda group: (figures[group[0]] is None, sign * (figures[group[0]] or 0.0)))
 
 
+def _unite_rewards(configs: Configs) -> Configs:
+    """Write a sum of reward functions in the place of the single one, so that both have one column."""
+    united = {}
+    for job_id, config in configs.items():
+        own = dict(config)
+        if (summed := own.pop("reward_functions", None)) is not None:
+            own[_REWARD] = summed
+        united[job_id] = own
+    return united
+
+
 def find_differences(jobs: Iterable[PastJob], configs: Configs) -> list[str]:
-    """Find the settings in which jobs of the same environment differ, those with the most values first."""
+    """Find the settings in which jobs of the same environment differ.
+
+    The reward function comes first, because no reward can be read without it; then those with the most values.
+    """
     values: dict[str, dict[str, set[str]]] = {}
     for job in jobs:
         for name, value in configs.get(job.job_id, {}).items():
@@ -105,7 +120,7 @@ def find_differences(jobs: Iterable[PastJob], configs: Configs) -> list[str]:
                 values.setdefault(name, {}).setdefault(job.summary.env_name, set()).add(repr(value))
     n_values = {name: max(map(len, by_env.values())) for name, by_env in values.items()}
     differing = [name for name, n in n_values.items() if n > 1]
-    return sorted(differing, key=lambda name: -n_values[name])[:_MAX_SETTINGS]
+    return sorted(differing, key=lambda name: (name != _REWARD, -n_values[name]))[:_MAX_SETTINGS]
 
 
 def _list_rewards(members: Sequence[PastJob]) -> list[float]:

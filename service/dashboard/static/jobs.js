@@ -6,6 +6,7 @@ globalThis.grpoJobs = (() => {
     ["time", "Time", "elapsed_seconds"], ["created", "Created", "created_at"], ["seed", "Seed", "seed"],
   ];
   const DESCENDING = new Set(["mean_reward", "current_timesteps", "elapsed_seconds", "created_at"]);
+  const NEWEST_FIRST = "-created_at", REWARD_FUNCTION = "reward_function_type";
   const TONES = { running: "live", completed: "good", failed: "bad" };
   const AGES_MS = 60_000;
   const MARGIN = "Half of the 95 % interval of the mean over seeds (Student's t). Near the highest reward that an episode can earn, the interval may reach beyond it.";
@@ -31,6 +32,7 @@ globalThis.grpoJobs = (() => {
     if (document.hidden || !table) return;
     for (const cell of table.querySelectorAll("[data-moment]")) cell.textContent = age(cell.dataset.moment);
   };
+  const sortField = () => grpoAddress.get("sort", NEWEST_FIRST).replace("-", "");
   const short = (id) => id.slice(0, 8);
   const ask = () => emitEvent("jobs_view", grpoAddress.spell());
   const act = (action, id) => emitEvent("jobs_act", { action, id });
@@ -136,15 +138,23 @@ globalThis.grpoJobs = (() => {
     cell.append(details);
     return cell;
   };
-  const settingCells = (row) => row.settings.map((value) => make("td", "number c-setting", value, { title: value }));
+  const settingClasses = ([name]) => (name === REWARD_FUNCTION ? "c-setting c-function" : "number c-setting");
+  const settingCells = (row) => row.settings.map((value, i) => make("td", settingClasses(latest.settings[i]), value, { title: value }));
+  // Where the table goes on at the right, what it is sorted by is in sight, and so are the reward functions.
+  const arrange = (cells, settings) => {
+    const { name, status, env, reward, steps, time, ...rest } = cells;
+    const n = latest.settings[0]?.[0] === REWARD_FUNCTION ? 1 : 0, sorted = COLUMNS.find(([, , field]) => field === sortField())?.[0];
+    const early = sorted in rest ? [rest[sorted]] : [], late = Object.values(rest).filter((cell) => !early.includes(cell));
+    return [name, status, env, ...settings.slice(0, n), reward, ...early, steps, time, ...settings.slice(n), ...late];
+  };
   const jobRow = (row) => {
     const line = make("tr", row.member ? "member" : "", "", { "data-id": row.id });
     const first = make("td", "c-tick");
     first.append(tick(row.id, row.name, [row.id]));
-    line.append(first, nameCell(row), statusCell(row), make("td", "c-env muted", row.env), rewardCell(row),
-      make("td", "number c-steps", row.steps), make("td", "number c-time", row.time), ...settingCells(row),
-      make("td", "c-created muted", age(row.created), { "data-moment": row.created }), make("td", "number c-seed", row.seed),
-      menuCell(row));
+    const cells = { name: nameCell(row), status: statusCell(row), env: make("td", "c-env muted", row.env), reward: rewardCell(row),
+      steps: make("td", "number c-steps", row.steps), time: make("td", "number c-time", row.time),
+      created: make("td", "c-created muted", age(row.created), { "data-moment": row.created }), seed: make("td", "number c-seed", row.seed) };
+    line.append(first, ...arrange(cells, settingCells(row)), menuCell(row));
     return line;
   };
   const totalCell = (key, figure, of) => {
@@ -165,9 +175,10 @@ globalThis.grpoJobs = (() => {
       ask();
     });
     cell.append(button);
-    line.append(first, cell, statusCell(row), make("td", "c-env muted", row.env), rewardCell(row),
-      totalCell("steps", row.steps, row.steps_of), totalCell("time", row.time, row.time_of), ...settingCells(row),
-      make("td", "c-created"), make("td", "number c-seed", row.seed), make("td", "c-menu"));
+    const cells = { name: cell, status: statusCell(row), env: make("td", "c-env muted", row.env), reward: rewardCell(row),
+      steps: totalCell("steps", row.steps, row.steps_of), time: totalCell("time", row.time, row.time_of),
+      created: make("td", "c-created"), seed: make("td", "number c-seed", row.seed) };
+    line.append(first, ...arrange(cells, settingCells(row)), make("td", "c-menu"));
     return line;
   };
   const restRow = ({ rest }) => {
@@ -177,26 +188,23 @@ globalThis.grpoJobs = (() => {
     return line;
   };
   const headRow = (settings) => {
-    const line = make("tr"), sort = grpoAddress.get("sort", "-created_at");
+    const line = make("tr"), isDown = grpoAddress.get("sort", NEWEST_FIRST).startsWith("-");
     line.append(make("td", "c-tick"));
     const heads = COLUMNS.map(([key, title, field]) => {
-      const isOn = sort.replace("-", "") === field, isDown = sort.startsWith("-");
+      const isOn = sortField() === field;
       const cell = make("th", `c-${key}`, "", { scope: "col", "aria-sort": isOn ? (isDown ? "descending" : "ascending") : "none" });
       const button = make("button", isOn ? "on" : "", title, { type: "button", "data-focus": `sort ${field}` });
       if (isOn) button.append(icon(isDown ? "arrow_downward" : "arrow_upward"));
       button.addEventListener("click", () => {
         // As it is now: a second click may come before the answer to the first.
-        const now = grpoAddress.get("sort", "-created_at");
-        const isDescending = now.replace("-", "") === field ? !now.startsWith("-") : DESCENDING.has(field), next = `${isDescending ? "-" : ""}${field}`;
-        go({ sort: next === "-created_at" ? "" : next });
+        const isDescending = sortField() === field ? !grpoAddress.get("sort", NEWEST_FIRST).startsWith("-") : DESCENDING.has(field), next = `${isDescending ? "-" : ""}${field}`;
+        go({ sort: next === NEWEST_FIRST ? "" : next });
       });
       cell.append(button);
-      return cell;
+      return [key, cell];
     });
-    const named = settings.map(([name, title]) => make("th", "c-setting", title, { scope: "col", title: name }));
-    // The settings in which jobs differ come before the time they began: they are in sight where the table goes on at the right.
-    heads.splice(COLUMNS.findIndex(([key]) => key === "created"), 0, ...named);
-    line.append(...heads, make("td", "c-menu"));
+    const named = settings.map(([name, title]) => make("th", settingClasses([name]), title, { scope: "col", title: name }));
+    line.append(...arrange(Object.fromEntries(heads), named), make("td", "c-menu"));
     return line;
   };
   const draw = () => {

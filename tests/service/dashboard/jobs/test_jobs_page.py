@@ -230,8 +230,23 @@ def test_settings_that_differ_have_a_column(page: Page) -> None:
     wait_for_names(page, "run-59")
     heads = page.run("return [...document.querySelectorAll('th.c-setting')].map((cell) => cell.textContent)")
     assert heads == ["Learning rate"]
+    # Before what tells less, unless the table is sorted by that.
     following = "return document.querySelector('th.c-setting').nextSibling.className"
-    assert page.run(following) == "c-created"
+    assert page.run(following) == "c-seed"
+
+
+def test_a_laptop_shows_the_reward_function_and_what_the_table_is_sorted_by(page: Page) -> None:
+    page.emulate(width=1280)
+    for sort, head in (("-created_at", "Created"), ("seed", "Seed")):
+        page.open(f"?q=run-0&sort={sort}")
+        wait_until(lambda: "run-07" in list_names(page))
+        shown = page.run(
+            "const end = document.querySelector('td.c-menu').getBoundingClientRect().left;"
+            "return [...document.querySelectorAll('.jobs-table th[scope=col]')]"
+            ".filter((cell) => cell.getBoundingClientRect().right <= end)"
+            ".map((cell) => cell.querySelector('button')?.firstChild.textContent ?? cell.textContent)"
+        )
+        assert {"Reward function", head} <= set(shown)
 
 
 def test_a_colour_belongs_to_a_job_whatever_else_is_taken_away(page: Page, job_ids: list[str]) -> None:

@@ -82,6 +82,19 @@ def test_only_settings_that_differ_within_an_environment_have_a_column() -> None
     assert [row["settings"] for row in table.rows] == [["8"], ["16"], ["8"]]
 
 
+def test_reward_functions_have_one_column_and_it_is_the_first() -> None:
+    jobs = [make_job(i) for i in range(3)]
+    sums = {"environment": 1.0, "mine": 0.5}
+    chosen = [("environment", None), ("mine", None), (None, sums)]
+    configs: Configs = {
+        job.job_id: {"gamma": gamma, "reward_function_type": name, "reward_functions": summed}
+        for job, gamma, (name, summed) in zip(jobs, (0.7, 0.8, 0.9), chosen, strict=True)
+    }
+    table = make_table(jobs, read_view({"sort": "created_at"}), lambda job_ids: configs)
+    assert table.settings == ["reward_function_type", "gamma"]
+    assert [row["settings"][0] for row in table.rows] == ["environment", "mine", "environment: 1, mine: 0.5"]
+
+
 def test_groups_have_the_mean_of_their_jobs_and_its_spread() -> None:
     rewards = [1.0, 2.0, 6.0]
     jobs = [make_job(i, mean_reward=reward, elapsed_seconds=10.0) for i, reward in enumerate(rewards)]
