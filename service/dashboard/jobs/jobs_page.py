@@ -25,7 +25,11 @@ from service.schemas.jobs import JobStatus
 _REFRESH_SECONDS = 1.0
 # Jobs that the page chooses by itself: the newest one, and those in training.
 _MAX_BY_ITSELF = 6
-_GROUPINGS = (("", "No groups"), ("env_name", "By environment"), ("recipe", "Same settings, any seed"))
+_GROUPINGS = (
+    ("", "A row per job"),
+    ("env_name", "A row per environment"),
+    ("recipe", "A row per setting, any seed"),
+)
 
 
 async def show_jobs() -> None:
@@ -178,7 +182,7 @@ def _make_bar() -> None:
                 Text(label, "visually-hidden")
                 make_box("", "select", name=name)
         with make_box("", "label"):
-            Text("Groups", "visually-hidden")
+            Text("Rows", "visually-hidden")
             with make_box("", "select", name="group"):
                 for value, text in _GROUPINGS:
                     Text(text, tag="option").props["value"] = value

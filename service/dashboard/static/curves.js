@@ -15,7 +15,7 @@ globalThis.grpoCurves = (() => {
   };
   // What is drawn, in words, by the beginnings of the lines' ids. The last is the area between two lines.
   const KEYS = [
-    ["evaluation", "evaluation"], ["mean", "mean of a group"], ["seed", "each of its jobs"], ["line", "smoothed"], ["raw", "as reported"],
+    ["evaluation", "evaluation"], ["mean", "mean of several jobs"], ["seed", "each of them"], ["line", "smoothed"], ["raw", "as reported"],
     ["training", "training mean: last 100 episodes, sampled actions"], ["final", "final evaluation"],
     ["low-own", "95 % interval over episodes"], ["low-mean", null], ["low-spread", "lowest to highest"],
   ];

@@ -225,6 +225,13 @@ def test_what_a_browser_keeps_out_of_the_address_is_shown_all_the_same(page: Pag
     wait_until(lambda: read_address(page) == {"q": "run-0"})
 
 
+def test_rows_are_not_called_groups_which_are_something_else_in_grpo(page: Page) -> None:
+    page.open("")
+    wait_for_names(page, "run-59")
+    words = "return document.querySelector('.jobs-bar [name=group]').closest('label').textContent"
+    assert "group" not in page.run(words).lower()
+
+
 def test_settings_that_differ_have_a_column(page: Page) -> None:
     page.open("")
     wait_for_names(page, "run-59")
