@@ -246,6 +246,16 @@ def test_the_metrics_page_explains_every_key_that_is_logged_and_no_other(logged_
     assert generic == explained
 
 
+def test_the_metrics_page_has_the_titles_of_the_dashboard() -> None:
+    script = (ROOT / "service" / "dashboard" / "static" / "curves.js").read_text()
+    titles = dict(re.findall(r'^    "(\w+/\w+)": \["([^"]+)"', script, flags=re.MULTILINE))
+    text = (ROOT / "docs" / "metrics.md").read_text().split("## Every key")[1]
+    assert {"rollout/ep_rew_mean", "rollout/zero_std_group_fraction"} <= titles.keys()
+    for key, title in titles.items():
+        (row,) = re.findall(rf"^\| `{key}` \|.*$", text, flags=re.MULTILINE)
+        assert f"*{title}*" in row
+
+
 def make_schema() -> dict[str, Any]:
     app: FastAPI = create_app(Settings())
     return app.openapi()

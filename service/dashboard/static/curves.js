@@ -9,6 +9,8 @@ globalThis.grpoCurves = (() => {
   const TRAINING = "rollout/ep_rew_mean";
   const TITLES = {
     reward: ["Episode reward", "The environment's own reward: it should rise, then level off. An evaluation plays whole episodes with the policy's most likely actions; where the shaded 95 % intervals of two jobs overlap, their difference may be chance. The training mean covers the last 100 training episodes, with sampled actions: it lags behind the evaluations and may stay below them."],
+    "rollout/ep_rew_mean": ["Training mean", "Mean reward of the last 100 training episodes, with sampled actions: it lags behind the evaluations and may stay below them."],
+    "rollout/success_rate": ["Success while training", "Share of the last 100 training episodes, with sampled actions, that the environment calls a success."],
     "train/entropy_loss": ["Entropy", "How undecided the policy is. It should fall slowly: if it drops early, the policy has stopped exploring."],
     "train/approx_kl": ["KL divergence", "How far an update moves the policy. Small, steady values are healthy; if it spikes, lower the learning rate."],
     "rollout/zero_std_group_fraction": ["Groups without a signal", "Share of groups whose branches all earned the same. A high share alone is no fault: a policy that always succeeds is at 1 too. If it stays at 1 and the reward does not move, change the reward, the horizon or the group size."],
@@ -32,6 +34,7 @@ globalThis.grpoCurves = (() => {
     log: grpoAddress.get("log") === "1", metric: grpoAddress.get("y", "reward"), group: grpoAddress.get("group"),
   });
   const name = (metric) => TITLES[metric]?.[0] ?? metric;
+  const offer = (metric) => (metric in TITLES && metric !== "reward" ? `${name(metric)} · ${metric}` : name(metric));
   const text = (tag, content, classes = "") => Object.assign(document.createElement(tag), { textContent: content, className: classes });
   const duration = (seconds) => {
     const whole = Math.round(seconds), two = (n) => String(n).padStart(2, "0");
@@ -289,7 +292,7 @@ globalThis.grpoCurves = (() => {
     if (!keys.includes(view.metric)) keys.push(view.metric);
     if (select.dataset.keys !== keys.join()) {
       select.dataset.keys = keys.join();
-      select.replaceChildren(...keys.map((key) => Object.assign(text("option", name(key)), { value: key })));
+      select.replaceChildren(...keys.map((key) => Object.assign(text("option", offer(key)), { value: key })));
     }
     select.value = view.metric;
   };

@@ -225,6 +225,13 @@ def test_what_a_browser_keeps_out_of_the_address_is_shown_all_the_same(page: Pag
     wait_until(lambda: read_address(page) == {"q": "run-0"})
 
 
+def test_a_metric_is_offered_by_its_title_and_its_key(page: Page) -> None:
+    page.open("")
+    wait_until(lambda: "run-59, evaluation" in read_lines(page))
+    offered = page.run("return [...document.querySelectorAll('select[name=y] option')].map((one) => one.textContent)")
+    assert offered == ["Episode reward", "Training mean · rollout/ep_rew_mean", "train/loss"]
+
+
 def test_rows_are_not_called_groups_which_are_something_else_in_grpo(page: Page) -> None:
     page.open("")
     wait_for_names(page, "run-59")
