@@ -8,7 +8,7 @@ globalThis.grpoCurves = (() => {
     2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04];
   const TRAINING = "rollout/ep_rew_mean";
   const TITLES = {
-    reward: ["Episode reward", "The environment's own reward: it should rise, then level off. An evaluation plays whole episodes with the policy's most likely actions; where the shaded 95 % intervals of two jobs overlap, their difference may be chance. The training mean covers the last 100 training episodes, with sampled actions: it lags behind the evaluations and may stay below them."],
+    reward: ["Episode reward", "The environment's own reward: it should rise, then level off. An evaluation plays whole episodes with the policy's most likely actions; where the shaded 95 % intervals of two jobs overlap, their difference may be chance. The final evaluation plays other episodes than those before it, so that a last step up or down need not be the policy's. The training mean covers the last 100 training episodes, with sampled actions: it lags behind the evaluations and may stay below them."],
     "rollout/ep_rew_mean": ["Training mean", "Mean reward of the last 100 training episodes, with sampled actions: it lags behind the evaluations and may stay below them."],
     "rollout/success_rate": ["Success while training", "Share of the last 100 training episodes, with sampled actions, that the environment calls a success."],
     "train/entropy_loss": ["Entropy", "How undecided the policy is. It should fall slowly: if it drops early, the policy has stopped exploring."],
@@ -18,9 +18,10 @@ globalThis.grpoCurves = (() => {
   // What is drawn, in words, by the beginnings of the lines' ids. The last is the area between two lines.
   const KEYS = [
     ["evaluation", "evaluation"], ["mean", "mean of several jobs"], ["seed", "each of them"], ["line", "smoothed"], ["raw", "as reported"],
-    ["training", "training mean: last 100 episodes, sampled actions"], ["final", "final evaluation"],
+    ["training", "training mean: last 100 episodes, sampled actions"], ["final", "final evaluation, of other episodes"],
     ["low-own", "95 % interval over episodes"], ["low-mean", null], ["low-spread", "lowest to highest"],
   ];
+  const SHARES = new Set(["rollout/zero_std_group_fraction", "rollout/success_rate"]);
   const NEGATED = new Set(["train/entropy_loss"]);
   const jobs = new Map(); // id -> what the server has sent, and its colour
   let host = null, fixed = null, panels = [], echarts = null, isDue = false, onMetric = () => {};
@@ -224,7 +225,7 @@ globalThis.grpoCurves = (() => {
     // behind the last point, without a label for that.
     const end = view.x === "time" ? {} : { max: ({ max }) => (Number.isFinite(max) ? 1.001 * max : null) };
     const splitNumber = Math.min(5, Math.max(2, Math.floor(panel.chart.getDom().clientWidth / LABEL_WIDTH)));
-    const isShare = panel.metric === "rollout/zero_std_group_fraction" && !view.log && !isEmpty;
+    const isShare = SHARES.has(panel.metric) && !view.log && !isEmpty;
     panel.chart.setOption({
       animation: false, useUTC: true, textStyle: { fontFamily: "Roboto, sans-serif" },
       grid: { left: 8, right: 16, top: 14, bottom: 4, containLabel: true },

@@ -155,6 +155,7 @@ def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page, registry: 
     lines = page.run(drawn)
     assert lines["clicked, training mean"]["lineStyle"]["width"] < lines["clicked, evaluation"]["lineStyle"]["width"]
     page.wait(FILM)
+    page.find(".line-key li", "final evaluation, of other episodes")
     ticks = page.run("return grpoCurves.options().map((option) => option.xAxis[0].splitNumber)")
     assert ticks == [5, 2, 2, 2]  # the small ones have no room for more labels
     page.find(".stage + p", "The saved policy: reward")
