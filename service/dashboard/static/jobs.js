@@ -144,7 +144,7 @@ globalThis.grpoJobs = (() => {
   const arrange = (cells, settings) => {
     const { name, status, env, reward, steps, time, ...rest } = cells;
     const n = latest.settings[0]?.[0] === REWARD_FUNCTION ? 1 : 0, sorted = COLUMNS.find(([, , field]) => field === sortField())?.[0];
-    const early = sorted in rest ? [rest[sorted]] : [], late = Object.values(rest).filter((cell) => !early.includes(cell));
+    const early = latest.rows.some((row) => row[sorted]) && rest[sorted] ? [rest[sorted]] : [], late = Object.values(rest).filter((cell) => !early.includes(cell));
     return [name, status, env, ...settings.slice(0, n), reward, ...early, steps, time, ...settings.slice(n), ...late];
   };
   const jobRow = (row) => {
