@@ -13,6 +13,11 @@ def get_service() -> Service:
     return service
 
 
+def get_url() -> str:
+    """Return the server's URL, as the visitor of the current page knows it."""
+    return str(ui.context.client.request.base_url.replace(path="")).rstrip("/")
+
+
 def get_client() -> str:
     """Return the address of the visitor of the current page."""
     return find_client(ui.context.client.request.scope)

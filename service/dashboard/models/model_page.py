@@ -7,7 +7,7 @@ from contextlib import suppress
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.current_service import get_service
+from service.dashboard.current_service import get_service, get_url
 from service.dashboard.frame import show_frame
 from service.dashboard.models.episode_player import EpisodePlayer
 from service.dashboard.models.evaluation_panel import EvaluationPanel
@@ -72,9 +72,8 @@ async def show_model(name: str) -> None:
                     versions = VersionList(name.partition("@")[0], service)
                 with make_box("card stack", "section", aria_label="Use it"):
                     make_heading("Use it")
-                    url = str(ui.context.client.request.base_url.replace(path="")).rstrip("/")
                     needs_key = service.settings.api_key is not None
-                    use = UsePanel(name, model.actor.observation_space, url, needs_key)
+                    use = UsePanel(name, model.actor.observation_space, get_url(), needs_key)
                 with make_box("card stack", "section", aria_label="Policy card"):
                     make_heading("Policy card")
                     _show_facts(card)

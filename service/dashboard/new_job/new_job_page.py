@@ -12,7 +12,7 @@ from anyio import to_thread
 from nicegui import ui
 from pydantic import ValidationError
 
-from service.dashboard.current_service import get_client, get_service
+from service.dashboard.current_service import get_client, get_service, get_url
 from service.dashboard.frame import show_frame
 from service.dashboard.new_job.environment_panel import EnvironmentPanel
 from service.dashboard.new_job.fields import COMMON, GROUPS, Field, FieldInput, list_fields
@@ -200,10 +200,9 @@ class _Form:
         return {}
 
     def _preview(self) -> None:
-        url = str(ui.context.client.request.base_url.replace(path="/train"))
         key = "" if self._service.settings.api_key is None else ' -H "X-API-Key: $GRPO_API_KEY"'
         body = shlex.quote(json.dumps(self._read()))
-        self._command.set_text(f'curl -X POST {url} -H "Content-Type: application/json"{key} -d {body}')
+        self._command.set_text(f'curl -X POST {get_url()}/train -H "Content-Type: application/json"{key} -d {body}')
 
     async def _submit(self) -> None:
         if self._is_starting:

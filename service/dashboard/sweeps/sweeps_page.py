@@ -2,7 +2,7 @@
 
 from nicegui import ui
 
-from service.dashboard.current_service import get_service
+from service.dashboard.current_service import get_service, get_url
 from service.dashboard.frame import show_frame
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
 from service.dashboard.widgets.number_format import format_age, format_count, format_items, format_number
@@ -79,4 +79,5 @@ def _show_empty() -> None:
     with make_box("empty", "li"):
         ui.icon("tune").props("aria-hidden=true")
         Text("No sweeps yet. Start one from the form of a new job, or with a command:")
-        Text("python -m grpo_client sweep start --try learning_rate=0.0003,0.001 --seeds 0 1 2", tag="code")
+        options = "--try learning_rate=0.0003,0.001 --seeds 0 1 2"
+        Text(f"python -m grpo_client --url {get_url()} sweep start {options}", tag="code")

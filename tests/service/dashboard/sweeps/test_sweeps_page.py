@@ -63,6 +63,12 @@ def describe(app: FastAPI, sweep_id: str) -> SweepDescription:
     return sweep
 
 
+def test_without_a_sweep_there_is_a_command_for_this_server(page: Page, origin: str) -> None:
+    page.open("sweeps")
+    port = origin.rpartition(":")[2]
+    assert f" --url http://127.0.0.1:{port} " in page.read(".empty code")
+
+
 def test_the_settings_are_drawn_and_stand_in_a_table_by_what_they_earned(page: Page, app: FastAPI, origin: str) -> None:
     space = {"learning_rate": [0.001, 0.003], "lr_schedule": ["linear", "constant"]}
     sweep_id = start(app, name="rates", base=BASE, space=space, seeds=[0, 1])
