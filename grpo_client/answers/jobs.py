@@ -196,7 +196,10 @@ def _describe_status(status: TrainingStatus) -> str:
     if status.best_evaluation is not None and status.config.get("keep_best"):
         lines.append(f"best evaluation: {describe_evaluation(status.best_evaluation)}")
     if "rollout/ep_rew_mean" in status.metrics:
-        lines.append(f"mean reward while training: {status.metrics['rollout/ep_rew_mean']:.1f}")
+        mean = f"{status.metrics['rollout/ep_rew_mean']:.1f}"
+        lines.append(
+            f"mean reward while training: {mean} (latest episodes, sampled actions: it lags behind evaluations)"
+        )
     lines += [f"warning: {warning}" for warning in status.warnings]
     if status.model_name is not None:
         lines.append(f"model: {status.model_name}")

@@ -62,7 +62,9 @@ def test_a_printed_status_begins_with_what_the_saved_policy_earns() -> None:
     assert first.startswith("the saved policy: mean reward 500.00 (95 % interval 1.00 to 2.00)")
     assert first.endswith("2 episodes; time ran out before there were more")
     assert verdict == "verdict: It learns."
-    assert training == "mean reward while training: 170.8"
+    assert (
+        training == "mean reward while training: 170.8 (latest episodes, sampled actions: it lags behind evaluations)"
+    )
 
 
 def test_before_that_it_shows_the_latest_evaluation() -> None:
