@@ -105,7 +105,7 @@ def _show_steps() -> None:
             Text(step, tag="li")
         with make_box("", "li"):
             make_link("API reference", "/redoc", "")
-            Text(": every field. README.md, which comes with the source, explains the method.")
+            Text(": every field. docs/method.md, which comes with the source, explains the method.")
 
 
 def _show_settings(settings: Settings) -> None:
