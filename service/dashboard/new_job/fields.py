@@ -52,6 +52,8 @@ _KINDS_IN_WORDS = {
     "sizes": "whole numbers separated by commas, such as 64, 64",
     "weights": "names and their weights, such as environment: 1, optimized_cartpole: 0.5",
 }
+# What the server draws afresh for each job that leaves it out.
+_DRAWN = {"model_name": "generated", "seed": "random"}
 _FLAGS: dict[Any, str] = {True: "yes", False: "no"}
 
 
@@ -213,7 +215,7 @@ class FieldInput:
         return self.field.kind in ("choice", "flag")
 
     def _make_input(self, field: Field) -> Any:
-        default = _describe_default(field)
+        default = describe_default(field)
         if self._is_choice:
             known = _FLAGS if field.kind == "flag" else {choice: choice for choice in field.choices}
             return ui.select({"": default, **known}, value="")
@@ -228,9 +230,10 @@ class FieldInput:
         ui.run_javascript(f"grpoSuggestions.set({json.dumps(f'{self._input.html_id}-input')}, {json.dumps(names)})")
 
 
-def _describe_default(field: Field) -> str:
+def describe_default(field: Field) -> str:
+    """Say what comes in the place of a field that is left out."""
     if field.default is None:
-        return "by default"
+        return _DRAWN.get(field.name, "by default")
     if isinstance(field.default, list):
         return ", ".join(map(str, field.default))
     return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)

@@ -424,6 +424,16 @@ def test_every_wrong_name_is_marked_with_the_closest_ones_whatever_else_is_wrong
     page.find(".environment", "500 steps at most")
 
 
+def test_a_name_is_not_wrong_while_the_list_offers_to_complete_it(page: Page) -> None:
+    page.open("new")
+    field = fill(page, "env_name", "CartPo")
+    page.wait(f"return {PROBLEMS}.some((each) => each.includes('not a registered'))")
+    page.find("#suggestions li", "CartPole-v1")
+    assert not page.run("return document.querySelector('.q-field__messages').checkVisibility()")
+    field.send_keys(Keys.ESCAPE)
+    page.find(".q-field__messages", "not a registered")
+
+
 def test_an_environment_that_cannot_be_created_is_said_once(
     page: Page, register_env: RegisterEnv, registry: JobRegistry
 ) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.dashboard.new_job.fields import COMMON, GROUPS, list_fields, read_number
+from service.dashboard.new_job.fields import COMMON, GROUPS, describe_default, list_fields, read_number
 from service.schemas.training import TrainRequest
 
 FIELDS = list_fields(TrainRequest.model_json_schema())
@@ -33,6 +33,11 @@ def test_ranges_defaults_and_choices_come_from_the_schema() -> None:
     assert FIELDS["n_steps"].default == 32
     assert FIELDS["device"].choices == ("auto", "cpu", "cuda")
     assert FIELDS["stop_reward"].rule == "-1,000,000,000 to 1,000,000,000"
+
+
+def test_what_is_left_out_says_what_comes_instead() -> None:
+    words = {name: describe_default(FIELDS[name]) for name in ("seed", "model_name", "n_steps", "target_kl")}
+    assert words == {"seed": "random", "model_name": "generated", "n_steps": "32", "target_kl": "by default"}
 
 
 @pytest.mark.parametrize(
