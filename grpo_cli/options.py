@@ -37,14 +37,13 @@ def write(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-def add_parser(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any) -> Any:
+def add_parser(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
     """Add a command.
 
     :param run: Runs it, and returns the exit status.
     :param text: One line of help.
-    :param more: Arguments of argparse's ``add_parser``.
     """
-    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", **more)
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=run)
     return parser
 

@@ -21,14 +21,18 @@ from grpo_cli.options import (
 )
 from grpo_core.evaluation import make_policy, play_episode
 from grpo_core.film import FILM_SUFFIXES, FilmRecorder
-from grpo_terminal import UsageError
+from grpo_terminal import Parser, UsageError
 
 _MAX_FILM_BYTES = 32 * 2**20
 
 
 def add_command(commands: Any) -> None:
     """Add the command to a parser."""
-    parser = add_parser(commands, "enjoy", _run, "watch a policy play", aliases=["play"])
+    for name in ("enjoy", "play"):  # no alias, whose usage would show the other name
+        _add_options(add_parser(commands, name, _run, "watch a policy play"))
+
+
+def _add_options(parser: Parser) -> None:
     add_playing_options(parser)
     parser.add_argument(
         "-o",

@@ -232,6 +232,13 @@ def test_a_usage_error_names_a_remedy(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["enjoy", "play"])
+def test_usage_shows_the_name_that_was_called(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    assert f" {name} [-h]" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
