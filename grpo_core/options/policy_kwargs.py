@@ -172,6 +172,6 @@ def _check_optimizer(optimizer_class: Any, optimizer_kwargs: Any) -> None:
         if name == "lr" or (is_torchs and name not in known):
             rule = f"known keys are {', '.join(sorted(known))}; the step size is GRPO's learning_rate."
             refuse("optimizer_kwargs", name, rule)
-        numbers = value if isinstance(value, tuple) else (value,)
+        numbers = value if isinstance(value, tuple | list) else (value,)
         if is_torchs and not all(isinstance(x, bool) or (is_real(x) and math.isfinite(x)) for x in numbers):
             refuse(name, value, "it must be a finite number, True or False, or a tuple of finite numbers.")

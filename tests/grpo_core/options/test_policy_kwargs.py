@@ -275,3 +275,11 @@ def test_a_shared_extractor_is_saved_once_and_separate_ones_twice() -> None:
         weights = get_weights(policy)
         assert sum(name.endswith("cnn.0.weight") for name in weights) == n_extractors
         assert sum(array.size for array in weights.values()) == sum(p.numel() for p in policy.parameters())
+
+
+def test_a_list_of_numbers_means_the_tuple() -> None:
+    given, meant = ({"optimizer_kwargs": {"betas": betas}} for betas in ([0.8, 0.95], (0.8, 0.95)))
+    first, second = (build(policy_kwargs=kwargs).learn(64) for kwargs in (given, meant))
+    assert network_to_json(given, ActorCriticPolicy) == network_to_json(meant, ActorCriticPolicy)
+    for weights, same in zip(first.policy.parameters(), second.policy.parameters(), strict=True):
+        assert torch.equal(weights, same)
