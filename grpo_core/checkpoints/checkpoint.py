@@ -12,7 +12,7 @@ import struct
 import tokenize
 import zipfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,13 @@ from grpo_core.checkpoints.facts import (
     Caveat,
     read_caveat,
 )
-from grpo_core.checkpoints.objects import Node, Reader, UnknownObjectError, Writer, list_packages
+from grpo_core.checkpoints.objects import (
+    Node,
+    Reader,
+    UnknownObjectError,
+    Writer,
+    list_packages,
+)
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.archive import AnchorArchive
 from grpo_core.groups.correlation import GroupCorrelation
@@ -260,7 +266,7 @@ def restore(model: GroupedAlgorithm, checkpoint: Checkpoint) -> Caveat | None:
     if facts["simulators"] is None:
         return checkpoint.caveat
     try:
-        _restore_simulators(model, facts["simulators"], checkpoint.arrays)
+        missing = _restore_simulators(model, facts["simulators"], checkpoint.arrays)
         model._collector.outside_changes.look()  # what is restored was not set from outside
     except (
         UnknownObjectError, NotBranchableError, LookupError, TypeError, ValueError, AttributeError, RecursionError,
@@ -271,7 +277,8 @@ def restore(model: GroupedAlgorithm, checkpoint: Checkpoint) -> Caveat | None:
     if facts["has_plain_states"] != model._collector.has_plain_states:
         model._collector.anchors.forget()
         return Caveat("these environments are stepped by another collector, as under other wrappers", is_certain=True)
-    return checkpoint.caveat
+    certain = [caveat for caveat in (checkpoint.caveat, missing) if caveat is not None and caveat.is_certain]
+    return certain[0] if certain else checkpoint.caveat or missing
 
 
 def _restore_choices(model: GroupedAlgorithm, facts: Mapping[str, Any]) -> None:
@@ -325,18 +332,29 @@ def _describe_simulators(model: GroupedAlgorithm) -> tuple[Node, list[npt.NDArra
     archive = None if anchors.archive is None else [*anchors.archive.to_state(), anchors.n_archived]
     try:
         envs = _list_envs(model)
-        generators = [find_noise(env, process_wide=False).capture() for env in envs]
+        rest = [
+            [find_noise(env, process_wide=False).capture() for env in envs],
+            capture_process_wide(),
+            anchors.starts,
+            archive,
+        ]
         try:
             live = [Simulator(env).capture() for env in envs]
         except Exception as error:  # code of the environment, such as its capture_state
             live, caveat = [], _describe_reset(model, error)
-        writer = Writer(_list_packages(envs), _find_fixtures(envs))
-        node = writer.describe([live, generators, capture_process_wide(), anchors.starts, archive])
+        packages, fixtures = _list_packages(envs), _find_fixtures(envs)
+        return _describe(packages, fixtures, [rest, live], caveat)
     except UnknownObjectError as error:
         return None, [], Caveat(str(error), is_certain=True)
     except RecursionError:
         return None, [], Caveat("the simulators' states are nested too deep to be described", is_certain=True)
-    return [node, writer.objects], writer.arrays, caveat
+
+
+def _describe(
+    packages: Collection[str], fixtures: Mapping[str, Any], parts: Sequence[Any], caveat: Caveat | None
+) -> tuple[Node, list[npt.NDArray[Any]], Caveat | None]:
+    writer = Writer(packages, fixtures)
+    return [[writer.describe(part) for part in parts], writer.objects], writer.arrays, caveat
 
 
 def _describe_reset(model: GroupedAlgorithm, error: Exception) -> Caveat:
@@ -348,11 +366,18 @@ def _describe_reset(model: GroupedAlgorithm, error: Exception) -> Caveat:
     return Caveat(reason, is_certain=False)
 
 
-def _restore_simulators(model: GroupedAlgorithm, described: Node, arrays: Sequence[npt.NDArray[Any]]) -> None:
+def _restore_simulators(model: GroupedAlgorithm, described: Node, arrays: Sequence[npt.NDArray[Any]]) -> Caveat | None:
+    """Put back what ``_describe_simulators`` described.
+
+    :return: What is missing here.
+    """
     envs = _list_envs(model)
-    node, objects = described
+    (of_rest, of_live), objects = described
     reader = Reader(objects, arrays, _list_packages(envs), _find_fixtures(envs))
-    live, generators, process_wide, starts, archive = reader.make(node)
+    generators, process_wide, starts, archive = reader.make(of_rest)
+    if reader.lost:
+        raise UnknownObjectError(f"{reader.lost[0]} held what is not here")
+    live = reader.make(of_live)
     for env, state in zip(envs, live, strict=False):  # none where none could be captured
         Simulator(env).restore(state)
     for env, noise in zip(envs, generators, strict=True):
@@ -363,6 +388,10 @@ def _restore_simulators(model: GroupedAlgorithm, described: Node, arrays: Sequen
         *state, anchors.n_archived = archive
         anchors.archive = AnchorArchive.from_state(state)
     restore_process_wide(process_wide)
+    if reader.lost:
+        reason = f"{reader.lost[0]} held what is not here; training goes on exactly if reset(seed) sets it"
+        return Caveat(reason, is_certain=False)
+    return None
 
 
 def _list_envs(model: GroupedAlgorithm) -> list[gym.Env[Any, Any]]:
@@ -384,8 +413,15 @@ def _get_env(model: GroupedAlgorithm) -> VecEnv:
 
 def _find_fixtures(envs: Sequence[gym.Env[Any, Any]]) -> dict[str, Any]:
     """Find the objects that copies of the environments' attributes leave in place, such as spaces, by their paths."""
+    held = {
+        f"{i}: {j}.{name}": value
+        for i, env in enumerate(envs)
+        for j, layer in enumerate(list_nested_envs(env))
+        for name, value in vars(layer).items()
+    }
     walks = ((i, walk(list_nested_envs(env), (), _MAX_SEARCHED)) for i, env in enumerate(envs))
-    return {f"{i}: {place}": value for i, found in walks for place, value in found if not isinstance(value, _HELD)}
+    held |= {f"{i}: {place}": value for i, found in walks for place, value in found}
+    return {place: value for place, value in held.items() if not isinstance(value, _HELD)}
 
 
 def _list_packages(envs: Sequence[gym.Env[Any, Any]]) -> set[str]:

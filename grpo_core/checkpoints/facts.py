@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from grpo_core.saving import model_file
 
-FORMAT = "grpo-checkpoint/1"
+FORMAT = "grpo-checkpoint/2"
 # Members of the file.
 FACTS_MEMBER, MODEL_MEMBER, ATTACHED = model_file.CHECKPOINT_MEMBER, "model.zip", "attachments/"
 # More than the model, its reference, its best one and the largest state that is described: of a script's training, and

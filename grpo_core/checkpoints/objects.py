@@ -14,6 +14,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import gymnasium as gym
 import numpy as np
@@ -22,10 +23,11 @@ from gymnasium import spaces
 
 from grpo_core.groups.archive import AnchorState
 from grpo_core.restoring.copying.copier import CopyError, describe_kind, is_plain, list_slots
-from grpo_core.restoring.copying.layers import LayerMethod, LayerReference
+from grpo_core.restoring.copying.layers import ELSEWHERE, KeptAttribute, LayerMethod, LayerReference
 from grpo_core.restoring.copying.originals import Noted
 from grpo_core.restoring.copying.references import ArrayView, WeakContainer, WeakReference
 from grpo_core.restoring.generators import get_generator_state, is_restorable_generator, set_generator_state
+from grpo_core.restoring.object_graph import SCALARS, list_children
 from grpo_core.saving.space_json import space_from_json, space_to_json
 from grpo_core.simulators.single_env import Observed
 
@@ -149,23 +151,33 @@ class Writer:
         return len(self.arrays) - 1
 
     def _describe_generator(self, value: Any) -> Node:
+        if not is_described_generator(value):
+            kind = type(getattr(value, "bit_generator", value)).__name__
+            raise UnknownObjectError(f"a random generator of type {kind} is not described")
         if isinstance(value, np.random.Generator):
-            kind = type(value.bit_generator).__name__
-            if type(value) is not np.random.Generator or kind not in _BIT_GENERATORS:
-                raise UnknownObjectError(f"a random generator of type {kind} is not described")
             return ["drawing", self.describe(value.bit_generator)]  # others may draw from that, too
         if isinstance(value, np.random.BitGenerator):
-            kind = type(value).__name__
-            if kind not in _BIT_GENERATORS:
-                raise UnknownObjectError(f"a random generator of type {kind} is not described")
-            return ["bits", kind, self.describe(get_generator_state(value))]
-        if type(value) not in (random.Random, np.random.RandomState):
-            raise UnknownObjectError(f"a random generator of type {type(value).__name__} is not described")
+            return ["bits", type(value).__name__, self.describe(get_generator_state(value))]
         shared = [self.describe(value._bit_generator)] if isinstance(value, np.random.RandomState) else []
         return [type(value).__name__, self.describe(get_generator_state(value)), *shared]
 
+    def _describe_kept(self, kept: KeptAttribute) -> Node:
+        """Describe what a restore puts back as it is: by where it is, and anew where it can be made anew."""
+        value = kept.value
+        if value is None or value is ELSEWHERE:
+            return ["kept", kept.height, kept.name, value is None, None, None, None]
+        place, node = self._places.get(id(value)), None
+        if place is None or is_described_generator(value):
+            try:
+                node = self.describe(value)
+            except UnknownObjectError as error:
+                raise UnknownObjectError(f"{kept.name} was another one in an earlier state, and {error}") from error
+        return ["kept", kept.height, kept.name, False, place, _mark(value), node]
+
     def _describe_instance(self, value: Any) -> Node:
         kind = type(value)
+        if kind is KeptAttribute:
+            return self._describe_kept(value)
         if isinstance(value, tuple) and hasattr(kind, "_fields"):
             return ["fields", self._name(kind), [self.describe(item) for item in value]]
         if not _is_plain(value):
@@ -217,7 +229,9 @@ class Reader:
         packages: Collection[str],
         fixtures: Mapping[str, Any],
     ) -> None:
-        self._descriptions, self._arrays, self._packages = objects, arrays, packages
+        self._descriptions, self._arrays, self._packages, self._fixtures = objects, arrays, packages, fixtures
+        #: The attributes that were made without what they held, which is not here.
+        self.lost: list[str] = []
         self._made: dict[int, Any] = {}
         self._makers: dict[str, Callable[..., Any]] = {
             "number": lambda _, text: complex(text) if "j" in text else float(text),
@@ -242,6 +256,7 @@ class Reader:
             "fields": self._make_fields,
             "fixture": lambda _, place: fixtures[place],
             "space": self._make_space,
+            "kept": self._make_kept,
             "instance": self._make_instance,
         }
 
@@ -283,6 +298,20 @@ class Reader:
         set_generator_state(generator, self.make(state))
         return generator
 
+    def _make_kept(
+        self, _: int, height: int, name: str, is_tool: bool, place: str | None, mark: str | None, node: Node
+    ) -> KeptAttribute:
+        if mark is None:
+            return KeptAttribute(height, name, None if is_tool else ELSEWHERE)
+        # What is here in its place is preferred: functions and others may hold it, too.
+        held = self._fixtures.get(place, ELSEWHERE) if place is not None else ELSEWHERE
+        if held is not ELSEWHERE and _mark(held) == mark:
+            return KeptAttribute(height, name, held)
+        if node is None:
+            self.lost.append(name)
+            return KeptAttribute(height, name)
+        return KeptAttribute(height, name, self.make(node))
+
     def _make_instance(self, number: int, name: Sequence[str], attributes: Sequence[tuple[str, Node]]) -> Any:
         kind = self._find(name, type)
         if kind.__new__ is not object.__new__ or hasattr(kind, "__del__"):
@@ -309,6 +338,34 @@ class Reader:
         if found is None or not isinstance(found, kinds):
             raise UnknownObjectError(f"{'.'.join(name)} is nothing that a state may be made of here")
         return found
+
+
+def is_described_generator(value: Any) -> bool:
+    """Tell whether a random generator can be made anew from its description."""
+    if isinstance(value, np.random.Generator):
+        return type(value) is np.random.Generator and is_described_generator(value.bit_generator)
+    if isinstance(value, np.random.RandomState):
+        return type(value) is np.random.RandomState and is_described_generator(value._bit_generator)
+    return type(value) in (random.Random, *_BIT_GENERATORS.values())
+
+
+def _mark(value: Any) -> str:
+    """Return by what an object that is not described is known again in another process."""
+    kind = describe_kind(value)
+    if isinstance(value, np.random.Generator):
+        return f"{kind} of {describe_kind(value.bit_generator)}"
+    if isinstance(value, gym.Space):
+        said = str(space_to_json(value)) if type(value) in _SPACES else repr(value)
+        return kind if " at 0x" in said else f"{kind} {said}"
+    if isinstance(value, types.FunctionType):
+        code, cells = value.__code__, [held for _, held in list_children(value)]
+        parts = [code.co_code, code.co_names, *map(_show, (*code.co_consts, *(value.__defaults__ or ()), *cells))]
+        return f"{kind} {value.__qualname__} {crc32(repr(parts).encode())}"
+    return f"{kind} {getattr(value, '__qualname__', getattr(value, '__name__', ''))}"
+
+
+def _show(value: Any) -> str:
+    return repr(value) if isinstance(value, SCALARS) else describe_kind(value)
 
 
 def _has_order_of_its_items(value: set[Any] | frozenset[Any]) -> bool:

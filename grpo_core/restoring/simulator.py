@@ -94,8 +94,8 @@ class Simulator:
         self._copies_together = self._layers.are_copied
         # Objects inside copied ones are copied with them.
         self._noise = None if common_random_numbers else find_noise(self.env, process_wide=False, shared=False)
-        # What is known is restored before what refers to it.
-        self._order = sorted(range(len(parts)), key=lambda i: parts[i].is_copied)
+        # What is known is restored before what refers to it, and generators once they are in their places.
+        self._order = sorted(range(len(parts)), key=lambda i: parts[i].is_copied or parts[i] is of_generators)
         self._is_proven = all(part.is_proven for part in parts)
         self.is_cheap = all(part.is_cheap for part in parts)
         #: How each layer with a state is restored, the outermost first.

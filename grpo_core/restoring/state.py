@@ -36,9 +36,9 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
 from grpo_core.environments.nested import Env, get_own, list_nested_envs
 from grpo_core.replaced_methods import has_replaced_methods
-from grpo_core.restoring.copying.copier import CONSTANTS_OF_ENVS, CopyError, is_tool
+from grpo_core.restoring.copying.copier import CONSTANTS_OF_ENVS, CopyError, describe_kind, is_tool
 from grpo_core.restoring.copying.growth import Growth
-from grpo_core.restoring.copying.layers import IMMUTABLE, Layers
+from grpo_core.restoring.copying.layers import ELSEWHERE, IMMUTABLE, KeptAttribute, Layers
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.native.mujoco_state import MujocoModel
 from grpo_core.restoring.object_graph import GENERATORS
@@ -93,8 +93,12 @@ _TOO_DEEP = "its attributes are nested too deep to be copied"
 # A reference to a window is often called so. Such an attribute is copied like any other, and left out only if it
 # cannot be copied; a replay then has to prove that no step depends on it.
 DRAWING_NAMES = frozenset({"screen", "surf", "clock", "window", "viewer", "renderer"})
-# Not part of a state: modules, spaces, generators and files of results.
+# Put back without a copy: modules, spaces, generators and files of results.
 _NOT_STATE = (gym.Space, *GENERATORS, types.ModuleType, types.BuiltinFunctionType, ResultsWriter)
+
+# Often set when something is first drawn, which no restore undoes.
+_OUTLASTING = (types.ModuleType, ResultsWriter)
+_MISSING = object()
 
 #: Description of a layer that captures and restores itself.
 OWN_METHODS = "capture_state() and restore_state()"
@@ -308,14 +312,14 @@ def _access_all_attributes(env: Env, layers: Layers, left_out: frozenset[str] = 
 
 
 class _CopiedAttributes:
-    """All attributes of one layer that are state, see ``_access_all_attributes``."""
+    """All attributes of one layer, see ``_access_all_attributes``: those that are no state are kept, and not copied."""
 
     def __init__(self, env: Env, left_out: frozenset[str], layers: Layers) -> None:
         self._env = env
         self._attributes = env.__dict__
         self._left_out = set(list_constants(env) | left_out)
         self._layers = layers
-        layers.include(env, self._is_state)
+        layers.include(env, self._is_state, self._left_out)
         self._growth = Growth(type(env).__name__)
 
     def capture(self) -> dict[str, Any]:
@@ -328,6 +332,7 @@ class _CopiedAttributes:
             try:
                 copied = self._layers.copy(state, is_capture=True)
                 self._growth.follow(copied)
+                copied.update(self._layers.list_kept(self._env))
                 return copied
             except CopyError as error:
                 if error.name not in DRAWING_NAMES:
@@ -337,21 +342,45 @@ class _CopiedAttributes:
                 raise _refuse(self._env, _TOO_DEEP) from error
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put copies of them back.
+        """Put copies of them back, and what is not copied; delete what there was not at the capture.
 
-        :raises NotBranchableError: If one cannot be copied again.
+        :raises NotBranchableError: If one cannot be copied again, or has not travelled with the state.
         """
-        attributes = self._attributes
-        # Attributes created since the capture are state too.
-        for name in [name for name, value in attributes.items() if name not in state and self._is_state(name, value)]:
-            del attributes[name]
-        kept = {name: value for name, value in state.items() if name not in self._left_out}
+        attributes, left_out = self._attributes, self._left_out
+        for name in [name for name in attributes if name not in state and name not in left_out]:
+            if not self._outlasts(attributes[name]):
+                del attributes[name]
+        copied = {}
+        for name, value in state.items():
+            if name in left_out:
+                continue
+            if type(value) is KeptAttribute:
+                if attributes.get(name, _MISSING) is not value.value:
+                    self._put_back(name, value)
+            else:
+                copied[name] = value
         try:
-            attributes.update(self._layers.copy(kept, is_capture=False))
+            attributes.update(self._layers.copy(copied, is_capture=False))
         except CopyError as error:
             raise _refuse(self._env, str(error)) from error
         except RecursionError as error:  # weak references are followed here alone
             raise _refuse(self._env, _TOO_DEEP) from error
+
+    def _put_back(self, name: str, kept: KeptAttribute) -> None:
+        if kept.value is not ELSEWHERE:
+            if kept.value is not None:
+                self._attributes[name] = kept.value
+            return
+        held = self._attributes.get(name, _MISSING)
+        if held is _MISSING or self._is_state(name, held):
+            what = "missing" if held is _MISSING else "None" if held is None else f"of type {describe_kind(held)}"
+            raise _refuse(
+                self._env, f"{name} held what no state takes to another process, and is {what} where one is restored"
+            )
+
+    def _outlasts(self, value: Any) -> bool:
+        """Return whether a restore leaves alone what there was not at the capture."""
+        return self._layers.is_layer(value) or isinstance(value, _OUTLASTING) or is_tool(value)
 
     def _is_state(self, name: str, value: Any) -> bool:
         if name in self._left_out or self._layers.is_layer(value):

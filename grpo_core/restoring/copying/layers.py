@@ -1,6 +1,6 @@
 """An environment and its wrappers, whose attributes are copied together so that what they share stays shared."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from grpo_core.environments.nested import Env
-from grpo_core.restoring.copying.copier import Copier, CopyError
+from grpo_core.restoring.copying.copier import Copier, CopyError, is_tool
 from grpo_core.restoring.copying.originals import Noted, Originals
 from grpo_core.restoring.native.parts import Memo, NativeParts
 
@@ -18,6 +18,8 @@ IsState = Callable[[str, Any], bool]
 
 #: Types of values that no step changes in place.
 IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic)
+#: In the place of an object that has not travelled with the state.
+ELSEWHERE = object()
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,28 @@ class LayerReference:
     def __deepcopy__(self, memo: Memo) -> Any:
         env = memo["envs"][-1 - self.height]
         return env if self.name is None else getattr(env, self.name)
+
+
+class KeptAttribute:
+    """Placeholder in a captured state for an attribute that is put back as it is, without a copy.
+
+    Where the state travels to, it stands for what the attribute holds there.
+
+    :param height: How many layers are further inside.
+    :param value: What it holds; None for a tool, which is left as it is by then.
+    """
+
+    __slots__ = ("height", "name", "value")
+
+    def __init__(self, height: int, name: str, value: Any = ELSEWHERE) -> None:
+        self.height, self.name, self.value = height, name, value
+
+    def __deepcopy__(self, memo: Memo) -> Any:
+        has_value = not (self.value is None or self.value is ELSEWHERE)
+        return self.value if has_value else getattr(memo["envs"][-1 - self.height], self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeptAttribute, (self.height, self.name, *([None] if self.value is None else []))
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,10 @@ class Layers:
         #: The objects that restores write into.
         self.originals = Originals(self._copier)
         self._is_state: dict[int, IsState] = {}
+        self._left_out: dict[int, Set[str]] = {}
+        self._kept: dict[int, dict[str, KeptAttribute]] = {}
+        # Made once: each capture takes them.
+        self._references: dict[tuple[int, str | None], LayerReference] = {}
         self._memo: Memo | None = None
         self._noted: Noted | None = None
         self._has_failed = False
@@ -78,9 +106,12 @@ class Layers:
         """Whether attributes of any layer are copied all together."""
         return bool(self._is_state)
 
-    def include(self, env: Env, is_state: IsState) -> None:
-        """Copy attributes of a layer; references to all others stay references."""
-        self._is_state[id(env)] = is_state
+    def include(self, env: Env, is_state: IsState, left_out: Set[str]) -> None:
+        """Copy attributes of a layer; references to all others stay references.
+
+        :param left_out: Names of those that a restore leaves alone.
+        """
+        self._is_state[id(env)], self._left_out[id(env)], self._kept[id(env)] = is_state, left_out, {}
 
     def is_layer(self, value: Any) -> bool:
         """Return whether a value is one of the layers."""
@@ -111,6 +142,10 @@ class Layers:
         """List the random generators that have been copied since ``together`` began: those inside other objects."""
         return [] if self._memo is None else self._memo.get("generators", [])
 
+    def list_kept(self, env: Env) -> Mapping[str, KeptAttribute]:
+        """List the attributes of a layer that the latest capture does not copy, and a restore puts back."""
+        return self._kept[id(env)]
+
     def copy(self, values: dict[str, Any], *, is_capture: bool) -> dict[str, Any]:
         """Copy attributes of a layer, from it or from a captured state.
 
@@ -136,16 +171,32 @@ class Layers:
         heights = [height for height, env in enumerate(reversed(self.envs)) if env is method.__self__]
         return LayerMethod(heights[0], method.__func__.__name__)
 
+    def _refer_to(self, height: int, name: str | None) -> LayerReference:
+        reference = self._references.get((height, name))
+        if reference is None:
+            reference = self._references[height, name] = LayerReference(height, name)
+        return reference
+
     def _make_memo(self, is_capture: bool) -> Memo:
         if not is_capture:
             return {"envs": self.envs, "native": self.native}
         memo: Memo = {}
         for height, env in enumerate(reversed(self.envs)):
-            memo[id(env)] = LayerReference(height)
-            is_state = self._is_state.get(id(env))
+            memo[id(env)] = self._refer_to(height, None)
+            is_state, left_out = self._is_state.get(id(env)), self._left_out.get(id(env))
+            before, kept = self._kept.get(id(env), {}), dict[str, KeptAttribute]()
             for name, value in env.__dict__.items():
                 if isinstance(value, IMMUTABLE) or (is_state is not None and is_state(name, value)):
                     continue
                 # A layer's own object, not the one that a wrapper further outside took from it.
-                memo.setdefault(id(value), LayerReference(height, name))
+                if left_out is None or name in left_out:
+                    memo.setdefault(id(value), self._refer_to(height, name))
+                    continue
+                reference = before.get(name)
+                if reference is None or reference.value is not value:
+                    reference = KeptAttribute(height, name, None if is_tool(value) else value)
+                kept[name] = reference
+                memo.setdefault(id(value), reference)
+            if left_out is not None:
+                self._kept[id(env)] = kept
         return memo

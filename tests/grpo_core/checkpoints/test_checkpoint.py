@@ -30,6 +30,7 @@ from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.checkpoints.objects import Reader, UnknownObjectError, Writer
 from grpo_core.restoring import simulator
 from grpo_core.restoring.copying import references
+from grpo_core.restoring.copying.layers import ELSEWHERE, KeptAttribute
 from grpo_core.restoring.copying.references import WeakContainer, WeakReference
 from grpo_core.restoring.proving.proof import prove
 from tests.suites import DEVICE
@@ -134,6 +135,22 @@ class Unwilling(Walk):
         raise AssertionError("nothing was captured")
 
 
+class Gait(Walk):
+    """A walk that changes its gait, a function, on the way."""
+
+    gait: Callable[[float], float]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.gait = lambda x: x
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if len(self.way) == 4:
+            self.gait = lambda x: -x
+        observation, reward, *rest = super().step(action)
+        return observation, self.gait(reward), *rest
+
+
 class Mode(enum.Flag):
     """How to walk."""
 
@@ -229,6 +246,39 @@ def test_an_environment_that_cannot_be_captured_after_all_costs_the_checkpoint_i
     caveat = checkpoint.from_bytes(content).caveat
     assert caveat is not None
     assert not caveat.is_certain
+
+
+@pytest.mark.filterwarnings("ignore:the episodes of a group begin")
+def test_a_function_that_no_file_holds_is_missed_unless_a_reset_sets_it() -> None:
+    for mode, horizon in (("episode", None), ("branch", 16)):
+        whole, content = train_and_take(lambda: make_vec_env(Gait), group_mode=mode, horizon=horizon)
+        resumed, caveat = go_on(make_vec_env(Gait), content, group_mode=mode, horizon=horizon)
+        assert caveat is not None or mode == "branch"
+        assert (caveat is not None and caveat.is_certain) or resumed.to_bytes() == whole.to_bytes()
+
+
+def test_what_is_kept_is_known_again_by_what_it_is() -> None:
+    def make(n: int) -> Callable[[], int]:
+        return lambda: n
+
+    def travel(value: Any, held: Any) -> tuple[Any, list[str]]:
+        writer = Writer({"tests"}, {"there": value})
+        node = writer.describe(KeptAttribute(0, "thing", value))
+        reader = Reader(json.loads(json.dumps(writer.objects)), writer.arrays, {"tests"}, {"there": held})
+        return reader.make(node).value, reader.lost
+
+    for value, same, other in (
+        (make(1), make(1), make(2)),
+        (spaces.Box(0, np.array([1, 2, 3])), spaces.Box(0, np.array([1, 2, 3])), spaces.Box(0, np.array([1, 1, 3]))),
+        (math, math, json),
+        (max, max, min),
+    ):
+        assert travel(value, same) == (same, [])
+        assert travel(value, other) == (ELSEWHERE, ["thing"])
+    rng, held = np.random.default_rng(1), np.random.default_rng(2)
+    assert travel(rng, held) == (held, [])
+    made, lost = travel(rng, None)
+    assert (made.random(), lost) == (rng.random(), [])
 
 
 @pytest.mark.parametrize(

@@ -66,23 +66,25 @@ class Later(Never):
 
 
 class Turning(gym.Env[Any, Any]):
-    """Turns round after some steps, by taking another function, which is not restored."""
+    """Turns round after some steps, by what only two functions know, which is not restored."""
 
     observation_space, action_space = spaces.Box(-99.0, 99.0, (1,), np.float32), spaces.Discrete(2)
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
         self.move: Callable[[int], int]
+        self.turn: Callable[[], None]
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
-        self.t, self.x, self.move = 0, 0, lambda x: x + 1
+        way = [1, -1]
+        self.t, self.x, self.move, self.turn = 0, 0, lambda x: x + way[0], lambda: way.reverse()
         return np.array([0.0], np.float32), {}
 
     def step(self, action: Any) -> Any:
         self.t, self.x = self.t + 1, self.move(self.x)
         if self.t == getattr(self.plan, "turns_at", self.plan):
-            self.move = lambda x: x - 1
+            self.turn()
         return np.array([self.x], np.float32), 0.0, False, self.t >= 60, {}
 
 
