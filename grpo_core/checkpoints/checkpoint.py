@@ -37,6 +37,7 @@ from grpo_core.checkpoints.objects import (
     Reader,
     UnknownObjectError,
     Writer,
+    is_described_generator,
     list_packages,
 )
 from grpo_core.environments.nested import list_nested_envs
@@ -44,7 +45,7 @@ from grpo_core.groups.archive import AnchorArchive
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.npy import to_npy
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.restoring.generators import find_noise
+from grpo_core.restoring.generators import find_noise, get_generator_state
 from grpo_core.restoring.object_graph import walk
 from grpo_core.restoring.simulator import Simulator
 from grpo_core.saving import model_file
@@ -332,12 +333,7 @@ def _describe_simulators(model: GroupedAlgorithm) -> tuple[Node, list[npt.NDArra
     archive = None if anchors.archive is None else [*anchors.archive.to_state(), anchors.n_archived]
     try:
         envs = _list_envs(model)
-        rest = [
-            [find_noise(env, process_wide=False).capture() for env in envs],
-            capture_process_wide(),
-            anchors.starts,
-            archive,
-        ]
+        rest = [[_list_noise(env) for env in envs], capture_process_wide(), anchors.starts, archive]
         try:
             live = [Simulator(env).capture() for env in envs]
         except Exception as error:  # code of the environment, such as its capture_state
@@ -355,6 +351,15 @@ def _describe(
 ) -> tuple[Node, list[npt.NDArray[Any]], Caveat | None]:
     writer = Writer(packages, fixtures)
     return [[writer.describe(part) for part in parts], writer.objects], writer.arrays, caveat
+
+
+def _list_noise(env: gym.Env[Any, Any]) -> dict[str, Any]:
+    """Return an environment's random generators, by where they are; only the states of those that no file holds."""
+    found = find_noise(env, process_wide=False).find()
+    return {
+        path: generator if is_described_generator(generator) else get_generator_state(generator)
+        for path, generator in found.items()
+    }
 
 
 def _describe_reset(model: GroupedAlgorithm, error: Exception) -> Caveat:
@@ -380,18 +385,44 @@ def _restore_simulators(model: GroupedAlgorithm, described: Node, arrays: Sequen
     live = reader.make(of_live)
     for env, state in zip(envs, live, strict=False):  # none where none could be captured
         Simulator(env).restore(state)
-    for env, noise in zip(envs, generators, strict=True):
-        find_noise(env, process_wide=False).restore(noise)
+    lost = [path for env, noise in zip(envs, generators, strict=True) for path in _restore_noise(env, noise)]
     anchors = model._collector.anchors
     anchors.starts, anchors.archive = starts, None
     if archive is not None:
         *state, anchors.n_archived = archive
         anchors.archive = AnchorArchive.from_state(state)
     restore_process_wide(process_wide)
+    if lost:
+        return Caveat(f"the environments have no random generator {' and '.join(lost)} here", is_certain=True)
     if reader.lost:
         reason = f"{reader.lost[0]} held what is not here; training goes on exactly if reset(seed) sets it"
         return Caveat(reason, is_certain=False)
     return None
+
+
+def _restore_noise(env: gym.Env[Any, Any], saved: Mapping[str, Any]) -> list[str]:
+    """Put the states of random generators back, and generators in free places.
+
+    :return: Where there are none, and none could be put.
+    """
+    noise = find_noise(env, process_wide=False)
+    layers = list_nested_envs(env)
+    for path in saved.keys() - noise.find().keys():
+        places = dict(walk(layers, (), _MAX_SEARCHED, shared=False))
+        owner, _, name = path.rpartition(".")
+        held = getattr(places.get(owner), "__dict__", None)
+        if (
+            name.isidentifier()
+            and isinstance(held, dict)
+            and held.get(name) is None
+            and is_described_generator(saved[path])
+        ):
+            held[name] = saved[path]
+    states = {
+        path: get_generator_state(value) if is_described_generator(value) else value for path, value in saved.items()
+    }
+    unfit = noise.restore(states)
+    return sorted(path for path in states if path in unfit or path not in noise.find())
 
 
 def _list_envs(model: GroupedAlgorithm) -> list[gym.Env[Any, Any]]:

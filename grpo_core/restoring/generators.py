@@ -92,7 +92,7 @@ class Noise:
 
     def capture(self) -> dict[str, Any]:
         """Copy the states of all generators, by where they are."""
-        states = {path: get_generator_state(generator) for path, generator in self._find().items()}
+        states = {path: get_generator_state(generator) for path, generator in self.find().items()}
         return {**states, **{name: get() for name, (get, _) in self._process_wide.items()}}
 
     def restore(self, states: Mapping[str, Any]) -> set[str]:
@@ -100,7 +100,7 @@ class Noise:
 
         :return: Where there are generators now to which none of the states belongs.
         """
-        found = self._find()
+        found = self.find()
         new = set[str]()
         for path, generator in found.items():
             try:
@@ -132,7 +132,7 @@ class Noise:
         :param only: Where the others are not.
         """
         base = int(rng.integers(2**63))
-        for path, generator in self._find().items():
+        for path, generator in self.find().items():
             if only is not None and path not in only:
                 continue
             seed = int(np.random.SeedSequence([base, crc32(path.encode())]).generate_state(1)[0])
@@ -142,11 +142,8 @@ class Noise:
             np.random.seed(of_numpy)  # environments draw from it, though they should not
             random.seed(of_python)
 
-    def list_generators(self) -> list[Any]:
-        """List the generators that are there now, without the process-wide ones."""
-        return [*self._find().values()]
-
-    def _find(self) -> dict[str, Any]:
+    def find(self) -> dict[str, Any]:
+        """Return the generators that are there now, by where they are, without the process-wide ones."""
         found = walk(self._envs, self._known, _MAX_SEARCHED, self._shared, scalars=False)
         return {path: value for path, value in found if is_restorable_generator(value)}
 

@@ -127,7 +127,7 @@ class Simulator:
             for capture in self._captures:
                 capture()
             copied = self._layers.list_generators()
-        found = find_noise(self.env, process_wide=False, shared=False).list_generators()
+        found = find_noise(self.env, process_wide=False, shared=False).find().values()
         inner = [
             getattr(generator, name, None)
             for generator in (*found, *copied)

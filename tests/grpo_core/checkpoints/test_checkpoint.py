@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import io
 import json
 import math
@@ -135,6 +136,44 @@ class Unwilling(Walk):
         raise AssertionError("nothing was captured")
 
 
+class Breezy(Walk):
+    """A walk with a breeze, whose generator the first step makes."""
+
+    breeze: Any = None
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.breeze is None:
+            self.breeze = np.random.default_rng(5)
+        observation, reward, *rest = super().step(action)
+        return observation, reward + float(self.breeze.normal()), *rest
+
+
+class BreezyFromNone(Breezy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.breeze = None
+
+
+class Stuck(Walk):
+    """A walk that nothing can copy, with a breeze in a place that only a step fills."""
+
+    is_named = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = (i for i in range(3))
+        self.table: dict[str, Any] = {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        held = vars(self) if self.is_named else self.table
+        observation, reward, *rest = super().step(action)
+        return observation, reward + float(held.setdefault("breeze", np.random.default_rng(5)).normal()), *rest
+
+
+class StuckInDict(Stuck):
+    is_named = False
+
+
 class Gait(Walk):
     """A walk that changes its gait, a function, on the way."""
 
@@ -224,6 +263,11 @@ TRAININGS: dict[str, tuple[Callable[[], VecEnv], dict[str, Any]]] = {
         {"restart_probability": 0.3, "group_mode": "branch", "anchor_selection": "archive"},
     ),
     "unknown, wrapped": (lambda: VecFrameStack(make_vec_env(make_shown), 2), {"group_mode": "branch"}),
+    "unknown, with a late generator": (lambda: make_vec_env(Breezy), {"group_mode": "branch"}),
+    "unknown, with a late generator, episodes": (
+        lambda: make_vec_env(BreezyFromNone),
+        {"group_mode": "episode", "horizon": None},
+    ),
     "unknown, episodes": (lambda: make_vec_env(Walk), {"group_mode": "episode", "horizon": None}),
 }
 
@@ -246,6 +290,17 @@ def test_an_environment_that_cannot_be_captured_after_all_costs_the_checkpoint_i
     caveat = checkpoint.from_bytes(content).caveat
     assert caveat is not None
     assert not caveat.is_certain
+
+
+@pytest.mark.filterwarnings("ignore:the episodes of a group begin")
+def test_a_generator_is_put_into_its_place_or_missed_by_its_name() -> None:
+    caveats = {}
+    for kind in (Stuck, StuckInDict):
+        _, content = train_and_take(functools.partial(make_vec_env, kind), group_mode="episode", horizon=None)
+        _, caveats[kind] = go_on(make_vec_env(kind), content, group_mode="episode", horizon=None)
+    assert not caveats[Stuck].is_certain
+    assert caveats[StuckInDict].is_certain
+    assert "StuckInDict.table['breeze']" in caveats[StuckInDict].reason
 
 
 @pytest.mark.filterwarnings("ignore:the episodes of a group begin")
