@@ -48,9 +48,11 @@ from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.generators import find_noise, get_generator_state
 from grpo_core.restoring.object_graph import walk
 from grpo_core.restoring.simulator import Simulator
+from grpo_core.restoring.state import access_own_methods
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
 from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization
+from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.seeding import capture_process_wide, restore_process_wide
@@ -339,7 +341,13 @@ def _describe_simulators(model: GroupedAlgorithm) -> tuple[Node, list[npt.NDArra
         except Exception as error:  # code of the environment, such as its capture_state
             live, caveat = [], _describe_reset(model, error)
         packages, fixtures = _list_packages(envs), _find_fixtures(envs)
-        return _describe(packages, fixtures, [rest, live], caveat)
+        beside, of_beside = _capture_beside(envs)
+        if beside:
+            try:
+                return _describe(packages, fixtures, [rest, live, beside], caveat or of_beside)
+            except (UnknownObjectError, RecursionError) as error:
+                of_beside = _miss_resets(error)
+        return _describe(packages, fixtures, [rest, live, []], caveat or of_beside)
     except UnknownObjectError as error:
         return None, [], Caveat(str(error), is_certain=True)
     except RecursionError:
@@ -362,6 +370,30 @@ def _list_noise(env: gym.Env[Any, Any]) -> dict[str, Any]:
     }
 
 
+def _capture_beside(envs: Sequence[gym.Env[Any, Any]]) -> tuple[list[Any], Caveat | None]:
+    """Copy all attributes of environments that capture themselves: they may leave out what only resets change.
+
+    :return: The copies, None for other environments; none at all if there is none, or with a caveat if one failed.
+    """
+    beside = []
+    try:
+        for env in map(_unwrap, envs):
+            has_own_methods = any(access_own_methods(layer) is not None for layer in list_nested_envs(env))
+            beside.append(Simulator(env, uses_own_methods=False).capture() if has_own_methods else None)
+    except Exception as error:  # code of the environment
+        return [], _miss_resets(error)
+    return ([] if all(state is None for state in beside) else beside), None
+
+
+def _miss_resets(error: Exception) -> Caveat:
+    reason = f"of an environment that captures itself, what only resets change is not kept ({error})"
+    return Caveat(reason, is_certain=False)
+
+
+def _unwrap(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return env.env if isinstance(env, RestorableWrapper) else env
+
+
 def _describe_reset(model: GroupedAlgorithm, error: Exception) -> Caveat:
     """Say what it means that an environment's state cannot be captured: episodes from seeded resets hardly need it."""
     if model._mode != "episode":
@@ -377,12 +409,15 @@ def _restore_simulators(model: GroupedAlgorithm, described: Node, arrays: Sequen
     :return: What is missing here.
     """
     envs = _list_envs(model)
-    (of_rest, of_live), objects = described
+    (of_rest, of_live, of_beside), objects = described
     reader = Reader(objects, arrays, _list_packages(envs), _find_fixtures(envs))
     generators, process_wide, starts, archive = reader.make(of_rest)
     if reader.lost:
         raise UnknownObjectError(f"{reader.lost[0]} held what is not here")
-    live = reader.make(of_live)
+    live, beside = reader.make(of_live), reader.make(of_beside)
+    for env, state in zip(map(_unwrap, envs), beside, strict=False):
+        if state is not None:
+            Simulator(env, uses_own_methods=False).restore(state)
     for env, state in zip(envs, live, strict=False):  # none where none could be captured
         Simulator(env).restore(state)
     lost = [path for env, noise in zip(envs, generators, strict=True) for path in _restore_noise(env, noise)]

@@ -52,11 +52,18 @@ class Simulator:
         of copied objects go on as well, wherever a search finds them.
     :param keeps_originals: Whether restores write into the objects that were there at the first capture, so that they
         stay the environment's own; otherwise copies take their places.
+    :param uses_own_methods: Whether layers with ``capture_state()`` and ``restore_state(state)`` are restored by these;
+        otherwise by copies of their attributes.
     :raises NotBranchableError: If the environment or a wrapper cannot be copied.
     """
 
     def __init__(
-        self, env: gym.Env[Any, Any], common_random_numbers: bool = False, *, keeps_originals: bool = True
+        self,
+        env: gym.Env[Any, Any],
+        common_random_numbers: bool = False,
+        *,
+        keeps_originals: bool = True,
+        uses_own_methods: bool = True,
     ) -> None:
         self.env = env
         self.step = env.step
@@ -64,12 +71,14 @@ class Simulator:
         self._layers = Layers(list_nested_envs(env), keeps_originals)
         #: The objects that restores write into.
         self.originals = self._layers.originals
-        self._nested: list[tuple[Any, Any]] = list(pairwise(list_restored_layers(env)))
+        restored = list_restored_layers(env) if uses_own_methods else list_nested_envs(env)
+        self._nested: list[tuple[Any, Any]] = list(pairwise(restored))
+        find_own_methods = access_own_methods if uses_own_methods else lambda _: None
         of_wrappers: list[StateAccess] = []
         accesses: list[LayerAccess] = []
         of_generators = access_generators(self._layers.envs) if common_random_numbers else None
         try:
-            while (by_own_methods := access_own_methods(env)) is None and isinstance(env, gym.Wrapper):
+            while (by_own_methods := find_own_methods(env)) is None and isinstance(env, gym.Wrapper):
                 of_wrapper = access_wrapper(env, self._layers)
                 if of_wrapper is not None:
                     of_wrappers.append(of_wrapper)

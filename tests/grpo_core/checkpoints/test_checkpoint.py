@@ -154,6 +154,18 @@ class BreezyFromNone(Breezy):
         self.breeze = None
 
 
+class OwnOfStep(Own):
+    """A walk that captures what a step changes, and not how many resets it took to get there."""
+
+    n_resets = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.n_resets += 1
+        self.way[0].x += 0.1 * self.n_resets
+        return self._observe(), {}
+
+
 class Stuck(Walk):
     """A walk that nothing can copy, with a breeze in a place that only a step fills."""
 
@@ -172,6 +184,14 @@ class Stuck(Walk):
 
 class StuckInDict(Stuck):
     is_named = False
+
+
+class StuckOwn(OwnOfStep):
+    """It holds what nothing can copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = (i for i in range(3))
 
 
 class Gait(Walk):
@@ -268,6 +288,8 @@ TRAININGS: dict[str, tuple[Callable[[], VecEnv], dict[str, Any]]] = {
         lambda: make_vec_env(BreezyFromNone),
         {"group_mode": "episode", "horizon": None},
     ),
+    "captures itself": (lambda: make_vec_env(OwnOfStep), {"group_mode": "branch"}),
+    "captures itself, episodes": (lambda: make_vec_env(OwnOfStep), {"group_mode": "episode", "horizon": None}),
     "unknown, episodes": (lambda: make_vec_env(Walk), {"group_mode": "episode", "horizon": None}),
 }
 
@@ -301,6 +323,14 @@ def test_a_generator_is_put_into_its_place_or_missed_by_its_name() -> None:
     assert not caveats[Stuck].is_certain
     assert caveats[StuckInDict].is_certain
     assert "StuckInDict.table['breeze']" in caveats[StuckInDict].reason
+
+
+def test_of_an_environment_that_captures_itself_and_cannot_be_copied_only_that_is_kept() -> None:
+    _, content = train_and_take(lambda: make_vec_env(StuckOwn), group_mode="branch")
+    caveat = checkpoint.from_bytes(content).caveat
+    assert caveat is not None
+    assert not caveat.is_certain
+    assert "what only resets change" in caveat.reason
 
 
 @pytest.mark.filterwarnings("ignore:the episodes of a group begin")
