@@ -109,9 +109,10 @@ class JobProgress:
             )
             return
         fields = {name: described.get(name) for name in ("timesteps", "exact", "note")}
+        created_at = described.get("created_at", datetime.now(UTC))
         with self._lock:
             if not self._is_closed:  # it may have ended while the disk was busy
-                self._state.checkpoint = JobCheckpoint(**fields, created_at=datetime.now(UTC))
+                self._state.checkpoint = JobCheckpoint(**fields, created_at=created_at)
 
     def publish_warning(self, warning: str) -> None:
         """Note a warning for the client."""

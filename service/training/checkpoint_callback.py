@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -14,6 +15,7 @@ from grpo_core.checkpoints.facts import is_exact
 from service.errors import describe_error
 from service.schemas.training import TrainConfig
 from service.training.evaluation.evaluations import Evaluations
+from service.training.evaluation.work_time import WorkTime
 from service.training.init_model import Lineage
 from service.training.order import FINISHED
 from service.training.stop_rules import StopRules
@@ -22,7 +24,8 @@ from service.workers.task import Progress
 logger = logging.getLogger("grpo.service")
 
 # A stop or an error comes in the middle of a rollout, where no training can go on: what was before it is taken now and
-# then, and kept in memory. That may take this share of the time, and need not be more often than once a second.
+# then, and kept in memory. That may take this share of the time, need not be more often than once a second, and is not
+# rarer than what is published: a training that learns slowly has the most to lose.
 _SHARE = 0.02
 _LEAST_SECONDS = 1.0
 # How often one is published where the job does not say so.
@@ -96,14 +99,15 @@ class CheckpointCallback(BaseCallback):
         if self._stop_rules.ended_by is not None:
             return  # the update before this may have been cut short
         now = time.monotonic()
-        if self._every is not None and self.model.num_timesteps >= self._next_timesteps:
+        if self._every is None:
+            must_publish = now - self._published_at >= _PUBLISH_SECONDS
+        elif must_publish := self.model.num_timesteps >= self._next_timesteps:
             self._next_timesteps = (self.model.num_timesteps // self._every + 1) * self._every
+        pause = min(max(_LEAST_SECONDS, self._cost_seconds / _SHARE), _PUBLISH_SECONDS)
+        if must_publish or now - self._taken_at >= pause:
             self._take()
+        if must_publish:
             self.publish()
-        elif now - self._taken_at >= max(_LEAST_SECONDS, self._cost_seconds / _SHARE):
-            self._take()
-            if self._every is None and now - self._published_at >= _PUBLISH_SECONDS:
-                self.publish()
 
     def take_finished(self, content: bytes) -> None:
         """Publish that training is over: only evaluations follow.
@@ -122,7 +126,7 @@ class CheckpointCallback(BaseCallback):
     def _take(self, attachments: Mapping[str, bytes] | None = None) -> None:
         if not self._can_take:
             return
-        begun = time.monotonic()
+        begun = WorkTime.now()
         try:
             described, content = self._describe(attachments)
         except Exception as error:  # environment code may fail; training goes on without a checkpoint
@@ -133,17 +137,19 @@ class CheckpointCallback(BaseCallback):
             return
         self._unpublished = described, content
         self._taken_at = time.monotonic()
-        self._cost_seconds = self._taken_at - begun
+        self._cost_seconds = WorkTime.now().since(begun)  # others may keep the processor busy meanwhile
 
     def _describe(self, attachments: Mapping[str, bytes] | None) -> tuple[dict[str, Any], bytes]:
         """Return what the server is told of a checkpoint, and its content."""
         facts: dict[str, Any] = {"seconds": self._stop_rules.spent_seconds, "ended_by": self._stop_rules.ended_by}
-        facts |= {"lineage": self.lineage, "config": self._config.model_dump(mode="json")}
+        created_at = datetime.now(UTC).isoformat()
+        facts |= {"lineage": self.lineage, "config": self._config.model_dump(mode="json"), "created_at": created_at}
         facts[_EVALUATIONS], best_content = self._evaluations.to_state()
         best = {} if best_content is None else {_BEST: best_content}
         content, caveat = checkpoint.take(self.model, facts, {**best, **(attachments or {})})
         described = {
             "timesteps": self.model.num_timesteps,
+            "created_at": created_at,
             "exact": is_exact(caveat),
             "note": None if caveat is None else caveat.reason,
         }

@@ -58,7 +58,10 @@ class Progress(Protocol):
         """Receive the evaluation of the policy that is saved: the fields of ``FinalEvaluation``."""
 
     def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
-        """Receive a checkpoint to go on from: its ``timesteps``, whether it is ``exact``, a ``note``, its content."""
+        """Receive a checkpoint to go on from.
+
+        :param described: Its ``timesteps``, ``created_at`` (when it was taken), whether it is ``exact``, a ``note``.
+        """
 
     def publish_warning(self, warning: str) -> None:
         """Receive a warning for the client."""

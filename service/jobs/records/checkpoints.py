@@ -78,9 +78,10 @@ class CheckpointFolder:
             if facts["format"] != FORMAT or not config.is_written_as(facts["own"]["config"]):
                 return None
             caveat = read_caveat(facts["caveat"])
+            written_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
             return JobCheckpoint(
                 timesteps=facts["num_timesteps"],
-                created_at=datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC),
+                created_at=facts["own"].get("created_at", written_at),  # earlier versions did not keep it
                 exact=is_exact(caveat),
                 note=None if caveat is None else caveat.reason,
             )

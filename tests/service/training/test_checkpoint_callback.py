@@ -1,7 +1,9 @@
 """Checkpoints of a job are taken where its training can go on."""
 
 import json
+from datetime import UTC, datetime
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
@@ -12,6 +14,9 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.checkpoints.facts import FACTS_MEMBER, Caveat
 from grpo_core.saving import model_file
+from service.jobs.job import Job, JobServices
+from service.jobs.records.checkpoints import CheckpointFolder
+from service.jobs.totals import JobTotals
 from service.training.order import FINISHED, TrainingOrder
 from service.training.train import train_policy
 from tests.service.training.jobs import Clock
@@ -20,6 +25,7 @@ from tests.support import Recorder, make_plan
 pytestmark = pytest.mark.usefixtures("ample_time")
 
 REQUEST = {"total_timesteps": 640, "n_steps": 64, "seed": 0, "n_eval_episodes": 2, "checkpoint_every": 128}
+JOB_ID = "00000000-0000-0000-0000-000000000000"
 
 
 class StopsInUpdate(Recorder):
@@ -113,6 +119,75 @@ def test_by_the_clock_one_a_minute_is_published(monkeypatch: pytest.MonkeyPatch)
     *gaps, _ = np.diff([0.0, *published])  # the last one says that training is over
     assert len(gaps) >= 2
     assert all(60.0 <= gap < 100.0 for gap in gaps)
+
+
+@pytest.mark.parametrize("take_seconds", [0.0, 0.7, 5.0])
+@pytest.mark.parametrize("rollout_seconds", [4.0, 13.0])
+def test_from_the_first_minute_on_a_killed_server_costs_at_most_a_minute_and_a_rollout(
+    monkeypatch: pytest.MonkeyPatch, take_seconds: float, rollout_seconds: float
+) -> None:
+    clock, take = Clock(monkeypatch, "checkpoint_callback", "evaluation.work_time"), checkpoint.take
+    taken_at: dict[int, float] = {}
+    kept_at = 0.0
+    ages: list[float] = []
+
+    def take_slowly(model: Any, *rest: Any) -> Any:
+        taken_at[model.num_timesteps] = clock.seconds
+        clock.seconds += take_seconds
+        return take(model, *rest)
+
+    class Ticks(Recorder):
+        def publish_metrics(self, metrics: Any) -> None:
+            if "rollout/zero_std_group_fraction" in metrics:
+                clock.seconds += rollout_seconds
+                ages.append(clock.seconds - kept_at)
+
+        def publish_checkpoint(self, described: Any, content: bytes) -> None:
+            nonlocal kept_at
+            kept_at = taken_at[described["timesteps"]]
+
+    monkeypatch.setattr(checkpoint, "take", take_slowly)
+    n_rollouts = 50 if rollout_seconds < 5.0 else 20
+    run(Ticks(), checkpoint_every=None, total_timesteps=64 * n_rollouts, n_eval_episodes=0)
+    assert len(ages) > 15
+    assert 60.0 <= max(ages) <= 60.0 + 2 * rollout_seconds + 2 * take_seconds
+
+
+def test_taking_them_costs_its_share_of_the_processor_whatever_else_the_machine_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, take = Clock(monkeypatch, "checkpoint_callback"), checkpoint.take
+    taken_at: list[float] = []
+
+    def take_on_a_busy_machine(*arguments: Any) -> Any:
+        taken_at.append(clock.seconds)
+        clock.seconds += 1.5  # and next to no work
+        return take(*arguments)
+
+    class Ticks(Recorder):
+        def publish_metrics(self, metrics: Any) -> None:
+            clock.seconds += 5.0
+
+    monkeypatch.setattr(checkpoint, "take", take_on_a_busy_machine)
+    run(Ticks(), checkpoint_every=None, n_eval_episodes=0)
+    assert len(taken_at) > 5
+
+
+def test_a_checkpoint_says_when_it_was_taken_not_when_it_was_kept(tmp_path: Path) -> None:
+    before = datetime.now(UTC)
+    recorder = Recorder(stop_after=400)
+    run(recorder)
+    described, content = recorder.checkpoints[-1]
+    folder = CheckpointFolder(tmp_path, is_active=lambda job_id: True)
+    folder.write(JOB_ID, content)
+    config = make_plan(**REQUEST, env_name="FrozenLake-v1").config.model_copy(update={"model_name": "a"})
+    known = folder.describe(JOB_ID, config)
+    assert known is not None
+    assert before < known.created_at == datetime.fromisoformat(described["created_at"])
+    job = Job(make_plan(), JobServices(JobTotals(), checkpoints=folder))
+    job.start()
+    job.progress.publish_checkpoint(described, content)
+    assert job.state.checkpoint == known
 
 
 def test_a_finished_one_holds_the_model_and_only_evaluations_follow() -> None:
