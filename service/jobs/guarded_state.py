@@ -50,6 +50,13 @@ class GuardedState:
         self.receipts = Receipts(self.state.n_restarts)
         self.clock.reset()
 
+    def take_end_back(self) -> None:
+        """Forget the end of a resumed job, and what came after its checkpoint, as its worker begins."""
+        if self.state.end_before is None:
+            return
+        self.rewind_to_checkpoint()
+        self.state.end_before = self.state.model_name = self.state.sha256 = None
+
     def rewind_to_checkpoint(self) -> None:
         """Go back to where the checkpoint was taken, or to the start."""
         checkpoint = self.state.checkpoint

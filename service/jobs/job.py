@@ -246,7 +246,8 @@ class Job:
         with self._guarded.lock:
             if content is None and self._guarded.end is None:
                 self.state.checkpoint = None
-                self._guarded.rewind(0)
+                if self.state.end_before is None:
+                    self._guarded.rewind(0)
                 self._guarded.warn("training began again: the job's checkpoint is gone, or cannot be read.")
         return content
 
@@ -308,9 +309,10 @@ class Job:
             self.state.n_lost_workers += 1
             self.state.ended_by = None  # a checkpoint of a training that is over brings it back
             self._begin_again()
-            self._guarded.rewind_to_checkpoint()
+            if self.state.end_before is None:
+                self._guarded.rewind_to_checkpoint()
             self._guarded.clock.start()
-            self._guarded.warn(f"{reason} The job went on from step {self.state.current_timesteps:,}.")
+            self._guarded.warn(f"{reason} The job went on from step {self.state.begins_at:,}.")
             return True
 
     def forbid_restarts(self, reason: str) -> None:
@@ -326,6 +328,7 @@ class Job:
     def settle_outcome(self) -> JobStatus:
         """Decide after training whether the job completed or was stopped; later stops are refused."""
         with self._guarded.lock:
+            self._guarded.take_end_back()
             self._outcome = self._outcome or JobStatus.COMPLETED
             return self._outcome
 
@@ -364,20 +367,22 @@ class Job:
                 raise ValueError(f"a job that is {state.status} does not become {status}")
             if server_end == "shutdown" and self._outcome is not JobStatus.STOPPED:
                 state.stopped_by = "shutdown"
-            self._outcome = status
             ended_by = state.choose_ended_by(status, server_end)
             if ended_by == "shutdown" and error_message is None:
                 error_message = state.describe_interruption(self.job_id, was_killed=False)
             age_seconds = guarded.receipts.end_age_seconds
             guarded.clock.end(age_seconds)
             end_time = datetime.now(UTC) - timedelta(seconds=age_seconds)
-            guarded.end = end = JobEnd(status, error_message, end_time, ended_by, is_unsaved)
+            end = JobEnd(status, error_message, end_time, ended_by, is_unsaved)
+            if ended_by == "stop" and state.end_before is not None and not state.end_before.is_interruption:
+                end = state.end_before  # a stop undoes a resume that has not begun
+            guarded.end, self._outcome = end, end.status
         try:
             with guarded.lock:
                 record = self._make_record(0, 1)
             # Both without the lock, since a disk may be slow.
             self._services.write_end(record)
-            if status is JobStatus.COMPLETED and self._services.checkpoints is not None:
+            if end.status is JobStatus.COMPLETED and self._services.checkpoints is not None:
                 self._services.checkpoints.delete(self.job_id)
         finally:  # whatever has failed, a job that has ended must not seem to go on
             with guarded.lock:
@@ -440,13 +445,12 @@ class Job:
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
             self._unsaved_model = unsaved_model
             self._begin_again()
-            if unsaved_model is None:
-                guarded.rewind_to_checkpoint()
-            else:  # only the end is taken back
-                self.history.rewind(state.current_timesteps)
+            self.history.rewind(state.current_timesteps)  # only the end is taken back
             state.reopen(following)
+            if unsaved_model is not None:  # no worker begins
+                state.end_before = None
             self._outcome = guarded.end = None
-            warning = f"resumed from step {state.current_timesteps:,}, after it had {ended}"
+            warning = f"resumed from step {state.begins_at:,}, after it had {ended}"
             self.history.append("job.warning", {"warning": warning})
             self.history.append("job.status", {"status": following})
             self.finished.clear()

@@ -54,9 +54,13 @@ class JobProgress:
             if self._is_closed:  # an abandoned thread may continue
                 return
             state = self._state
-            begins_again = current_timesteps < state.current_timesteps  # it could not go on from its checkpoint
             self._guarded.clock.wake()
             state.elapsed_seconds = self._guarded.clock.elapsed_seconds
+            if current_timesteps > 0:
+                self._guarded.take_end_back()
+            if state.end_before is not None:
+                return
+            begins_again = current_timesteps < state.current_timesteps  # it could not go on from its checkpoint
             if begins_again:
                 state.checkpoint = None
                 self._guarded.rewind(0)
@@ -76,6 +80,7 @@ class JobProgress:
         with self._lock:
             if self._is_closed or not metrics:
                 return
+            self._guarded.take_end_back()
             state = self._state
             state.metrics = {**state.metrics, **metrics}
             self._history.append_metrics(state.current_timesteps, self._measure_elapsed(), metrics)
@@ -86,6 +91,7 @@ class JobProgress:
         """Note an evaluation of the policy."""
         with self._lock:
             if not self._is_closed:
+                self._guarded.take_end_back()
                 self._history.append_evaluation(EvaluationRow(**evaluation, elapsed_seconds=self._measure_elapsed()))
                 self._guarded.choose_evaluations()
 
@@ -93,6 +99,7 @@ class JobProgress:
         """Record the evaluation of the policy that will be saved."""
         with self._lock:
             if not self._is_closed:
+                self._guarded.take_end_back()
                 self._state.final_evaluation = row = FinalEvaluation(**evaluation)
                 self._history.append("job.final_evaluation", row.model_dump(mode="json"))
 
@@ -112,6 +119,7 @@ class JobProgress:
         created_at = described.get("created_at", datetime.now(UTC))
         with self._lock:
             if not self._is_closed:  # it may have ended while the disk was busy
+                self._guarded.take_end_back()
                 self._state.checkpoint = JobCheckpoint(**fields, created_at=created_at)
 
     def publish_warning(self, warning: str) -> None:

@@ -15,7 +15,9 @@ class JobEvent(Enum):
     START = "a thread is free for it"
     COMPLETE = "its policy is saved, or the rules that end it early were met"
     FAIL = "its environment or its worker failed for good, or it hung"
-    STOP = "a client stopped it, or the server was shut down"
+    STOP = (
+        "a client stopped it, or the server was shut down; one that was resumed and has not begun is as it was before"
+    )
     RESTART = "its worker died, and another goes on from the checkpoint, at most max_restarts times"
     RESUME = "a client lets it go on from the checkpoint, or from the start without one"
 

@@ -234,5 +234,5 @@ async def resume_training(job_id: JobId, service: CurrentService, http_request: 
     One that has finished and could not be saved, as on a full disk, is only saved.
     """
     job = await run_in_threadpool(service.admission.resume_job, job_id, find_client(http_request.scope))
-    timesteps = job.describe().current_timesteps
+    timesteps = job.state.begins_at
     return ResumeResponse(message="Training resumed", job_id=job.job_id, timesteps=timesteps, config=job.config)

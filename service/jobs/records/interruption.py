@@ -63,6 +63,7 @@ def fail(state: JobState, job_id: str, written_at: float) -> JobState:
         "error_message": state.describe_interruption(job_id, was_killed=True),
         "end_time": datetime.fromtimestamp(written_at, UTC),
         "ended_by": "restart",
+        "end_before": None,
     }
     return state.model_copy(update=ended)
 

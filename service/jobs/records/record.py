@@ -72,6 +72,11 @@ class JobEnd(NamedTuple):
     ended_by: EndedBy | None
     is_unsaved: bool
 
+    @property
+    def is_interruption(self) -> bool:
+        """Whether it ended with its server."""
+        return self.ended_by in ("shutdown", "restart")
+
 
 class JobState(BaseModel):
     """Everything about a job that changes, except its history."""
@@ -80,6 +85,8 @@ class JobState(BaseModel):
 
     status: JobStatus
     created_at: datetime
+    # How it had ended, if it is resumed and its worker has not begun yet: until then its model and its figures stay.
+    end_before: JobEnd | None = None
     # When it last left the queue, and how long it had run by then.
     start_time: datetime | None = None
     seconds_before_start: float = 0.0
@@ -132,17 +139,25 @@ class JobState(BaseModel):
     def enter(self, end: JobEnd) -> None:
         """Take on a job's end."""
         self.status, self.error_message, self.end_time, self.ended_by, self.is_unsaved = end
+        self.end_before = None
         if end.status is JobStatus.COMPLETED:  # nothing is left to go on from
             self.checkpoint = None
 
     def reopen(self, status: JobStatus) -> None:
-        """Take the end back, for a job that is resumed.
+        """Have a job that is resumed wait for its worker; the model and the figures of its end stay until that begins.
 
         :param status: Its status from now on.
         """
+        self.end_before = self.get_end()
         self.status, self.n_stops, self.stopped_by, self.is_unsaved = status, 0, "stop", False
         self.ended_by = self.error_message = self.end_time = None
-        self.model_name = self.sha256 = None
+
+    @property
+    def begins_at(self) -> int:
+        """Simulator steps from which its worker goes on."""
+        if self.end_before is None:
+            return self.current_timesteps
+        return 0 if self.checkpoint is None else self.checkpoint.timesteps
 
     def get_end(self) -> JobEnd:
         """Return the end of a job that has ended."""
@@ -167,7 +182,7 @@ class JobState(BaseModel):
     def describe_end(self) -> str:
         """Say how and where the job has ended, for its history to keep: a resume takes the end out of it."""
         step = f"step {self.current_timesteps:,}"
-        if self.ended_by in ("shutdown", "restart"):
+        if self.get_end().is_interruption:
             return f"been interrupted at {step}."
         if self.status is JobStatus.STOPPED:
             return f"been stopped at {step}."

@@ -12,7 +12,8 @@ import pytest
 from service.errors import ConflictError
 from service.jobs.job import Job, JobServices
 from service.jobs.records.checkpoints import CheckpointFolder
-from service.jobs.records.record import JobRecord, ServerEnd
+from service.jobs.records.interruption import fail
+from service.jobs.records.record import JobRecord, JobState, ServerEnd
 from service.jobs.records.unsaved import UnsavedModel
 from service.jobs.totals import JobTotals
 from service.schemas.jobs import EndedBy, FinalEvaluation, JobStatus
@@ -177,6 +178,7 @@ class TestOneJob:
         assert job.warnings == []
         folder.delete(job.job_id)
         assert job.read_checkpoint() is None
+        job.settle_outcome()
         status = job.describe()
         assert (status.current_timesteps, status.checkpoint, job.state.repeated_timesteps) == (0, None, 64)
         assert [warning for warning in job.warnings if "training began again" in warning] == job.warnings
@@ -192,11 +194,58 @@ class TestOneJob:
         job.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
         job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
         job.resume(None, services, job.describe().checkpoint)
-        assert job.describe().metrics == {"rollout/ep_rew_mean": 64.0}
         assert job.describe().start_time is None
+        job.start()
+        job.progress.advance(65)
+        assert job.describe().metrics == {"rollout/ep_rew_mean": 64.0}
         job.finish(JobStatus.STOPPED)
         job.resume(None, services, None)
+        job.start()
+        job.settle_outcome()
         assert (job.describe().metrics, job.describe().current_timesteps) == ({}, 0)
+
+    @pytest.mark.parametrize("has_started", [False, True])
+    @pytest.mark.parametrize(
+        ("status", "error", "server_end"),
+        [
+            (JobStatus.STOPPED, None, None),
+            (JobStatus.FAILED, "RuntimeError: the cable is loose", None),
+            (JobStatus.STOPPED, None, "shutdown"),
+        ],
+    )
+    def test_a_resume_that_ends_before_its_worker_begins_takes_nothing_back(
+        self, tmp_path: Path, status: JobStatus, error: str | None, server_end: ServerEnd | None, has_started: bool
+    ) -> None:
+        services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path, lambda job_id: False))
+        job = Job(plan(total_timesteps=100), services)
+        job.start()
+        job.progress.advance(32)
+        job.progress.publish_checkpoint({"timesteps": 32}, b"a checkpoint")
+        job.progress.advance(64)
+        job.progress.publish_metrics({"rollout/ep_rew_mean": 64.0})
+        job.progress.publish_final_evaluation(make_final_evaluation(500.0).model_dump())
+        job.record_saved_model("m", "a" * 64)
+        job.finish(status, error, server_end=server_end)
+        before = job.describe()
+        job.resume(None, services, before.checkpoint)
+        assert job.state.begins_at == 32
+        if has_started:
+            job.start()
+            job.progress.advance(0)  # a sign of life
+        changed = {"n_restarts", "start_time", "end_time", "elapsed_seconds", "warnings"}
+        if server_end is not None:  # which is no outcome that a stop could bring back
+            changed |= {"ended_by", "error_message"}
+        killed = fail(JobState.model_validate_json(job.make_record(0, 1).state.model_dump_json()), job.job_id, 0.0)
+        assert (killed.model_name, killed.current_timesteps, killed.final_evaluation, killed.end_before) == (
+            *(before.model_name, before.current_timesteps, before.final_evaluation),
+            None,
+        )
+        revived = Job.revive(job.make_record(0, 1), JobServices(JobTotals()))
+        assert revived.state.end_before is not None  # its worker may go on from the checkpoint, before these steps
+        job.finish(JobStatus.STOPPED)
+        assert job.describe().model_dump(exclude=changed) == before.model_dump(exclude=changed)
+        assert [row.metrics for row in job.history.list_rows()] == [{"rollout/ep_rew_mean": 64.0}]
+        assert not job.start()
 
     def test_its_history_remembers_how_it_ended_before_and_from_where_it_went_on(self, tmp_path: Path) -> None:
         services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path, lambda job_id: False))
