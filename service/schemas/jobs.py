@@ -1,8 +1,10 @@
 """The status of jobs, their metrics, and evaluations of their policies."""
 
+import re
 import unicodedata
 from datetime import datetime
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -13,6 +15,11 @@ from service.schemas.training import ConfigOrigins, TrainConfig
 EndedBy = Literal["total_timesteps", "stop_reward", "patience", "max_seconds", "stop", "shutdown", "restart"]
 # They join or part the characters beside them: those of an emoji of several parts, and of Persian and Indic words.
 _JOINERS = "\u200c\u200d"
+# They choose how the character before them looks: as an emoji or a sign, or which form of a letter it is.
+_SELECTORS = re.compile("[\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+# The other characters that Python takes for printable, and fonts leave out or blank: those that Unicode calls
+# Default_Ignorable_Code_Point, and the empty pattern of Braille.
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0]")
 VerdictState = Literal["waiting", "starting", "learning", "solved", "steady", "flat", "worse", "no_signal", "failed"]
 
 
@@ -89,15 +96,25 @@ class Verdict(BaseModel):
 def _check_line(text: str) -> str:
     if "\n" in text or "\r" in text:
         raise ValueError("it has a line break; write it in one line")
-    if all(character in _JOINERS or character.isspace() for character in text):
+    if all(character.isspace() or not _is_visible(character) for character in text):
         raise ValueError("it has no character that can be seen; write some")
     _check_visible(text)
     return text
 
 
+def _compose(text: Any) -> Any:
+    """Write letters with their accents as one character, as most systems do, before characters are counted."""
+    return unicodedata.normalize("NFC", text) if isinstance(text, str) else text
+
+
 def _unify_line_breaks(text: Any) -> Any:
     """Take the line breaks of Windows for one character, before characters are counted."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if isinstance(text, str) else text
+
+
+def fold_text(text: str) -> str:
+    """Return a text as it is compared with what people type: in any case, however its characters are composed."""
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def _check_lines(text: str) -> str:
@@ -107,28 +124,45 @@ def _check_lines(text: str) -> str:
 
 def _check_visible(text: str) -> None:
     """Refuse control characters and those that turn the direction of a text or hide in it; spaces may be any."""
-    for character in text:
-        if not (character.isprintable() or unicodedata.category(character) == "Zs" or character in _JOINERS):
+    for before, character in pairwise(["", *text]):
+        if _SELECTORS.match(character):
+            is_fine = _is_visible(before)
+        elif character in _JOINERS:
+            is_fine = _is_visible(before) or _SELECTORS.match(before) is not None
+        else:
+            is_fine = _is_visible(character) or unicodedata.category(character) == "Zs"
+        if not is_fine:
             name = unicodedata.name(character, "")
             what = f"U+{ord(character):04X}" + (f" ({name})" if name else "")
             raise ValueError(f"it has the character {what}, which cannot be seen; leave it out")
 
 
+def _is_visible(character: str) -> bool:
+    is_left_out = _INVISIBLE.match(character) or _SELECTORS.match(character)
+    return character.isprintable() and not character.isspace() and character != "" and not is_left_out
+
+
 def _check_tags(tags: list[str]) -> list[str]:
-    return list(dict.fromkeys(tags))
+    """Leave out tags that were given before, written alike."""
+    return list({fold_text(tag): tag for tag in reversed(tags)}.values())[::-1]
 
 
 DisplayName = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), AfterValidator(_check_line)
+    str,
+    BeforeValidator(_compose),
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
+    AfterValidator(_check_line),
 ]
 Tag = Annotated[
     str,
+    BeforeValidator(_compose),
     StringConstraints(strip_whitespace=True, min_length=1, max_length=40, pattern=TAG_PATTERN),
     AfterValidator(_check_line),
 ]
 Note = Annotated[
     str,
     BeforeValidator(_unify_line_breaks),
+    BeforeValidator(_compose),
     StringConstraints(strip_whitespace=True, max_length=4000),
     AfterValidator(_check_lines),
 ]

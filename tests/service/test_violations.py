@@ -35,6 +35,10 @@ def test_the_rule_and_the_value_are_named(request_body: dict[str, Any], detail: 
     assert summarize_violations(caught.value.errors())[0] == detail
 
 
+NEVER_SEEN = "\u115f\u1160\uffa0\u3164\u2800\u17b4\u17b5\u034f\u00ad\u180e\u2060\ufeff\U000e0041"
+INVISIBLE = [*NEVER_SEEN, "\u180b", "\ufe0f", "\U000e0100"]
+
+
 @pytest.mark.parametrize(
     ("request_body", "detail"),
     [
@@ -52,6 +56,12 @@ def test_the_rule_and_the_value_are_named(request_body: dict[str, Any], detail: 
         ({"display_name": "a\nb"}, "display_name: it has a line break; write it in one line"),
         ({"display_name": "\u200d"}, "display_name: it has no character that can be seen; write some"),
         ({"display_name": "\u200d \u200d"}, "display_name: it has no character that can be seen; write some"),
+        *[({"display_name": text}, "display_name: it has no character that can be seen") for text in INVISIBLE],
+        *[({"tags": [f"a{text}"]}, f"tags.0: it has the character U+{ord(text):04X}") for text in NEVER_SEEN],
+        ({"note": "a \ufe0f"}, "note: it has the character U+FE0F (VARIATION SELECTOR-16), which cannot be seen"),
+        ({"note": "a\ufe0f\ufe0f"}, "note: it has the character U+FE0F"),
+        ({"note": "a\u200d\u200d"}, "note: it has the character U+200D"),
+        ({"note": "\u200da"}, "note: it has the character U+200D"),
     ],
 )
 def test_a_label_is_refused_with_its_rule(request_body: dict[str, Any], detail: str) -> None:
@@ -61,11 +71,22 @@ def test_a_label_is_refused_with_its_rule(request_body: dict[str, Any], detail: 
 
 
 @pytest.mark.parametrize(
-    "text", ["Zeit\u00a0: 5\u202fs", "\N{WOMAN}\u200d\N{PERSONAL COMPUTER} run", "\u06a9\u200c\u06a9"]
+    "text",
+    [
+        *("Zeit\u00a0: 5\u202fs", "\N{WOMAN}\u200d\N{PERSONAL COMPUTER} run", "\u06a9\u200c\u06a9"),
+        *("\N{HEAVY BLACK HEART}\ufe0f\u200d\N{FIRE}", "1\ufe0f\u20e3", "\u845b\U000e0100"),
+    ],
 )
 def test_spaces_that_do_not_break_and_joined_characters_are_taken(text: str) -> None:
     request = LabelRequest.model_validate({"display_name": text, "tags": [text], "note": text})
     assert (request.display_name, request.tags, request.note) == (text, [text], text)
+
+
+def test_what_looks_the_same_is_the_same() -> None:
+    request = LabelRequest.model_validate(
+        {"display_name": "e\u0301te\u0301", "tags": ["\u00e9", "e\u0301", "\u00c9", "x"]}
+    )
+    assert (request.display_name, request.tags) == ("\u00e9t\u00e9", ["\u00e9", "x"])
 
 
 def test_line_breaks_of_all_systems_are_taken_in_a_note() -> None:

@@ -19,6 +19,7 @@ from service.schemas.jobs import (
     JobLabels,
     JobStatus,
     JobSummary,
+    fold_text,
 )
 from service.schemas.training import ConfigOrigins, TrainConfig
 from service.training.planning.plan import TrainingPlan
@@ -257,7 +258,7 @@ class PastJob:
         """The text that a search looks through, folded."""
         line = self.summary
         parts = (line.display_name or "", line.model_name, line.env_name, line.job_id, line.status, *line.tags)
-        return "\n".join((*parts, line.note)).casefold()
+        return fold_text("\n".join((*parts, line.note)))
 
 
 def summarize_job(

@@ -5,7 +5,7 @@ from itertools import dropwhile, islice
 from typing import Any, NamedTuple
 
 from service.jobs.records.record import PastJob
-from service.schemas.jobs import JobSort, JobStatus, JobSummary
+from service.schemas.jobs import JobSort, JobStatus, JobSummary, fold_text
 
 OLDEST_FIRST: JobSort = "created_at"
 NEWEST_FIRST: JobSort = "-created_at"
@@ -16,7 +16,7 @@ _KEYS: Mapping[str, Callable[[JobSummary], Any]] = {
     "current_timesteps": lambda line: line.current_timesteps,
     "elapsed_seconds": lambda line: line.elapsed_seconds,
     "seed": lambda line: line.seed,
-    "name": lambda line: (line.display_name or line.model_name).casefold(),
+    "name": lambda line: fold_text(line.display_name or line.model_name),
 }
 
 
@@ -79,12 +79,13 @@ def _choose(jobs: Iterable[PastJob], query: JobQuery) -> Iterable[PastJob]:
     if query.env_name is not None:
         jobs = [job for job in jobs if job.summary.env_name == query.env_name]
     if query.tag is not None:
-        jobs = [job for job in jobs if query.tag in job.summary.tags]
+        tag = fold_text(query.tag)
+        jobs = [job for job in jobs if tag in map(fold_text, job.summary.tags)]
     if query.hidden is not None:
         jobs = [job for job in jobs if job.summary.hidden is query.hidden]
     if query.recipe is not None:
         jobs = [job for job in jobs if job.summary.recipe == query.recipe]
-    for word in query.search.casefold().split():
+    for word in fold_text(query.search).split():
         jobs = [job for job in jobs if word in job.search_text]
     return jobs
 

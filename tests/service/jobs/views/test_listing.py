@@ -76,6 +76,8 @@ def test_every_order_is_total(sort: JobSort, expected: str) -> None:
         (JobQuery(search="PAPER"), "ad"),
         (JobQuery(search="  paper\tx "), "d"),
         (JobQuery(search="älpler"), "c"),
+        (JobQuery(search="A\u0308LPLER"), "c"),  # as macOS composes it
+        (JobQuery(tag="\uff30APER"), "ad"),
         (JobQuery(search="0.001"), "a"),
         (JobQuery(search="failed pendulum"), "b"),
         (JobQuery(search="model-c"), "c"),
