@@ -34,7 +34,7 @@ from grpo_client.files import (
 )
 from grpo_client.listeners import tell
 from grpo_client.progress_bar import make_listener
-from grpo_client.retries import Deadline, Retries
+from grpo_client.retries import Attempts, Deadline, Retries
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -254,12 +254,13 @@ class Client:
             event still comes.
         :raises JobTimeout: If the job is not over by then.
         :raises ApiError: If there is no such job, or the server refuses.
-        :raises ServerUnreachable: If ``max_retries`` attempts in a row brought no event.
+        :raises ServerUnreachable: If no connection came about in ``max_retries`` attempts, or one that was lost did not
+            come back within a minute, as a server does that is started again.
         """
         deadline = Deadline(timeout_seconds)
         if job_id == LATEST_JOB:  # by the time the stream is opened again, that may be another job
             job_id = (self.status(job_id)).job_id
-        path, n_failed = f"/training/{quote_name(job_id)}/events", 0
+        path, attempts = f"/training/{quote_name(job_id)}/events", Attempts(self._retries)
         asked_after, is_over = after, False
         silence_seconds = _DEADLINE_CHECK_SECONDS if deadline.is_set else _SILENCE_SECONDS
         while True:
@@ -268,16 +269,15 @@ class Client:
                 with self._open_stream(path, after, deadline.limit(silence_seconds)) as source:
                     for received in source:
                         event = read_event(received)
-                        after, n_failed = event.event_id, 0
+                        after = event.event_id
+                        attempts.note_success()
                         yield event
                         if event.is_terminal:
                             return
                         if deadline.has_passed:
                             break
-            except httpx2.HTTPStatusError as error:
-                outcome = error.response
-            except httpx2.RequestError as error:
-                outcome = error
+            except (httpx2.HTTPStatusError, httpx2.RequestError) as error:
+                outcome = error.response if isinstance(error, httpx2.HTTPStatusError) else error
             if deadline.has_passed:
                 yield self._find_end(job_id, after, deadline)
                 return
@@ -285,8 +285,8 @@ class Client:
             if is_idle and is_over:
                 return
             is_over = is_idle and self._is_over(job_id)
-            # If it is, its last event may have come since the stream was opened.
-            n_failed = n_failed if is_over else self._pause_stream(outcome, n_failed, deadline)
+            if not is_over:  # if it is, its last event may have come since the stream was opened
+                self._pause_stream(outcome, attempts, deadline)
 
     @contextmanager
     def _open_stream(self, path: str, after: int, timeout_seconds: float) -> Iterator[httpx2.EventSource]:
@@ -304,16 +304,15 @@ class Client:
                 yield source
 
     def _pause_stream(
-        self, outcome: httpx2.Response | httpx2.RequestError | None, n_failed: int, deadline: Deadline
-    ) -> int:
-        """Pause before a stream is opened again, and return how many attempts have failed."""
+        self, outcome: httpx2.Response | httpx2.RequestError | None, attempts: Attempts, deadline: Deadline
+    ) -> None:
+        """Pause before a stream is opened again."""
         if isinstance(outcome, httpx2.ReadTimeout) and deadline.is_set:  # it was only silent
-            return n_failed
-        pause_seconds = self._retries.find_pause_seconds("GET", outcome, n_failed)
+            return
+        pause_seconds = attempts.find_pause_seconds(outcome)
         if pause_seconds is None:
             raise make_error(outcome)
         time.sleep(deadline.limit(pause_seconds))
-        return n_failed + 1
 
     def _find_end(self, job_id: str, after: int, deadline: Deadline) -> JobEvent:
         """Return the last event of a job that is over, although its deadline passed before that event was read.

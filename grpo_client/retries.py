@@ -19,6 +19,8 @@ _FIRST_PAUSE_SECONDS = 0.5
 _MAX_PAUSE_SECONDS = 30.0
 # Beyond this, the caller had better learn that the server is busy.
 _MAX_RETRY_AFTER_SECONDS = 120.0
+# How long the connection to a job that was followed may be lost: a server that is started again needs less.
+_HOLD_SECONDS = 60.0
 # httpx2 takes no timeout of 0.
 _MIN_TIMEOUT_SECONDS = 0.01
 
@@ -39,12 +41,15 @@ class Retries:
                 f"max_retries={self.n_max!r} is not allowed: it must be a whole number, at least 0, which asks once."
             )
 
-    def find_pause_seconds(self, method: str, outcome: object, n_failed: int) -> float | None:
+    def find_pause_seconds(self, method: str, outcome: object, n_failed: int, is_patient: bool = False) -> float | None:
         """Return how long to pause before the next attempt; None to make no other.
 
         :param outcome: The response, or the transport's error.
         :param n_failed: Attempts that failed before this one.
+        :param is_patient: Whether to make another however many have failed, unless none is to be made.
         """
+        if is_patient:
+            n_failed = min(n_failed, self.n_max - 1)
         if n_failed >= self.n_max:
             return None
         if isinstance(outcome, httpx2.Response):
@@ -107,3 +112,30 @@ class Deadline:
     def limit(self, seconds: float) -> float:
         """Cut a time to what is left until then, in seconds, above 0."""
         return max(_MIN_TIMEOUT_SECONDS, min(seconds, self._end - time.monotonic()))
+
+
+class Attempts:
+    """The attempts to open a stream of events since the last event: few, or many in a time once there was one.
+
+    :param retries: Says how many.
+    """
+
+    def __init__(self, retries: Retries) -> None:
+        self._retries = retries
+        self._n_failed, self._has_followed, self._patience = 0, False, Deadline(0.0)
+
+    def note_success(self) -> None:
+        """Note an event."""
+        self._n_failed, self._has_followed = 0, True
+
+    def find_pause_seconds(self, outcome: object) -> float | None:
+        """Count a failed attempt, and return how long to pause before the next one; None to make no other.
+
+        :param outcome: The response, the transport's error, or None for a stream that ended early.
+        """
+        if self._n_failed == 0 and self._has_followed:
+            self._patience = Deadline(_HOLD_SECONDS)
+        is_patient = not self._patience.has_passed
+        pause_seconds = self._retries.find_pause_seconds("GET", outcome, self._n_failed, is_patient)
+        self._n_failed += 1
+        return pause_seconds

@@ -142,6 +142,35 @@ def test_a_dropped_stream_goes_on_after_the_last_event(kind: str, n_missing_byte
 
 @without_pauses
 @with_either_client
+def test_a_job_that_was_followed_is_held_on_to_for_a_time_however_often_that_fails(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        Answer(200, FIRST, EVENT_STREAM),
+        *[DRAINING, Answer(200, "", EVENT_STREAM, 9)] * 4,
+        Answer(200, LAST, EVENT_STREAM),
+    )
+    with serve_script(*script) as server, open_client(kind, server.url, max_retries=2) as client:
+        assert [event.event_id for event in client.events("j")] == [1, 7]
+    monkeypatch.setattr("grpo_client.retries._HOLD_SECONDS", 0.0)
+    with serve_script(*script) as server, open_client(kind, server.url, max_retries=2) as client:
+        with pytest.raises((Busy, ServerUnreachable)):
+            client.wait("j")
+    assert len(server.received) == 3
+
+
+@without_pauses
+@with_either_client
+def test_a_server_that_was_never_reached_is_asked_as_often_as_allowed(kind: str) -> None:
+    lost = Answer(200, "", EVENT_STREAM, 9)
+    with serve_script(lost) as server, open_client(kind, server.url, max_retries=2) as client:
+        with pytest.raises(ServerUnreachable):
+            client.wait("j")
+    assert len(server.received) == 3
+
+
+@without_pauses
+@with_either_client
 def test_a_stream_that_stays_empty_is_given_up(kind: str) -> None:
     with serve_script(Answer(200, "", EVENT_STREAM)) as server, open_client(kind, server.url, max_retries=1) as client:
         with pytest.raises(ServerUnreachable, match="ended early, again and again"):
