@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 # Linux: a signal for a process whose parent has died.
 _PR_SET_PDEATHSIG = 1
@@ -43,3 +44,14 @@ def end_with_parent(number: signal.Signals) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def read_delay(path: Path) -> float:
+    """Return how many seconds a thread has waited for a processor; 0 where the system does not say.
+
+    :param path: Its ``schedstat`` on Linux: nanoseconds that it has run, and that it has waited, and how often it ran.
+    """
+    try:
+        return int(path.read_bytes().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0

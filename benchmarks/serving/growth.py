@@ -162,6 +162,7 @@ class _Failing:
     """Runs jobs that have failed before they begin."""
 
     is_busy = False
+    delay_seconds = 0.0
 
     def warm_up(self) -> None:
         """Nothing to get ready."""

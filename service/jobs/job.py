@@ -164,6 +164,11 @@ class Job:
         return name_tensorboard_run(self.job_id, self.config)
 
     @property
+    def has_stepped(self) -> bool:
+        """Whether a simulator step was taken since it was queued; one that is resumed goes on where it was."""
+        return self.state.current_timesteps > 0 and self.state.end_before is None
+
+    @property
     def inactive_seconds(self) -> float:
         """Time since the job was started, was told to stop, or last took a step or an update."""
         return self._guarded.clock.inactive_seconds
@@ -272,7 +277,7 @@ class Job:
         return None if self._services.checkpoints is None else self._services.checkpoints.read_finished(self.job_id)
 
     def stop(self, stopped_by: Literal["stop", "shutdown"] = "stop", skips_evaluation: bool = False) -> None:
-        """Stop the job: at once if it is queued, at the next simulator step or minibatch if it is running.
+        """Stop the job: at once if it has nothing to save, else at the next simulator step or minibatch.
 
         A second stop skips the evaluation of the policy so far.
 
@@ -288,12 +293,12 @@ class Job:
             if self._outcome is None:
                 self._outcome, self.state.stopped_by = JobStatus.STOPPED, stopped_by
                 self._guarded.clock.wake()
-            is_waiting = self.status is JobStatus.QUEUED
+            has_begun = self.has_stepped or self.state.checkpoint is not None
+            ends_at_once = self.status is JobStatus.QUEUED or (self.status is JobStatus.RUNNING and not has_begun)
             for _ in range(N_STOPS if skips_evaluation else 1):
                 self.state.n_stops += 1
-                if not is_waiting:
-                    self._progress.stop_training()
-        if is_waiting:
+                self._progress.stop_training()
+        if ends_at_once:
             self.finish(JobStatus.STOPPED)
 
     def restart(self, reason: str) -> bool:

@@ -170,9 +170,8 @@ class JobRunner:
             outcome = job.settle_outcome()
             self._publish(job, outcome, content)
         except TaskDrainedError as error:
-            with suppress(ConflictError):  # it may know of the shutdown before the registry does
-                job.stop("shutdown")
-            job.finish(JobStatus.STOPPED, f"{error} {job.describe_resume()}")
+            # It may know of the shutdown before the registry does.
+            job.finish(JobStatus.STOPPED, f"{error} {job.describe_resume()}", server_end="shutdown")
         except (TaskFailedError, ServiceError, _UnsavedError) as error:
             logger.warning("job %s failed: %s", job.job_id, error)
             job.finish(JobStatus.FAILED, str(error), is_unsaved=isinstance(error, _UnsavedError))
@@ -251,9 +250,11 @@ class JobRunner:
 
     def _follow(self, run: Run, job: Job) -> bytes | None:
         """Wait for the end of a training, see ``_train``."""
+        watch = _StallWatch()
         try:
             while not run.wait(_WATCH_SECONDS):
-                if (stall := self._find_stall(job)) is not None:
+                stall = self._find_stall(job, watch.measure_idle(job.inactive_seconds, run.delay_seconds))
+                if stall is not None:
                     if (content := job.read_finished_model()) is not None:
                         run.kill()
                         job.warn(f"{UNEVALUATED}: its evaluation {stall}.")
@@ -281,12 +282,12 @@ class JobRunner:
             )
         return content
 
-    def _find_stall(self, job: Job) -> str | None:
-        """Return how long a job has not moved, if that is too long; None otherwise."""
+    def _find_stall(self, job: Job, idle_seconds: float) -> str | None:
+        """Say how long a job has not moved, if that is too long; None otherwise."""
         patience = self._stall_seconds
         if job.is_stopping:
             patience = min(patience, _STOP_PATIENCE_SECONDS)
-        if job.finished.is_set() or job.inactive_seconds < patience:
+        if job.finished.is_set() or idle_seconds < patience:
             return None
         return f"stalled: no simulator step and no update for {patience:g} s"
 
@@ -313,8 +314,27 @@ def _give_up(job: Job, stall: str) -> None:
     if job.is_stopping:
         job.give_up(JobStatus.STOPPED, f"{stall} after the stop, so nothing could be saved; {job.describe_resume()}")
         return
-    job.give_up(
-        JobStatus.FAILED,
-        f"{stall}, the limit that GRPO_STALL_SECONDS sets; fix the environment '{job.config.env_name}', or raise the "
-        f"setting if a step or an update may take longer. {job.describe_resume()}",
-    )
+    env_name, limit = job.config.env_name, "the limit that GRPO_STALL_SECONDS sets"
+    if job.has_stepped:
+        remedy = f"fix the environment '{env_name}', or raise the setting if a step or an update may take longer"
+    else:
+        remedy = f"its worker did not come to a first step; raise the setting if making '{env_name}' may take longer"
+    job.give_up(JobStatus.FAILED, f"{stall}, {limit}; {remedy}. {job.describe_resume()}")
+
+
+class _StallWatch:
+    """Tells how long a job has not moved, without the time in which others kept its worker from the processor."""
+
+    def __init__(self) -> None:
+        self._inactive_seconds = self._delay_seconds = 0.0
+
+    def measure_idle(self, inactive_seconds: float, delay_seconds: float) -> float:
+        """Return the time since the job moved in which its worker could have worked.
+
+        :param inactive_seconds: The time since the job moved.
+        :param delay_seconds: How long others have kept its worker from the processor so far.
+        """
+        if inactive_seconds < self._inactive_seconds:  # it has moved since the last look
+            self._delay_seconds = delay_seconds
+        self._inactive_seconds = inactive_seconds
+        return inactive_seconds - (delay_seconds - self._delay_seconds)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import Pipe, forkserver
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -23,7 +24,7 @@ import cloudpickle
 import gymnasium as gym
 
 from grpo_core.checkpoints.facts import MAX_JOB_BYTES
-from grpo_core.process import describe_exit
+from grpo_core.process import describe_exit, read_delay
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import InvalidRequestError, describe_error, printable
 from service.logs import LogStyle
@@ -185,6 +186,11 @@ class ProcessRun:
                 self._close()
                 raise TaskDrainedError("the server ended before a worker process was ready.")
         self._pid = forkserver.read_signed(self._status_fd)
+
+    @property
+    def delay_seconds(self) -> float:
+        """How long others have kept it from the processor so far; 0 where the system does not say."""
+        return 0.0 if self._pid is None else read_delay(Path(f"/proc/{self._pid}/schedstat"))
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the task has ended, at most for a time; return whether it has."""

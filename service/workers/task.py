@@ -113,6 +113,10 @@ class Task(NamedTuple):
 class Run(Protocol):
     """A started task."""
 
+    @property
+    def delay_seconds(self) -> float:
+        """How long others have kept it from the processor so far; 0 where nobody says."""
+
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the task has ended, at most for a time; return whether it has."""
 

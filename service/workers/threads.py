@@ -48,6 +48,8 @@ class ThreadExecutor:
 
 
 class _ThreadRun:
+    delay_seconds = 0.0
+
     def __init__(self, task: Task, progress: Progress) -> None:
         self._content: futures.Future[bytes] = futures.Future()
         self._reports = _Reports(progress)

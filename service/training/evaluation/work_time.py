@@ -4,11 +4,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from grpo_core.process import read_delay
+
 # Environments may wait, for a robot or another process, and then the processor's time stands still.
 _LEAST_SHARE = 0.2
 # Seconds between two looks at how much work has gone by: one takes some 30 microseconds.
 _LEAST_PAUSE = 0.001
-# Linux: nanoseconds that this thread has run, and that it has waited for a processor, and how often it has run.
+# How long this thread has run, and has waited for a processor.
 _SCHEDULER_FILE = Path("/proc/thread-self/schedstat")
 
 
@@ -33,8 +35,8 @@ class WorkTime(NamedTuple):
         """
         if works_elsewhere:
             return cls(clock := time.monotonic(), clock)
-        before, clock = _read_delay(), time.monotonic()
-        return cls(time.thread_time(), clock, (before, _read_delay()))
+        before, clock = read_delay(_SCHEDULER_FILE), time.monotonic()
+        return cls(time.thread_time(), clock, (before, read_delay(_SCHEDULER_FILE)))
 
     def since(self, earlier: "WorkTime") -> float:
         """Return how many seconds of work have gone by since an earlier reading.
@@ -82,10 +84,3 @@ class Stopwatch:
             self._latest = WorkTime.now(self._works_elsewhere)
             self._work = self._latest.since(self._begun)
         return self._work >= seconds
-
-
-def _read_delay() -> float:
-    try:
-        return int(_SCHEDULER_FILE.read_bytes().split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):  # the system does not say
-        return 0.0

@@ -30,6 +30,9 @@ class RayRun:
     :param receipts: Which of them were taken; None of a task that ends with the server.
     """
 
+    #: No node says how long others keep the task from the processor.
+    delay_seconds = 0.0
+
     def __init__(self, pool: SlotPool, progress: Progress, receipts: Receipts | None) -> None:
         self._pool, self._progress, self._receipts = pool, progress, receipts
         #: How often an earlier server has asked the task to stop.

@@ -107,6 +107,7 @@ class TestOneJob:
         job.start()
         job.progress.attach_stop(lambda: stopped.append(True))
         assert stopped == []
+        job.progress.advance(1)
         job.stop()
         assert stopped == [True]
         assert job.status is JobStatus.RUNNING  # until the training has noticed
@@ -147,8 +148,30 @@ class TestOneJob:
         (refusal,) = refusals
         assert "has failed already" in refusal
 
+    def test_a_stop_before_the_first_step_ends_it_at_once(self, job: Job) -> None:
+        stopped: list[bool] = []
+        job.start()
+        job.progress.attach_stop(lambda: stopped.append(True))
+        job.progress.advance(0)  # of an evaluation before the first step
+        job.stop()
+        assert (job.status, job.describe().error_message) == (JobStatus.STOPPED, None)
+        assert stopped == [True]  # a thread cannot be killed
+
+    def test_a_stop_of_one_that_goes_on_from_a_checkpoint_lets_it_save_that(self, tmp_path: Path) -> None:
+        services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path, lambda job_id: False))
+        job = Job(plan(total_timesteps=100), services)
+        job.start()
+        job.progress.advance(64)
+        job.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
+        job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
+        job.resume(None, services, job.describe().checkpoint)
+        job.start()
+        job.stop()
+        assert job.status is JobStatus.RUNNING
+
     def test_a_failure_after_a_stop_is_a_failure(self, job: Job) -> None:
         job.start()
+        job.progress.advance(1)
         job.stop()
         job.finish(JobStatus.FAILED, "OSError: no space")
         assert job.describe().status is JobStatus.FAILED

@@ -496,8 +496,9 @@ class TestStopping:
         run(registry, model_name="m")
         before = (tmp_path / "models" / "m.zip").read_bytes()
         env_name = register_env(lambda: LineEnv(gate.pass_through))
-        job = submit(registry, env_name=env_name, model_name="m")
-        wait_until(lambda: gate.n_arrived == 1)
+        job = submit(registry, env_name=env_name, model_name="m", total_timesteps=10_000_000, n_eval_episodes=0)
+        gate.admit(40)
+        wait_until(lambda: job.has_stepped and gate.n_arrived == 41)
         job.stop()
         gate.admit()
         assert job.finished.wait(PATIENCE_SECONDS)
@@ -514,8 +515,9 @@ class TestStopping:
         name = "m" * 79 + "." + "m" * 20
         run(registry, model_name=name)
         env_name = register_env(lambda: LineEnv(gate.pass_through))
-        job = submit(registry, env_name=env_name, model_name=name)
-        wait_until(lambda: gate.n_arrived == 1)
+        job = submit(registry, env_name=env_name, model_name=name, total_timesteps=10_000_000, n_eval_episodes=0)
+        gate.admit(40)
+        wait_until(lambda: job.has_stepped and gate.n_arrived == 41)
         job.stop()
         gate.admit()
         assert job.finished.wait(PATIENCE_SECONDS)
@@ -562,8 +564,8 @@ class TestStopping:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
         running = submit(registry, env_name=env_name, model_name="m", total_timesteps=10_000_000)
         queued = submit(registry)
-        wait_until(lambda: gate.n_arrived == 1)
         gate.admit()
+        wait_until(lambda: running.has_stepped)  # or there is nothing to save
         registry.shutdown(grace_seconds=PATIENCE_SECONDS)
         assert {running.status, queued.status} == {JobStatus.STOPPED}
         assert store.exists("m")
@@ -603,11 +605,13 @@ class TestStopping:
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
     ) -> None:
         registry = open_registry()
-        job = submit(registry, env_name=register_env(lambda: LineEnv(gate.pass_through)))
-        wait_until(lambda: gate.n_arrived == 1)
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        job = submit(registry, env_name=env_name, total_timesteps=10_000_000, n_eval_episodes=0)
+        gate.admit(40)
+        wait_until(lambda: job.has_stepped and gate.n_arrived == 41)
         registry.shutdown(grace_seconds=0.05)
         assert job.status is JobStatus.STOPPED
-        late = "within 0.05 s of the server's shutdown; POST /training/{}/resume lets it begin."
+        late = "within 0.05 s of the server's shutdown; POST /training/{}/resume "
         assert late.format(job.job_id) in (job.describe().error_message or "")
         assert job.describe().ended_by == "shutdown"
 

@@ -42,6 +42,8 @@ class KeptRun:
     :param n_earlier_stops: How often that server has asked it to stop.
     """
 
+    delay_seconds = 0.0
+
     def __init__(
         self, job: Job, progress: Progress, receipts: Receipts, outcome: bytes | Exception, n_earlier_stops: int
     ) -> None:
