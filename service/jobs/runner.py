@@ -23,7 +23,7 @@ from service.models.store import ModelStore
 from service.restart_pause import RestartPause
 from service.schemas.fields import MAX_NAME_STEM_CHARS
 from service.schemas.jobs import JobStatus
-from service.training.order import UNEVALUATED, TrainingOrder
+from service.training.order import MEMORY_REMEDY, UNEVALUATED, TrainingOrder
 from service.workers.executor import Executor
 from service.workers.task import Keeper, LastingRun, Run, TaskDrainedError, TaskFailedError, WorkerLostError
 
@@ -215,8 +215,9 @@ class JobRunner:
             try:
                 return self._follow(run, job)
             except WorkerLostError as error:
-                logger.warning("the worker of job %s was lost: %s", job.job_id, error)
-                if job.restart(str(error)):
+                reason = error.explain(MEMORY_REMEDY)
+                logger.warning("the worker of job %s was lost: %s", job.job_id, reason)
+                if job.restart(reason):
                     if self._keeper is not None:
                         self._recorder.begin(job)
                     held.close()  # what it has left makes room for the next worker
@@ -224,8 +225,8 @@ class JobRunner:
                     run = None
                     continue
                 if (content := job.read_finished_model()) is None:
-                    raise
-                job.warn(f"{UNEVALUATED}: {error}")
+                    raise TaskFailedError(reason) from error
+                job.warn(f"{UNEVALUATED}: {reason}")
                 return content
 
     def _start(self, job: Job, held: ExitStack) -> Run:

@@ -12,6 +12,8 @@ from service.workers.task import Task
 FINISHED = "finished"
 #: Begins the warning of a job that ends without a final evaluation.
 UNEVALUATED = "the policy was saved but not evaluated"
+#: What helps a training whose worker was killed as memory ran out.
+MEMORY_REMEDY = "lower n_envs, n_steps or net_arch, or give the server more memory."
 
 
 class TrainingOrder(NamedTuple):

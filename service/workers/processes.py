@@ -40,6 +40,7 @@ from service.workers.messages import (
     read_outcome,
 )
 from service.workers.task import (
+    KILLED,
     N_STOPS,
     Progress,
     Task,
@@ -338,10 +339,7 @@ def _describe_death(status: int) -> str:
     :param status: Its exit status, or the negative number of the signal that killed it.
     """
     if status == -signal.SIGKILL:
-        return (
-            "the worker process was killed (SIGKILL), as the system does when memory runs out; lower n_envs, n_steps "
-            "or net_arch, or give the server more memory."
-        )
+        return f"{KILLED}."
     if status == CLOSED_STATUS:
         return (
             "the worker process lost its connection to the server; the environment, the reward function or one of "

@@ -25,11 +25,13 @@ from service.workers.task import (
     Task,
     TaskDrainedError,
     TaskFailedError,
+    WorkerLostError,
     WorkerNotStartedError,
 )
 
 _WATCH_SECONDS = 0.1
 _FIX_ENVIRONMENT = "the environment may hang while it is built, tried out or closed; fix it."
+_MORE_MEMORY = "if that happens again, give the server more memory."
 _DRAINING = "the server is shutting down; send the request again when it is back."
 
 
@@ -63,10 +65,11 @@ class ShortTasks:
         self._callers: set[int] = set()
         self._running: set[int] = set()
 
-    def run(self, task: Task, remedy: str = _FIX_ENVIRONMENT) -> bytes:
+    def run(self, task: Task, remedy: str = _FIX_ENVIRONMENT, memory_remedy: str = _MORE_MEMORY) -> bytes:
         """Run a task and return what it made.
 
         :param remedy: What the client can do if the task takes too long.
+        :param memory_remedy: What helps if memory runs out.
         :raises QueueFullError: If too many callers wait already, no task ends in time, or the caller's client leaves.
         :raises TooLargeError: If the task takes longer than the limit.
         :raises DrainingError: If the server is shutting down.
@@ -93,6 +96,8 @@ class ShortTasks:
                 raise ClusterUnavailableError(f"{error} Try again later.") from error
             except WorkerNotStartedError as error:
                 raise NotReadyError(str(error)) from error
+            except WorkerLostError as error:
+                reason = error.explain(memory_remedy)
             except TaskFailedError as error:
                 reason = str(error)
             except BaseException as error:  # the task's boundary: whatever an environment raises ends only its task

@@ -16,8 +16,19 @@ class WorkerNotStartedError(TaskFailedError):
     """The server could not start a process for a task; later it may."""
 
 
+#: How a worker has died that the system has perhaps ended; whoever knows what it did adds what helps.
+KILLED = "the worker process was killed (SIGKILL), as the system does when memory runs out"
+
+
 class WorkerLostError(TaskFailedError):
     """The process that ran a task has died, which may not happen again."""
+
+    def explain(self, memory_remedy: str) -> str:
+        """Return the message, and what helps if memory has run out.
+
+        :param memory_remedy: That.
+        """
+        return str(self).replace(f"{KILLED}.", f"{KILLED}; {memory_remedy}")
 
 
 class NodeLostError(WorkerLostError):

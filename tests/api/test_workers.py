@@ -90,7 +90,12 @@ def test_a_constructor_that_ends_its_process_costs_one_refusal(
         fault()
         return LineEnv()
 
-    assert said in refuse(client, 400, "/train", env_name=register_env(build))
+    detail = refuse(client, 400, "/train", env_name=(env_name := register_env(build)))
+    assert said in detail
+    assert ("lower n_envs, n_steps or net_arch" in detail) == ("memory" in said)
+    described = client.get(f"/environments/{env_name}").json()["detail"]
+    assert said in described
+    assert "n_envs" not in described, "nothing that this request could change"
     assert train_to_end(client, **SHORT)["status"] == "completed"
 
 

@@ -90,7 +90,8 @@ class ModelPlayer:
         if answer is None:
             started = time.monotonic()
             task = Task("service.models.playing.episodes:evaluate_policy", (play, n_episodes), play.env_name)
-            figures = ModelFigures.model_validate_json(self._short_tasks.run(task, "ask for fewer episodes."))
+            content = self._short_tasks.run(task, "ask for fewer episodes.")
+            figures = ModelFigures.model_validate_json(content)
             answer = EvaluateResponse(
                 model_name=model_name,
                 env_name=play.env_name,
@@ -143,7 +144,9 @@ class ModelPlayer:
         with _make_folder() as folder:
             arguments = (play, order.video_format, order.max_steps, folder)
             task = Task("service.models.playing.episodes:film_policy", arguments, play.env_name)
-            header, _, content = self._short_tasks.run(task, "ask for a lower max_steps.").partition(b"\n")
+            header, _, content = self._short_tasks.run(
+                task, "ask for a lower max_steps.", "ask for a lower max_steps, or give the server more memory."
+            ).partition(b"\n")
         digest = hashlib.sha256(content).hexdigest()
         film = Film(content, MEDIA_TYPES[order.video_format], **json.loads(header), digest=digest)
         with self._lock:

@@ -15,6 +15,7 @@ from grpo_core.options.rewards import ENVIRONMENT_REWARD, Reward, RewardFunction
 from service.errors import ConflictError, InvalidRequestError, TooLargeError
 from service.schemas.fields import MAX_NAME_STEM_CHARS, MAX_SEED
 from service.schemas.training import ConfigOrigins, TrainConfig, TrainRequest
+from service.training.order import MEMORY_REMEDY
 from service.training.planning.names import NamedRequest, resolve_names
 from service.training.planning.plan import FilledRequest, TrainingPlan
 from service.workers.short_tasks import ShortTasks
@@ -100,7 +101,8 @@ class Planner:
             return cached.filled
         try:
             content = self._short_tasks.run(
-                Task("service.training.planning.fill_in:fill_in_request", (named,), env_name)
+                Task("service.training.planning.fill_in:fill_in_request", (named,), env_name),
+                memory_remedy=MEMORY_REMEDY,
             )
         except TooLargeError as error:  # the environment is slow; the request itself is not too large
             raise InvalidRequestError(error.detail) from error
