@@ -25,6 +25,7 @@ _TYPED = {
         r"POST /training/([\w-]+)/(resume|stop)\b": rf"{PROGRAM} \2 \1",
         r"GET /training/jobs\b": f"{PROGRAM} jobs",
         r"GET /models/([\w.-]+)/versions\b": rf"{PROGRAM} versions \1",
+        r"DELETE /models/([\w.-]+)(?=[,; ])": rf"{PROGRAM} delete \1",
         r"GET /(models|environments)\b(?!/)": rf"{PROGRAM} \1",
         r"GET /sweeps\b(?!/)": f"{PROGRAM} sweep list",
         r"POST /sweeps\b(?!/)": f"{PROGRAM} sweep start",

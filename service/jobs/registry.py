@@ -117,7 +117,8 @@ class JobRegistry(JobTable):
         job = Job(plan, self._services)
         with self._admission:
             with self._reserve(job.config.model_name):
-                if (warning := self._check_replacement(job)) is not None:
+                remedy = "pick another model_name, or send replace=true"
+                if (warning := self._check_replacement(job, remedy)) is not None:
                     job.warn(warning)
                 with self._lock:
                     self._check_queue()
@@ -149,7 +150,11 @@ class JobRegistry(JobTable):
         checkpoint = self.checkpoints.describe(job.job_id, job.config)
         with self._admission, self._labelling:  # or a deletion could remove the new record
             with self._reserve(job.config.model_name, but_for=job):
-                warning = None if is_own_model(self._store, job) else self._check_replacement(job)
+                warning = None
+                if not is_own_model(self._store, job):
+                    name = job.config.model_name
+                    remedy = f"download it and DELETE /models/{name}, or start a new job with another model_name"
+                    warning = self._check_replacement(job, remedy)
                 with self._lock:
                     if job.job_id not in self._jobs:
                         raise make_not_found(job.job_id)
@@ -172,14 +177,17 @@ class JobRegistry(JobTable):
         job.log("queued")
         self._runner.submit(job)
 
-    def _check_replacement(self, job: Job) -> str | None:
-        """Return a warning if a job's policy will replace a model; refuse a job that must not, or cannot be saved."""
+    def _check_replacement(self, job: Job, remedy: str) -> str | None:
+        """Return a warning if a job's policy will replace a model; refuse a job that must not, or cannot be saved.
+
+        :param remedy: What the client of one that must not can do.
+        """
         name = job.config.model_name
         self._store.folder.check_name(name)
         if not self._store.exists(name):
             return None
         if not job.config.replace:
-            raise ConflictError(f"a model '{name}' already exists; pick another model_name, or send replace=true.")
+            raise ConflictError(f"a model '{name}' already exists; {remedy}.")
         return f"there is a model '{name}' already; this job's policy will take its place."
 
     def check_can_submit(self, model_name: str | None = None) -> None:

@@ -453,6 +453,8 @@ def test_people_read_commands_in_the_place_of_requests(capsys: pytest.CaptureFix
             "if the GRPO server is there, give its URL with --url or GRPO_URL",
         ),
         ("choose another name or send overwrite=true.", "choose another name or add --overwrite."),
+        ("and DELETE /models/m.v-2, or", "and grpo-client delete m.v-2, or"),
+        ("DELETE /models/m/aliases/prod", "DELETE /models/m/aliases/prod"),
         ("GET /models/m/card, GET /sweeps/s", "GET /models/m/card, GET /sweeps/s"),
     ],
 )

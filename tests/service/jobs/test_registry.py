@@ -282,7 +282,7 @@ class TestTheRegistry:
         job = submit(registry, model_name="m", env_name=env_name, replace=False)
         assert job.finished.wait(PATIENCE_SECONDS)
         store.publish("m", content)
-        with pytest.raises(ConflictError, match="a model 'm' already exists"):
+        with pytest.raises(ConflictError, match=r"a model 'm' already exists; download it and DELETE /models/m, or"):
             registry.resume(job, None)
         store.delete("m")
         store.publish("m", content, job.job_id)  # and no word of it reached the jobs' file
