@@ -127,10 +127,16 @@ class KeptVersions:
     def make_not_found(self, reference: str) -> NotFoundError:
         """Build the error for a version or alias that an existing model lacks."""
         name, _, selector = reference.partition("@")
-        aliases = ", ".join(sorted(self.read_notes(name).aliases)) or "none"
+        aliases = self.read_notes(name).aliases
+        versions = f"its versions are {', '.join(map(str, self.list_all(name)))}"
+        if selector in aliases:
+            return NotFoundError(
+                f"alias '{selector}' of model '{name}' points at version {aliases[selector]}, whose file is gone; "
+                f"{versions}: point it at one of these, or delete it."
+            )
+        known = ", ".join(sorted(aliases)) or "none"
         return NotFoundError(
-            f"model '{name}' has no version or alias '{printable(selector)}'; its versions are "
-            f"{', '.join(map(str, self.list_all(name)))}, its aliases {aliases}."
+            f"model '{name}' has no version or alias '{printable(selector)}'; {versions}, its aliases {known}."
         )
 
     def read_notes(self, name: str) -> Notes:

@@ -363,8 +363,12 @@ class TestAliases:
         client.put("/models/m/aliases/prod")
         publish(client, contents[2:3])
         (settings.models_dir / ".versions" / "m" / "2.zip").unlink()
-        for reference in ("m@prod", "m@2"):
-            assert client.get(f"/models/{reference}/file").status_code == 404
+        for reference, said in (
+            ("m@prod", "alias 'prod' of model 'm' points at version 2, whose file is gone; its versions are 1, 3: "),
+            ("m@2", "model 'm' has no version or alias '2'; its versions are 1, 3, its aliases prod."),
+        ):
+            answer = client.get(f"/models/{reference}/file")
+            assert (answer.status_code, answer.json()["detail"].startswith(said)) == (404, True), answer.json()
         assert list_versions(client) == [3, 1]
         assert get_file(client, "m@3") == contents[2]
 
