@@ -66,9 +66,12 @@ class JobFilms:
             return self._player.film(saved, order), None
         kept = read_checkpoint_model(self._registry.checkpoints, job)
         if kept is None and status.model_name is not None:
+            name, remedy = status.model_name, "there is no model of that name any more; train it again, or upload it"
+            if self._store.exists(name):
+                remedy = f"GET /models/{name}/versions lists those that are there"
             raise ConflictError(
-                f"what job {job.job_id} has saved as '{status.model_name}' was deleted since, or is too old a version "
-                f"to be kept; GET /models/{status.model_name}/versions lists those that are there."
+                f"what job {job.job_id} has saved as '{name}' was deleted since, or is too old a version to be kept; "
+                f"{remedy}."
             )
         if kept is None:
             raise ConflictError(

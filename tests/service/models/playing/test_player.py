@@ -346,7 +346,8 @@ class TestFilming:
         digest = first.headers["etag"].strip('"')
         assert get_detail(client.get(f"/training/{job_id}/video?max_steps=2&of={'0' * 64}"), 404).startswith("the film")
         client.delete("/models/m")
-        get_detail(client.get(f"/training/{job_id}/video?max_steps=2"), 409)
+        detail = get_detail(client.get(f"/training/{job_id}/video?max_steps=2"), 409)
+        assert "train it again, or upload it" in detail, "no model is left whose versions could be listed"
         assert client.get(f"/training/{job_id}/video?max_steps=2&of={digest}").content == first.content
 
     def test_no_film_of_another_policy_or_format_is_a_jobs(
