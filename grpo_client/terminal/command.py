@@ -30,6 +30,9 @@ _TYPED = {
         r"GET /sweeps\b(?!/)": f"{PROGRAM} sweep list",
         r"POST /sweeps\b(?!/)": f"{PROGRAM} sweep start",
         r"POST /train\b": f"{PROGRAM} train",
+        r"\bsend it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY', or log in at /login": (
+            f"give the right one with --api-key or {KEY_VARIABLE}"
+        ),
         r"\bset base_url to it\b": "give its URL with --url or GRPO_URL",
         r"\bsend replace=true": "add --set replace=true",
         r"\bsend overwrite=true": "add --overwrite",

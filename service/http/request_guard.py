@@ -62,6 +62,10 @@ NO_KEY = Refusal(
     "this server needs an API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY', or log in at /login.",
     {"WWW-Authenticate": "Bearer"},
 )
+_WRONG_KEY = NO_KEY._replace(
+    detail="the API key that was sent is not this server's; send it as 'Authorization: Bearer KEY' or "
+    "'X-API-Key: KEY', or log in at /login."
+)
 
 
 class RequestRules:
@@ -189,7 +193,7 @@ class RequestRules:
         if is_read and path.startswith(DASHBOARD_PATH) and not path.startswith(NICEGUI_PATH):
             page = f"{path}?{query}" if (query := scope.get("query_string", b"").decode("latin-1")) else path
             return Refusal(_NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(page)}"})
-        return NO_KEY
+        return _WRONG_KEY if _find_key(headers) else NO_KEY
 
     def _has_known_host(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
         if b"*" in self._allowed_hosts:

@@ -453,6 +453,10 @@ def test_people_read_commands_in_the_place_of_requests(capsys: pytest.CaptureFix
             "if the GRPO server is there, give its URL with --url or GRPO_URL",
         ),
         ("choose another name or send overwrite=true.", "choose another name or add --overwrite."),
+        (
+            "it needs a key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY', or log in at /login.",
+            "it needs a key; give the right one with --api-key or GRPO_API_KEY.",
+        ),
         ("and DELETE /models/m.v-2, or", "and grpo-client delete m.v-2, or"),
         ("DELETE /models/m/aliases/prod", "DELETE /models/m/aliases/prod"),
         ("GET /models/m/card, GET /sweeps/s", "GET /models/m/card, GET /sweeps/s"),

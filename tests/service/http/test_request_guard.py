@@ -275,6 +275,10 @@ class TestTheKey:
             assert response.headers["www-authenticate"] == "Bearer"
             assert response.json().keys() == PROBLEM_FIELDS
             assert KEY not in response.text
+            if not headers.keys() & {"x-api-key", "authorization"}:
+                assert response.json()["detail"].startswith("this server needs an API key; send it as")
+        if headers.get("x-api-key"):
+            assert response.json()["detail"].startswith("the API key that was sent is not this server's; send it as")
 
     @with_key
     @pytest.mark.parametrize(
