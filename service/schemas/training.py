@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from grpo_core.environments.making import EnvSetup
 from grpo_core.options.choices import GroupMode
@@ -64,6 +64,12 @@ DEFAULTS_IN_WORDS = {
 _RequestType = TypeVar("_RequestType", bound=Request)
 
 
+def _check_weights(weights: dict[str, float]) -> dict[str, float]:
+    if weights and not any(weights.values()):
+        raise ValueError("all weights are 0, so that there is nothing to learn from; give one another weight")
+    return weights
+
+
 def _with_hyperparameters(request: type[_RequestType]) -> type[_RequestType]:
     """Add a field per hyperparameter, after those of the request itself."""
     fields: dict[str, Any] = {name: _make_field(row) for name, row in HYPERPARAMETERS.items()}
@@ -111,7 +117,9 @@ class TrainRequest(Request):
         description="Name of a reward function, or `environment` for the environment's own reward. "
         "Default: `optimized_cartpole` on CartPole, `environment` elsewhere.",
     )
-    reward_functions: dict[RewardName, Annotated[float, Field(ge=-1e6, le=1e6)]] | None = Field(
+    reward_functions: (
+        Annotated[dict[RewardName, Annotated[float, Field(ge=-1e6, le=1e6)]], AfterValidator(_check_weights)] | None
+    ) = Field(
         None,
         min_length=1,
         max_length=_MAX_REWARD_FUNCTIONS,

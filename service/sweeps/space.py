@@ -201,7 +201,8 @@ def _read_list(name: str, given: list[Any], violations: list[Violation]) -> list
         read, wrong = _check_value(name, value)
         violations += [part._replace(place=(*place, index, *part.place)) for part in wrong]
         values.append(read)
-        if not wrong and (key := json.dumps(read, sort_keys=True)) in seen:
+        # -0.0 and 0.0 are one setting, and JSON writes two.
+        if not wrong and (key := json.dumps(read + 0 if isinstance(read, float) else read, sort_keys=True)) in seen:
             violations.append(Violation((*place, index), "this value is in the list already"))
         elif not wrong:
             seen.add(key)

@@ -26,6 +26,10 @@ from service.settings import Settings
         ({"gamma": "9" * 100}, "gamma: must be a number, not a string"),
         ({"normalize": {"x": 1}}, "normalize.x: unknown field"),
         ({"normalize": 5}, 'normalize: it must be true, false or an object such as {"norm_reward": false}'),
+        (
+            {"reward_functions": {"environment": 0, "survival": -0.0}},
+            "reward_functions: all weights are 0, so that there is nothing to learn from; give one another weight",
+        ),
         ({"steps": 100}, "steps: unknown field; did you mean total_timesteps?"),
     ],
 )

@@ -96,6 +96,7 @@ def test_drawn_settings_differ() -> None:
         ({"gamma": []}, "space.gamma", "1 to 64 values"),
         ({"gamma": [0.9, 0.9]}, "space.gamma.1", "in the list already"),
         ({"gamma": [1, 1.0]}, "space.gamma.1", "in the list already"),
+        ({"gamma": [0, -0.0]}, "space.gamma.1", "in the list already"),
         ({"gamma": {"distribution": "normal", "low": 0, "high": 1}}, "space.gamma.distribution", "'uniform'"),
         ({"gamma": {"distribution": "uniform", "low": 0, "hihg": 1}}, "space.gamma.hihg", "did you mean high?"),
         ({"gamma": {"distribution": "uniform", "low": 1, "high": 0}}, "space.gamma.high", "more than low"),
