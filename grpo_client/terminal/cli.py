@@ -59,7 +59,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _open_client(options: argparse.Namespace) -> Client:
-    url = options.url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    # An empty --url is a variable that a script has not set: it must not reach another server.
+    url = options.url if options.url is not None else os.environ.get(URL_VARIABLE) or DEFAULT_URL
     try:
         read_url(url)
     except InvalidArgument as error:

@@ -350,8 +350,9 @@ def test_a_command_line_that_cannot_work_is_a_usage_error(ask: Any, arguments: l
     assert said in complaint
 
 
-def test_a_malformed_url_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "--url", "localhost:8000"]) == 2
+@pytest.mark.parametrize("url", ["localhost:8000", ""])
+def test_a_malformed_url_is_a_usage_error(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    assert main(["models", "--url", url]) == 2
     assert "write it as http://HOST:PORT" in capsys.readouterr().err
 
 
