@@ -98,4 +98,5 @@ def _compute_eta(config: TrainConfig, state: JobState) -> float | None:
     # The limit counts the time up to the checkpoint that was gone on from, and not what was lost after it.
     counted = state.elapsed_seconds * (state.current_timesteps / n_taken)
     most = math.inf if config.max_seconds is None else max(0.0, config.max_seconds - counted)
-    return min(most, state.elapsed_seconds * n_left / n_taken)
+    # Once training is over, evaluations follow, and nobody knows how long they take.
+    return min(most, state.elapsed_seconds * n_left / n_taken) or None

@@ -328,7 +328,7 @@ class TestOneJob:
         # The fourth rollout of 32 steps is completed.
         assert status.eta_seconds == pytest.approx(status.elapsed_seconds * 48 / 80)
         job.progress.advance(128)
-        assert job.describe().eta_seconds == 0.0
+        assert job.describe().eta_seconds is None, "its last evaluation may take as long as it likes"
         job.finish(JobStatus.COMPLETED)
         ended = job.describe()
         assert ended.eta_seconds is None
