@@ -90,7 +90,7 @@ def _check_value(name: str, value: Any, depth_left: int) -> None:
     elif not isinstance(value, bool | int | float | None):
         raise ValueError(f"{name!r} holds a {type(value).__name__}; send numbers, words, flags or lists")
     elif value is not None and not abs(value) <= _MAX_NUMBER:  # false for NaN
-        raise ValueError(f"{name!r} holds {value}; numbers go from -1e9 to 1e9")
+        raise ValueError(f"{name!r} holds a number that is not allowed; numbers go from -1e9 to 1e9")
 
 
 def _count_values(value: Any) -> int:

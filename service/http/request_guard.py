@@ -53,6 +53,12 @@ _BUSY = Problem("busy", "The server is busy")
 _UPLOADS_FULL = Problem("uploads-full", "Too many files are being uploaded")
 _NO_KEY = Problem("no-key", "The API key is missing or wrong")
 
+_OTHER_HOST = Refusal(
+    _UNKNOWN_HOST,
+    400,
+    "the Host header does not name this server; add the name to GRPO_ALLOWED_HOSTS if it is right.",
+)
+_NO_HOST = _OTHER_HOST._replace(detail="the Host header is missing; send one with the name of this server.")
 CROSS_SITE = Refusal(
     _CROSS_SITE, 403, "requests from other web sites are refused; add the site to GRPO_CORS_ORIGINS to allow it."
 )
@@ -137,8 +143,7 @@ class RequestRules:
 
     def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         if not self._has_known_host(scope, headers):
-            detail = "the Host header does not name this server; add the name to GRPO_ALLOWED_HOSTS if it is right."
-            return Refusal(_UNKNOWN_HOST, 400, detail)
+            return _NO_HOST if b"host" not in headers else _OTHER_HOST
         if _is_unsafe(scope) and self._is_cross_site(headers):
             return CROSS_SITE
         if self._api_key is not None and scope["path"] not in _OPEN_PATHS and scope.get("method") != "OPTIONS":

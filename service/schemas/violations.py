@@ -33,6 +33,7 @@ _PATTERNS_IN_WORDS = {
 
 # The commonest of pydantic's errors, in words that name the rule, by type; the names in braces are of their context.
 _RULES = {
+    "missing": "must be given",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number in plain digits",
     "int_from_float": "must be a whole number",

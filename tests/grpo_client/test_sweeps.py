@@ -105,7 +105,7 @@ def test_ranges_are_written_in_words(ask: Any) -> None:
         (["gamma=[0.9"], 2, "is not JSON"),
         (["gama=0.9,0.99"], 1, "did you mean gamma?"),
         (["gamma=normal(0,1)"], 1, "'uniform', 'loguniform' or 'integer'"),
-        (["gamma=uniform(0.9)"], 1, "space.gamma.high: Field required"),
+        (["gamma=uniform(0.9)"], 1, "space.gamma.high: must be given"),
     ],
 )
 def test_what_cannot_be_tried_is_said(ask: Any, arguments: list[str], exit_status: int, said: str) -> None:
