@@ -4,6 +4,7 @@ A job therefore trains in exactly what was checked before.
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -96,9 +97,10 @@ def describe_wrappers(env: gym.Env[Any, Any]) -> str:
     return f" Over HTTP: {json.dumps({'wrappers': wrappers})[1:-1]}." if wrappers else ""
 
 
-def try_methods(env_name: str, env: gym.Env[Any, Any]) -> None:
+def try_methods(env_name: str, env: gym.Env[Any, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
     """Reset an environment and take a step, to check what its methods return; it must be reset afterwards.
 
+    :param env_kwargs: What a client has sent for its constructor: values of a wrong kind may show only now.
     :raises InvalidRequestError: If one fails, or returns what it must not.
     """
     try:
@@ -106,7 +108,9 @@ def try_methods(env_name: str, env: gym.Env[Any, Any]) -> None:
     except InvalidEnvironmentError as error:
         raise InvalidRequestError(f"env_name '{env_name}' cannot be trained: {error}") from error
     except (Exception, SystemExit) as error:  # foreign code may raise anything
+        remedy = "Fix it, and start the server anew if it has imported the module."
+        if env_kwargs:
+            remedy = f"Probably because of its env_kwargs ({', '.join(env_kwargs)}): send other values, or fix it."
         raise InvalidRequestError(
-            f"env_name '{env_name}' failed when it was tried out ({describe_error(error)}). Fix it, and start the "
-            "server anew if it has imported the module."
+            f"env_name '{env_name}' failed when it was tried out ({describe_error(error)}). {remedy}"
         ) from error

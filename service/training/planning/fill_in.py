@@ -71,7 +71,7 @@ def fill_in_request(named: NamedRequest, progress: Progress) -> bytes:
     preset_name, defaults = named.preset, Settings()
     env = build_vec_env(EnvSetup(request.env_name, given.get("env_kwargs", {}), given.get("wrappers", [])), 1)
     try:
-        try_methods(request.env_name, env.envs[0])
+        try_methods(request.env_name, env.envs[0], request.env_kwargs)
         obstacle = _find_obstacle(request.env_name, env, given.get("group_mode", "auto"))
         if named.preset == GENERAL_PRESET:
             is_restorable = obstacle is None and given.get("group_mode") != "episode"

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 
 from grpo_core.environments.making import EnvSetup
-from service.environments.build import build_env, build_vec_env
+from service.environments.build import build_env, build_vec_env, try_methods
 from service.errors import InvalidRequestError
 from tests.conftest import RegisterEnv
 from tests.support import LineEnv, SpaceEnv, forge, make_model, train_to_end
@@ -178,3 +178,14 @@ def test_an_environment_names_the_wrappers_that_make_it_fit(client: TestClient) 
     described = client.get("/environments/CliffWalking-v1").json()
     assert (described["preset_name"], described["preset"]) == ("general-discrete", None)
     assert described["env_kwargs"] == {"is_slippery": False}
+
+
+def test_a_value_of_env_kwargs_that_fails_only_in_a_step_is_named_before_the_environment() -> None:
+    class Slow(LineEnv):
+        def step(self, action: Any) -> Any:
+            raise TypeError("'str' object cannot be interpreted as an integer")
+
+    with pytest.raises(InvalidRequestError, match=r"\(delay\): send other values, or fix it"):
+        try_methods("Slow-v0", Slow(), {"delay": "0"})
+    with pytest.raises(InvalidRequestError, match=r"\. Fix it, and start the server anew"):
+        try_methods("Slow-v0", Slow(), {})
