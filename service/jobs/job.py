@@ -372,6 +372,8 @@ class Job:
                 raise ValueError(f"a job that is {state.status} does not become {status}")
             if server_end == "shutdown" and self._outcome is not JobStatus.STOPPED:
                 state.stopped_by = "shutdown"
+            if status is JobStatus.COMPLETED:
+                guarded.take_end_back()
             ended_by = state.choose_ended_by(status, server_end)
             if ended_by == "shutdown" and error_message is None:
                 error_message = state.describe_interruption(self.job_id, was_killed=False)
