@@ -1,7 +1,7 @@
 """Faster implementations of other packages' code; tests prove them equivalent.
 
-Only ``grpo.py`` and the service's evaluator use them, and ``GRPO.use_fast_path = False`` switches them all off, if set
-before a model is built: that keeps what its class says by then, where the evaluator asks ``GRPO`` when it first plays.
+Only ``grpo.py`` and the service's evaluator use them, and ``GRPO.use_fast_path = False`` switches them all off. A model
+keeps what its class said when it was built; the evaluator asks ``GRPO`` when it first plays.
 
 - ``batched_collector``: the rollouts of ``GroupCollector``, to the bit. ``physics`` steps many states of an
   environment, by ``dynamics`` for classic control; for MuJoCo, ``mujoco_physics`` steps and ``mujoco_tasks`` has the

@@ -21,8 +21,8 @@ GENERAL_PRESET = "general"
 #: Fills in nothing.
 NO_PRESET = "none"
 _GENERAL_PREFIX = "general-"
-# Both chosen: the rollouts and minibatches of a general preset are not halved to fewer steps, nor are rollouts where a
-# training has at least this many.
+# Both chosen: a general preset's rollouts and minibatches are not halved to fewer steps than these, and its rollouts
+# not where a training already has this many of them.
 LEAST_STEPS, _LEAST_ROLLOUTS = 32, 8
 
 

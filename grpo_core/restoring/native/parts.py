@@ -30,8 +30,8 @@ _CONSTANT_MODULES = (
     "gymnasium_robotics.utils.mujoco_utils",
 )
 _DM_CONTROL_PHYSICS = "dm_control.mujoco.engine"
-# Captured states keep the engine that they are of. Where an environment builds one anew at each reset, all of them may
-# take this much, each at least the second beside its arrays.
+# Captured states keep the engine that they are of. Where an environment builds one anew at each reset, all of them
+# together may take ``_MAX_BYTES``, and each counts as at least ``_MIN_ENGINE_BYTES`` besides its arrays.
 _MAX_BYTES = 2**30
 _MIN_ENGINE_BYTES = 2**19
 # Objects that environments make later and that are to travel, engines apart, are kept up to this number.

@@ -19,7 +19,7 @@ _STEP_SHARE, _SHORT_STEP_SHARE, _SHORT_STEPS = 0.1, 1.0, 6_000
 _POINT_SHARE = 0.25
 # The fewest episodes of a point, unless the job asks for fewer, and what is left of them where they take long.
 _MIN_EPISODES, _FEWEST_EPISODES = 5, 2
-# Share of a training's time that its evaluations may take; of a short one's, and up to how many seconds.
+# Share of a training's time that its evaluations may take; a short one's may take a larger share, up to these seconds.
 _TIME_SHARE, _SHORT_TIME_SHARE, _SHORT_SECONDS = 0.05, 0.5, 1.0
 # What the evaluation of the untrained policy may take besides: without it, a curve has no start.
 _FIRST_SECONDS = 0.4

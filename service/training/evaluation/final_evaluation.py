@@ -66,7 +66,7 @@ def _play(run: EvaluationRun, most_seconds: float, stop_rules: StopRules) -> Non
     stopwatch = Stopwatch(WorkTime.now())
 
     def has_time_for(n_times: float) -> bool:
-        """Return whether what was played so far could have taken ``n_times`` as long."""
+        """Return whether what was played so far could have taken ``n_times`` times as long."""
         if (n_stops := stop_rules.n_stops) > 0:
             return n_stops < N_STOPS and run.seconds * n_times < _SECONDS_AFTER_STOP
         return not stopwatch.is_past(most_seconds / n_times) and run.seconds * n_times < _BUDGET.most_seconds

@@ -225,11 +225,8 @@ def _fit_credit(settings: Settings, given: Settings) -> None:
     without_values = given.get("supervision") == "outcome" or given.get("bootstrap_value") is False
     if without_values and "baseline" not in given and settings["baseline"] in NEEDS_VALUES:
         settings["baseline"] = "group"
-    if (
-        given.get("advantage_scaling") == "group"
-        and "baseline" not in given
-        and settings["baseline"] not in COMPARES_IN_GROUPS
-    ):
+    is_chosen = "baseline" in given or settings["preset"] != NO_PRESET
+    if given.get("advantage_scaling") == "group" and not is_chosen and settings["baseline"] not in COMPARES_IN_GROUPS:
         settings["baseline"] = "residual"
     if settings["baseline"] in NEEDS_VALUES:
         needed = {"bootstrap_value": True, "supervision": "process"}

@@ -582,6 +582,10 @@ class TestFitting:
         chosen = (config.baseline, config.bootstrap_value, config.supervision)
         assert chosen == (baseline, bootstrap_value, supervision)
 
+    def test_scaling_by_the_group_takes_a_baseline_that_can_be_unless_a_preset_chose_another(self) -> None:
+        assert resolve(env_name="Acrobot-v1", preset="none", advantage_scaling="group").baseline == "residual"
+        assert "Preset 'Pendulum-v1' chose baseline" in refuse(env_name="Pendulum-v1", advantage_scaling="group")
+
     def test_a_dense_reward_with_a_value_baseline_is_bootstrapped(self) -> None:
         config = resolve(baseline="residual")
         assert (config.reward_function_type, config.bootstrap_value) == ("optimized_cartpole", True)
