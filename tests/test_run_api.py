@@ -287,7 +287,7 @@ def start_hanging(
             "        return self.observation_space.low, {}\n"
             "    def step(self, action):\n"
             "        self.n_steps += 1\n"
-            "        if self.n_steps > 20:  # not while it is tried out\n"
+            "        if self.n_steps > 5_000:  # not before the server has heard of a step\n"
             "            pathlib.Path(__file__).with_name('hangs').touch()\n"
             "            threading.Event().wait()\n"
             "        return self.observation_space.low, 0.0, False, False, {}\n"

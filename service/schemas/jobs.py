@@ -149,21 +149,21 @@ def _check_tags(tags: list[str]) -> list[str]:
 
 DisplayName = Annotated[
     str,
-    BeforeValidator(_compose),
     StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
+    BeforeValidator(_compose),
     AfterValidator(_check_line),
 ]
 Tag = Annotated[
     str,
-    BeforeValidator(_compose),
     StringConstraints(strip_whitespace=True, min_length=1, max_length=40, pattern=TAG_PATTERN),
+    BeforeValidator(_compose),
     AfterValidator(_check_line),
 ]
 Note = Annotated[
     str,
+    StringConstraints(strip_whitespace=True, max_length=4000),
     BeforeValidator(_unify_line_breaks),
     BeforeValidator(_compose),
-    StringConstraints(strip_whitespace=True, max_length=4000),
     AfterValidator(_check_lines),
 ]
 Tags = Annotated[list[Tag], Field(max_length=16), AfterValidator(_check_tags)]

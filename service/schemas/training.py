@@ -70,6 +70,13 @@ def _check_weights(weights: dict[str, float]) -> dict[str, float]:
     return weights
 
 
+RewardWeights = Annotated[
+    dict[RewardName, Annotated[float, Field(ge=-1e6, le=1e6)]],
+    Field(min_length=1, max_length=_MAX_REWARD_FUNCTIONS),
+    AfterValidator(_check_weights),
+]
+
+
 def _with_hyperparameters(request: type[_RequestType]) -> type[_RequestType]:
     """Add a field per hyperparameter, after those of the request itself."""
     fields: dict[str, Any] = {name: _make_field(row) for name, row in HYPERPARAMETERS.items()}
@@ -117,12 +124,8 @@ class TrainRequest(Request):
         description="Name of a reward function, or `environment` for the environment's own reward. "
         "Default: `optimized_cartpole` on CartPole, `environment` elsewhere.",
     )
-    reward_functions: (
-        Annotated[dict[RewardName, Annotated[float, Field(ge=-1e6, le=1e6)]], AfterValidator(_check_weights)] | None
-    ) = Field(
+    reward_functions: RewardWeights | None = Field(
         None,
-        min_length=1,
-        max_length=_MAX_REWARD_FUNCTIONS,
         description="Several reward functions and their weights, instead of `reward_function_type`.",
     )
     model_name: ModelName | None = Field(None, description="Name to save the policy under. Default: a generated one.")

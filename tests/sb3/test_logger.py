@@ -15,6 +15,8 @@ from tests.sb3.small_models import MODES, build
 ROLLOUT_KEYS = {
     "rollout/ep_len_mean",
     "rollout/ep_rew_mean",
+    "rollout/group_coefficient",
+    "rollout/group_variance_saved",
     "rollout/reward_mean",
     "rollout/zero_std_group_fraction",
 }

@@ -127,7 +127,9 @@ class TestAWorkerThatDies:
         status = train_to_end(processes, **JOB, env_name=env_name, max_restarts=0)
         assert (status["status"], status["n_restarts"]) == ("failed", 0)
         assert 128 <= (timesteps := status["checkpoint"]["timesteps"]) < 300
-        assert (status["checkpoint"]["exact"], status["checkpoint"]["note"]) == (True, None)
+        # What fails is a function in an attribute, which no file holds beside what the environment captures itself.
+        assert status["checkpoint"]["exact"] is None
+        assert "what only resets change is not kept" in status["checkpoint"]["note"]
         answer = processes.post(f"/training/{status['job_id']}/resume")
         assert answer.status_code == 200
         assert answer.json() | {"config": None} == {

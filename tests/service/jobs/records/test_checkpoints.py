@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from grpo_core.checkpoints.facts import FORMAT
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.schemas.training import TrainConfig
 from tests.support import make_plan
@@ -30,7 +31,7 @@ def folder(tmp_path: Path) -> CheckpointFolder:
 def make_file(config: TrainConfig, compression: int = zipfile.ZIP_STORED, **facts: Any) -> bytes:
     """Make a checkpoint as far as the server reads one."""
     own = {"config": config.model_dump(mode="json")}
-    described = {"format": "grpo-checkpoint/1", "num_timesteps": 64, "caveat": None, "own": own, **facts}
+    described = {"format": FORMAT, "num_timesteps": 64, "caveat": None, "own": own, **facts}
     content = BytesIO()
     with zipfile.ZipFile(content, "w", compression) as archive:
         archive.writestr("checkpoint.json", json.dumps(described))
@@ -49,7 +50,7 @@ def test_a_checkpoint_is_described_and_read(folder: CheckpointFolder, config: Tr
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": "grpo-checkpoint/2"},
+        {"format": "grpo-checkpoint/1"},
         {"own": {}},
         {"own": None},
         {"num_timesteps": "many"},
