@@ -66,7 +66,7 @@ _RequestType = TypeVar("_RequestType", bound=Request)
 
 def _check_weights(weights: dict[str, float]) -> dict[str, float]:
     if weights and not any(weights.values()):
-        raise ValueError("all weights are 0, so that there is nothing to learn from; give one another weight")
+        raise ValueError("all weights are 0, so there is nothing to learn from; give one another weight")
     return weights
 
 

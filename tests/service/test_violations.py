@@ -28,7 +28,7 @@ from service.settings import Settings
         ({"normalize": 5}, 'normalize: it must be true, false or an object such as {"norm_reward": false}'),
         (
             {"reward_functions": {"environment": 0, "survival": -0.0}},
-            "reward_functions: all weights are 0, so that there is nothing to learn from; give one another weight",
+            "reward_functions: all weights are 0, so there is nothing to learn from; give one another weight",
         ),
         ({"steps": 100}, "steps: unknown field; did you mean total_timesteps?"),
     ],
