@@ -2,5 +2,6 @@
 
 - ``training_file``: keeps the latest one of a script's training, and goes on from it.
 - ``checkpoint``: takes one, reads it, and puts a training back. ``facts``: what the service reads of it without torch.
-- ``objects``: describes simulators' states in JSON and arrays, and makes them again without running what they name.
+- ``simulators``: the simulators' part of it. ``objects``: describes their states in JSON and arrays, and
+  makes them again without running what they name.
 """

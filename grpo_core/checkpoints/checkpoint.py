@@ -12,17 +12,17 @@ import struct
 import tokenize
 import zipfile
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from grpo_core.algorithm.grouped import GroupedAlgorithm
+from grpo_core.checkpoints import simulators
 from grpo_core.checkpoints.facts import (
     ATTACHED,
     FACTS_MEMBER,
@@ -32,35 +32,15 @@ from grpo_core.checkpoints.facts import (
     Caveat,
     read_caveat,
 )
-from grpo_core.checkpoints.objects import (
-    Node,
-    Reader,
-    UnknownObjectError,
-    Writer,
-    is_described_generator,
-    list_packages,
-)
-from grpo_core.environments.nested import list_nested_envs
-from grpo_core.groups.archive import AnchorArchive
+from grpo_core.checkpoints.objects import UnknownObjectError
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.npy import to_npy
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.restoring.generators import find_noise, get_generator_state
-from grpo_core.restoring.object_graph import walk
-from grpo_core.restoring.simulator import Simulator
-from grpo_core.restoring.state import access_own_methods
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
 from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization
-from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.policies import copy_policy
-from grpo_core.update.seeding import capture_process_wide, restore_process_wide
 
-# Objects looked at in each environment: nearest first, so that a large table does not make each checkpoint slow.
-_MAX_SEARCHED = 2_000
-# Types of values that a state always holds itself.
-_HELD = (bool, int, float, str, bytes, list, tuple, dict, set, np.ndarray, np.generic)
 # What every checkpoint says, so that whoever reads one need not ask.
 _FACTS = frozenset({
     "format", "num_timesteps", "total_timesteps", "episode_num", "episodes", "logged", "predict_rng_state",
@@ -123,7 +103,7 @@ def take(
         not be read again.
     """
     _check_finite(model)
-    simulators, arrays, caveat = _describe_simulators(model)
+    states, arrays, caveat = simulators.describe(_get_env(model), model._collector.anchors, model._mode)
     if not model._parameter_groups.built(model.policy.optimizer):
         reason = "the optimizer was put in place of the one that the model began with, and its moments are not kept"
         caveat = Caveat(reason if caveat is None else f"{caveat.reason}; and {reason}", is_certain=True)
@@ -143,7 +123,7 @@ def take(
         "has_plain_states": model._collector.has_plain_states,
         "mode": model._mode,
         "is_cheap": model._collector.findings.is_cheap,
-        "simulators": simulators,
+        "simulators": states,
         "caveat": caveat,
         "own": dict(facts or {}),
     }
@@ -269,7 +249,7 @@ def restore(model: GroupedAlgorithm, checkpoint: Checkpoint) -> Caveat | None:
     if facts["simulators"] is None:
         return checkpoint.caveat
     try:
-        missing = _restore_simulators(model, facts["simulators"], checkpoint.arrays)
+        missing = simulators.restore(env, model._collector.anchors, facts["simulators"], checkpoint.arrays)
         model._collector.outside_changes.look()  # what is restored was not set from outside
     except (
         UnknownObjectError, NotBranchableError, LookupError, TypeError, ValueError, AttributeError, RecursionError,
@@ -326,147 +306,6 @@ def _restore_reference(model: GroupedAlgorithm, timesteps: int, weights: dict[st
     put_weights(model._ref_policy, weights)
 
 
-def _describe_simulators(model: GroupedAlgorithm) -> tuple[Node, list[npt.NDArray[Any]], Caveat | None]:
-    """Describe the simulators, the states that groups go on from, and all random generators of the environments.
-
-    :return: The description or None; the arrays that it refers to; and what is missing.
-    """
-    anchors, caveat = model._collector.anchors, None
-    archive = None if anchors.archive is None else [*anchors.archive.to_state(), anchors.n_archived]
-    try:
-        envs = _list_envs(model)
-        rest = [[_list_noise(env) for env in envs], capture_process_wide(), anchors.starts, archive]
-        try:
-            live = [Simulator(env).capture() for env in envs]
-        except Exception as error:  # code of the environment, such as its capture_state
-            live, caveat = [], _describe_reset(model, error)
-        packages, fixtures = _list_packages(envs), _find_fixtures(envs)
-        beside, of_beside = _capture_beside(envs)
-        if beside:
-            try:
-                return _describe(packages, fixtures, [rest, live, beside], caveat or of_beside)
-            except (UnknownObjectError, RecursionError) as error:
-                of_beside = _miss_resets(error)
-        return _describe(packages, fixtures, [rest, live, []], caveat or of_beside)
-    except UnknownObjectError as error:
-        return None, [], Caveat(str(error), is_certain=True)
-    except RecursionError:
-        return None, [], Caveat("the simulators' states are nested too deep to be described", is_certain=True)
-
-
-def _describe(
-    packages: Collection[str], fixtures: Mapping[str, Any], parts: Sequence[Any], caveat: Caveat | None
-) -> tuple[Node, list[npt.NDArray[Any]], Caveat | None]:
-    writer = Writer(packages, fixtures)
-    return [[writer.describe(part) for part in parts], writer.objects], writer.arrays, caveat
-
-
-def _list_noise(env: gym.Env[Any, Any]) -> dict[str, Any]:
-    """Return an environment's random generators, by where they are; only the states of those that no file holds."""
-    found = find_noise(env, process_wide=False).find()
-    return {
-        path: generator if is_described_generator(generator) else get_generator_state(generator)
-        for path, generator in found.items()
-    }
-
-
-def _capture_beside(envs: Sequence[gym.Env[Any, Any]]) -> tuple[list[Any], Caveat | None]:
-    """Copy all attributes of environments that capture themselves: they may leave out what only resets change.
-
-    :return: The copies, None for other environments; none at all if there is none, or with a caveat if one failed.
-    """
-    beside = []
-    try:
-        for env in map(_unwrap, envs):
-            has_own_methods = any(access_own_methods(layer) is not None for layer in list_nested_envs(env))
-            beside.append(Simulator(env, uses_own_methods=False).capture() if has_own_methods else None)
-    except Exception as error:  # code of the environment
-        return [], _miss_resets(error)
-    return ([] if all(state is None for state in beside) else beside), None
-
-
-def _miss_resets(error: Exception) -> Caveat:
-    reason = f"of an environment that captures itself, what only resets change is not kept ({error})"
-    return Caveat(reason, is_certain=False)
-
-
-def _unwrap(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    return env.env if isinstance(env, RestorableWrapper) else env
-
-
-def _describe_reset(model: GroupedAlgorithm, error: Exception) -> Caveat:
-    """Say what it means that an environment's state cannot be captured: episodes from seeded resets hardly need it."""
-    if model._mode != "episode":
-        reason = str(error) if isinstance(error, NotBranchableError) else f"{type(error).__name__}: {error}"
-        return Caveat(reason, is_certain=True)
-    reason = "the simulators cannot be captured; training goes on exactly if reset(seed) forgets earlier episodes"
-    return Caveat(reason, is_certain=False)
-
-
-def _restore_simulators(model: GroupedAlgorithm, described: Node, arrays: Sequence[npt.NDArray[Any]]) -> Caveat | None:
-    """Put back what ``_describe_simulators`` described.
-
-    :return: What is missing here.
-    """
-    envs = _list_envs(model)
-    (of_rest, of_live, of_beside), objects = described
-    reader = Reader(objects, arrays, _list_packages(envs), _find_fixtures(envs))
-    generators, process_wide, starts, archive = reader.make(of_rest)
-    if reader.lost:
-        raise UnknownObjectError(f"{reader.lost[0]} held what is not here")
-    live, beside = reader.make(of_live), reader.make(of_beside)
-    for env, state in zip(map(_unwrap, envs), beside, strict=False):
-        if state is not None:
-            Simulator(env, uses_own_methods=False).restore(state)
-    for env, state in zip(envs, live, strict=False):  # none where none could be captured
-        Simulator(env).restore(state)
-    lost = [path for env, noise in zip(envs, generators, strict=True) for path in _restore_noise(env, noise)]
-    anchors = model._collector.anchors
-    anchors.starts, anchors.archive = starts, None
-    if archive is not None:
-        *state, anchors.n_archived = archive
-        anchors.archive = AnchorArchive.from_state(state)
-    restore_process_wide(process_wide)
-    if lost:
-        return Caveat(f"the environments have no random generator {' and '.join(lost)} here", is_certain=True)
-    if reader.lost:
-        reason = f"{reader.lost[0]} held what is not here; training goes on exactly if reset(seed) sets it"
-        return Caveat(reason, is_certain=False)
-    return None
-
-
-def _restore_noise(env: gym.Env[Any, Any], saved: Mapping[str, Any]) -> list[str]:
-    """Put the states of random generators back, and generators in free places.
-
-    :return: Where there are none, and none could be put.
-    """
-    noise = find_noise(env, process_wide=False)
-    layers = list_nested_envs(env)
-    for path in saved.keys() - noise.find().keys():
-        places = dict(walk(layers, (), _MAX_SEARCHED, shared=False))
-        owner, _, name = path.rpartition(".")
-        held = getattr(places.get(owner), "__dict__", None)
-        if (
-            name.isidentifier()
-            and isinstance(held, dict)
-            and held.get(name) is None
-            and is_described_generator(saved[path])
-        ):
-            held[name] = saved[path]
-    states = {
-        path: get_generator_state(value) if is_described_generator(value) else value for path, value in saved.items()
-    }
-    unfit = noise.restore(states)
-    return sorted(path for path in states if path in unfit or path not in noise.find())
-
-
-def _list_envs(model: GroupedAlgorithm) -> list[gym.Env[Any, Any]]:
-    base, _ = read_vec_wrappers(_get_env(model))
-    if not isinstance(base, DummyVecEnv):
-        raise UnknownObjectError(f"the states of environments in a {type(base).__name__} are in other processes")
-    return base.envs
-
-
 def _get_env(model: GroupedAlgorithm) -> VecEnv:
     """Return the environment of a model in training.
 
@@ -475,23 +314,6 @@ def _get_env(model: GroupedAlgorithm) -> VecEnv:
     if model.env is None:
         raise ValueError("the model has no environment to train in; call set_env(env) first.")
     return model.env
-
-
-def _find_fixtures(envs: Sequence[gym.Env[Any, Any]]) -> dict[str, Any]:
-    """Find the objects that copies of the environments' attributes leave in place, such as spaces, by their paths."""
-    held = {
-        f"{i}: {j}.{name}": value
-        for i, env in enumerate(envs)
-        for j, layer in enumerate(list_nested_envs(env))
-        for name, value in vars(layer).items()
-    }
-    walks = ((i, walk(list_nested_envs(env), (), _MAX_SEARCHED)) for i, env in enumerate(envs))
-    held |= {f"{i}: {place}": value for i, found in walks for place, value in found}
-    return {place: value for place, value in held.items() if not isinstance(value, _HELD)}
-
-
-def _list_packages(envs: Sequence[gym.Env[Any, Any]]) -> set[str]:
-    return list_packages({type(layer) for env in envs for layer in list_nested_envs(env)})
 
 
 def _list_names(names: Sequence[str], folder: str) -> list[str]:
