@@ -75,7 +75,8 @@ class AnchorArchive:
         # By the bytes of their observations, those played longest ago first.
         self._shelves: list[dict[bytes, _Entry]] = [{} for _ in range(n_envs)]
         self._n_rollouts = 0
-        self._capacity = 0  # of a shelf; unknown until there is a state to measure
+        self._capacity = max(1, MAX_ARCHIVED_STATES // n_envs)  # of a shelf
+        self._is_measured = False  # whether it fits the size of a state of this rollout
 
     def __len__(self) -> int:
         return sum(map(len, self._shelves))
@@ -108,8 +109,9 @@ class AnchorArchive:
             entry.anchor = anchor
 
     def count_rollout(self) -> None:
-        """Age all states by one rollout."""
+        """Age all states by one rollout, whose first will be measured: states may grow, as logs do."""
         self._n_rollouts += 1
+        self._is_measured = False
 
     def keep(self, env_index: int, anchor: AnchorState, spread: float) -> None:
         """Keep a state, in the place of an earlier one with the same observation.
@@ -117,12 +119,13 @@ class AnchorArchive:
         :param env_index: The environment that it was captured in.
         :param spread: Standard deviation of what the members of its group earned, or of the group that it comes from.
         """
-        if self._capacity == 0:
-            self._capacity = _compute_capacity(anchor, len(self._shelves))
+        if not self._is_measured:
+            self._capacity = min(self._capacity, _compute_capacity(anchor, len(self._shelves)))
+            self._is_measured = True
         shelf, key = self._shelves[env_index], _to_bytes(anchor.observed.observation)
         shelf.pop(key, None)  # so that it moves to the end
         shelf[key] = _Entry(anchor, spread, self._n_rollouts)
-        if len(shelf) > self._capacity:
+        while len(shelf) > self._capacity:
             del shelf[next(iter(shelf))]
 
     def draw(self, env_index: int, n_states: int, rng: np.random.Generator) -> list[AnchorState]:

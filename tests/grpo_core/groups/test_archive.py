@@ -122,6 +122,15 @@ def test_large_states_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_ARCHIVED_STATES > 20
 
 
+def test_states_that_grow_leave_room_for_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_module, "MAX_ARCHIVE_BYTES", 10_000)
+    archive = AnchorArchive(1)
+    for i in range(20):
+        archive.count_rollout()
+        archive.keep(0, make_anchor([i], bytes(200 * i)), 1.0)
+    assert len(archive) == 2, "the last ones have some 4,000 bytes each"
+
+
 class _Pointer:
     """A part of a native library's state, which pickle refuses in a way of its own."""
 
