@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import report
+from benchmarks.learning import significance
 from benchmarks.lib.evaluation import SCORES_FOLDER, format_table
 from benchmarks.lib.runs import Run
 from benchmarks.lib.tables import compute_iqm, get_scores
@@ -178,3 +179,16 @@ def test_the_first_table_is_the_stored_one(page: str) -> None:
     for method, n_solved, mean, worst in rows:
         scores = np.array(kept[method.replace("`", "")])
         assert (n_solved, mean, worst) == (f"{(scores >= 475).sum()}", f"{scores.mean():.1f}", f"{scores.min():.1f}")
+
+
+@pytest.mark.parametrize("question", significance.ON_ABLATION + significance.ON_FIGURES, ids=lambda asked: asked.sides)
+def test_a_p_value_is_that_of_the_runs(question: significance.Question) -> None:
+    n_decimals = len(question.quoted.partition(".")[2])
+    assert f"{question.compute():.{n_decimals}f}" == question.quoted
+
+
+def test_every_p_value_on_the_pages_is_computed() -> None:
+    computed = {question.quoted for question in significance.ON_ABLATION + significance.ON_FIGURES}
+    for name in ("ablation", "figures", "method"):
+        quoted = set(re.findall(r"p = (0\.\d+)", " ".join((ROOT / "docs" / f"{name}.md").read_text().split())))
+        assert quoted <= computed, name
