@@ -104,7 +104,6 @@ def _vary_starts() -> dict[str, Settings]:
         f"{label}, value step x {factor}": start | value_step
         for factor, value_step in value_steps.items()
         for label, start in _vary_branching().items()
-        if factor == "10" or start["baseline"] != "adaptive"
     }
 
 

@@ -122,8 +122,11 @@ def _test_starts() -> float:
     return min(flip_signs(_rows(_CAR, table, ending), preset) for table, ending in others)
 
 
-def _subtracting(name: _Name, ending: str, other: str = "value", table: str = "starts") -> float:
-    return flip_signs([_row(name, table, f"residual, {ending}")], [_row(name, table, f"{other}, {ending}")])
+def _subtracting(
+    name: _Name, ending: str, other: str = "value", table: str = "starts", with_: str = "residual"
+) -> float:
+    """Test a baseline that subtracts the others against another one."""
+    return flip_signs([_row(name, table, f"{with_}, {ending}")], [_row(name, table, f"{other}, {ending}")])
 
 
 def _everywhere(*baselines: str) -> Scores:
@@ -146,6 +149,12 @@ ON_ABLATION = [
              lambda: _subtracting(_ACROBOT, "starts mid-episode, value step x 1")),
     Question("CartPole, resets, slow value network: residual, value", "0.002",
              lambda: _subtracting(_CARTPOLE, "starts reset, value step x 1")),
+    Question("CartPole, resets, slow value network: adaptive, residual", "0.004",
+             lambda: _subtracting(_CARTPOLE, "starts reset, value step x 1", "adaptive")),
+    Question("CartPole, resets, slow value network: adaptive, value", "0.51",
+             lambda: _subtracting(_CARTPOLE, "starts reset, value step x 1", with_="adaptive")),
+    Question("Acrobot, mid-episode, slow value network: adaptive, value", "0.06",
+             lambda: _subtracting(_ACROBOT, "starts mid-episode, value step x 1", with_="adaptive")),
     Question("InvertedDoublePendulum, filled: residual, adaptive", "0.002",
              lambda: _subtracting(_DOUBLE, "rollouts filled", "adaptive", "filling")),
     Question("InvertedDoublePendulum, mid-episode: residual, value", "0.01",

@@ -140,4 +140,6 @@ def format_aims(task: Task, grpo: Sequence[Run], ppo: Sequence[Sequence[Run]]) -
         f"{aim}: **{'reached' if is_reached else 'missed'}**" if grpo else aim for aim, is_reached in aims.items()
     ]
     few = f", judged by {len(grpo)} of {task.n_seeds} seeds" if 0 < len(grpo) < task.n_seeds else ""
-    return f"Aims for GRPO{few}: {'; '.join(listed)}."
+    n_seeds = [str(len(runs)) for runs in ppo if runs]
+    peers = f" Seeds of each of PPO's settings: {', '.join(n_seeds)}." if n_seeds else ""
+    return f"Aims for GRPO{few}: {'; '.join(listed)}.{peers}"

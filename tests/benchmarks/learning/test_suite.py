@@ -212,7 +212,10 @@ def test_aims(grpo: list[float], ppo: list[list[float]], expected: list[str]) ->
 
 def test_a_task_without_a_figure_to_reach_asks_for_no_less_than_ppo() -> None:
     text = format_aims(Task("Swimmer-v5", 100), make_runs(5.0), [make_runs(4.0)])
-    assert text == "Aims for GRPO, judged by 1 of 10 seeds: an IQM of at least the best PPO's: **reached**."
+    assert text == (
+        "Aims for GRPO, judged by 1 of 10 seeds: an IQM of at least the best PPO's: **reached**. "
+        "Seeds of each of PPO's settings: 1."
+    )
 
 
 def test_learning_curve_falls_due_at_tenths_of_the_budget() -> None:

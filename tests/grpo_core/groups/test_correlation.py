@@ -47,6 +47,18 @@ def test_it_follows_a_change_within_some_rollouts() -> None:
     assert correlation.estimate(1)[0] == pytest.approx(0.9 * 0.9**22 * (1 - 0.9**5) / (1 - 0.9**27), abs=0.03)
 
 
+@pytest.mark.parametrize(("n_groups", "low", "high"), [(2, 0.3, 0.5), (4, 0.6, 0.7)])
+def test_of_few_groups_it_finds_too_little(n_groups: int, low: float, high: float) -> None:
+    """docs/method.md gives these figures for pairs to groups of four."""
+    for group_size in (2, 4):
+        correlation, found = GroupCorrelation(), []
+        for seed in range(300):
+            gae = draw_gae(np.array([0.8]), group_size, seed, n_groups)
+            correlation.update(gae, everyone(gae))
+            found.append(correlation.estimate(1)[0])
+        assert low - 0.05 < np.mean(found[50:]) < high + 0.05
+
+
 def test_members_that_pull_apart_count_as_unlike() -> None:
     correlation = GroupCorrelation()
     for _ in range(30):
