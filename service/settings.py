@@ -303,7 +303,7 @@ class Settings(BaseSettings):
             return
         names_nothing = not _resolve(self.host)
         danger = (
-            "the name has no address here, and whoever it comes to mean"
+            "the name does not resolve yet, and anyone who can reach the address it gets"
             if names_nothing
             else "it is not this machine alone, and anyone who reaches it"
         )

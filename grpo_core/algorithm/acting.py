@@ -78,8 +78,8 @@ class ActingAlgorithm(OnPolicyAlgorithm):
         if self._freeze_observation_statistics() is None:
             return
         warnings.warn(
-            "predict() takes normalised observations, for this model was trained in VecNormalize, but it was loaded "
-            "without an environment that normalises them. Unless you do, its actions are wrong: load it with "
+            "predict() takes normalised observations, because this model was trained with VecNormalize, but no "
+            "environment that normalises them was loaded. On raw observations its actions are wrong: load it with "
             "GRPO.load(path, env=env) and give predict() the observations of model.get_env(), or ask actor = "
             "model.make_actor(), which normalises: actor.clip_actions(actor.best_actions(observations)).",
             stacklevel=3,

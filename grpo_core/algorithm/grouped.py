@@ -200,9 +200,9 @@ class GroupedAlgorithm(SavedAlgorithm):
             self._use_groups(groups)
         if before is not None and (before.norm_obs or before.norm_reward):  # only now is it true
             warnings.warn(
-                "the new environment has no VecNormalize, but the model has learnt in one: it is put into one with the "
-                "same settings and statistics. To go on without, set VecNormalize(env, norm_obs=False, "
-                "norm_reward=False).",
+                "the new environment has no VecNormalize, but the model was trained with one; the environment is "
+                "wrapped in one with the same settings and statistics. To go on without, set "
+                "VecNormalize(env, norm_obs=False, norm_reward=False).",
                 stacklevel=2,
             )
 

@@ -68,8 +68,8 @@ class JobRegistry(JobTable):
         elif self.recorder.is_kept and (orphans := checkpoints.list_orphans(self._jobs)):
             what = "1 checkpoint is of a job" if len(orphans) == 1 else f"{len(orphans)} checkpoints are of jobs"
             logger.warning(
-                "%s that the jobs' file does not have (%s); a start that finds this file again removes them, so put "
-                "the right one back before, if there is one",
+                "%s that the jobs' file does not have (%s); the next start with this file removes them; put the "
+                "right file back first if you have it",
                 *(what, ", ".join(orphans[:_MAX_NAMED])),
             )
         # Names reserved by uploads and deletions, folded.

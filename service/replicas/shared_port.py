@@ -123,7 +123,7 @@ def _compare(own: dict[str, str], theirs: dict[str, str], settings: Settings) ->
         )
     if different:
         logger.warning(
-            "the replicas on port %d were begun with other settings: %s; if some still have them, clients get answers "
+            "the replicas on port %d were started with other settings (%s); until they restart, clients get answers "
             "from both",
             settings.port,
             ", ".join(different),

@@ -44,7 +44,7 @@ class SweepRecorder:
         try:
             texts = self._journal.list_sweeps()
         except JournalError as error:
-            logger.warning("the sweeps cannot be read (%s); there are none until they can", error.reason)
+            logger.warning("the sweeps cannot be read (%s); none are listed until they can be", error.reason)
             return []
         records = []
         for text in texts:

@@ -192,7 +192,7 @@ def test_set_env_keeps_the_normalisation_of_an_environment_that_has_none(is_load
     first = model.get_vec_normalize_env()
     assert first is not None
     observation = np.array([[500.0, -450.0]], np.float32)
-    with pytest.warns(UserWarning, match="has no VecNormalize, but the model has learnt in one: .* same settings"):
+    with pytest.warns(UserWarning, match="has no VecNormalize, but the model was trained with one; .* same settings"):
         model.set_env(make_vec_env(make_env))
     second = model.get_vec_normalize_env()
     assert second is not None

@@ -302,7 +302,7 @@ def test_serving_others_without_a_key_is_refused_with_the_remedy(host: str, show
 
 @pytest.mark.usefixtures("no_names")
 def test_a_name_that_means_nothing_yet_is_not_taken_for_this_machine() -> None:
-    with pytest.raises(UnsafeSettingsError, match=r"nowhere .* has no address here"):
+    with pytest.raises(UnsafeSettingsError, match=r"nowhere .* does not resolve yet"):
         Settings(host="nowhere").check_exposure()
 
 

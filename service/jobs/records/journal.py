@@ -326,7 +326,7 @@ def _open(path: Path, keeps_running: bool) -> JobJournal:
         except JournalError as error:
             if keeps_running or not says_disk_is_full(error):
                 raise
-            logger.warning("%s cannot be written (%s): it will be once it can", FILE_NAME, error.reason)
+            logger.warning("%s cannot be written (%s); it is written once that is mended", FILE_NAME, error.reason)
             n_interrupted = journal.interrupt_later()
         if n_interrupted:
             what = "1 job was" if n_interrupted == 1 else f"{n_interrupted} jobs were"

@@ -282,7 +282,9 @@ class JobRecorder:
                 return
             is_first, self._trouble = self._trouble is None, reason
         if is_first:
-            logger.warning("the jobs' file cannot be written (%s): jobs go on, and are written when it can be", reason)
+            logger.warning(
+                "the jobs' file cannot be written (%s); jobs continue, and are saved once it can be written", reason
+            )
 
     def _note_success(self) -> None:
         with self._news:

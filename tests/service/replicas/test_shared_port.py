@@ -65,7 +65,7 @@ def test_other_settings_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -
             join_port(make_settings(api_key="j" * 40, max_body_bytes=2**21)),
         ):
             pass
-    assert "other settings: api_key, max_body_bytes; if" in caplog.text
+    assert "other settings (api_key, max_body_bytes); until" in caplog.text
 
 
 def test_another_file_that_somebody_has_linked_there_stays_as_it_is(folder: Path) -> None:
