@@ -177,8 +177,8 @@ class GRPO(GroupedAlgorithm):
         worker, else about 4, and with whole episodes one per environment.
     :raises ValueError: If an argument is outside its range or does not fit another; the message says how to fix it.
 
-    Where ``grpo_core.fast`` gives the same, rollouts to the bit and weights to rounding, it collects rollouts and takes
-    the steps of ``train`` several times faster. The class attribute ``use_fast_path`` is its only switch: set
+    Where ``grpo_core.fast`` gives the same, rollouts bit for bit and weights up to rounding, it collects rollouts and
+    takes the steps of ``train`` several times faster. The class attribute ``use_fast_path`` is its only switch: set
     ``GRPO.use_fast_path = False`` before building a model, and none of it runs. A model keeps what its class said when
     it was built.
     """

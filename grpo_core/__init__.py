@@ -8,7 +8,7 @@ From ``grpo.py`` inwards, in the order of a rollout:
 - ``groups``: from anchors to rollouts to advantages. ``shards``: a rollout over many workers.
 - ``actor``: the policy in NumPy, which plays. ``update``: losses, and what the optimizer needs. ``values``: values
   fitted to whole episodes.
-- ``fast``: the same as ``groups`` and ``update``, sooner.
+- ``fast``: the same as ``groups`` and ``update``, faster.
 - ``saving`` and ``checkpoints``: models and trainings in files. ``export``: policies for other programs.
 - ``evaluation``, ``success``, ``film``: whole episodes, judged and shown.
 - ``spaces``, ``npy``, ``process``, ``suggestions``, ``replaced_methods``: what the others stand on.

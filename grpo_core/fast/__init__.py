@@ -3,11 +3,11 @@
 Only ``grpo.py`` and the service's evaluator use them, and ``GRPO.use_fast_path = False`` switches them all off. A model
 keeps what its class said when it was built; the evaluator asks ``GRPO`` when it first plays.
 
-- ``batched_collector``: the rollouts of ``GroupCollector``, to the bit. ``physics`` steps many states of an
+- ``batched_collector``: the rollouts of ``GroupCollector``, bit for bit. ``physics`` steps many states of an
   environment, by ``dynamics`` for classic control; for MuJoCo, ``mujoco_physics`` steps and ``mujoco_tasks`` has the
   rewards.
-- ``learner``: the steps of ``GRPO.train``, and the values of ``grpo_core.update.policies``, to rounding.
-- ``episodes``: those of ``grpo_core.evaluation``, to rounding.
+- ``learner``: the steps of ``GRPO.train``, and the values of ``grpo_core.update.policies``, up to rounding.
+- ``episodes``: those of ``grpo_core.evaluation``, up to rounding.
 - ``step_threads``: the threads that long steps are spread over. ``one_thread``: NumPy's and torch's, kept to one.
 """
 

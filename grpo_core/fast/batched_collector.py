@@ -1,4 +1,4 @@
-"""Play groups by stepping all their branches at once: the same rollouts to the bit, but faster."""
+"""Play groups by stepping all their branches at once: the same rollouts bit for bit, but faster."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate

@@ -2,7 +2,7 @@
 
 A rollout is cut into *shards*: some groups of one environment each. What a shard yields depends on the policy, on the
 states that its groups start from, and on a seed of its own; not on the process that plays it. So the same settings
-and the same seed give the same weights to the bit with any number of workers, and a shard whose worker has died is
+and the same seed give the same weights bit for bit with any number of workers, and a shard whose worker has died is
 played again.
 
 - ``shard_messages``: what goes to workers and comes back.

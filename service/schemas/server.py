@@ -30,7 +30,7 @@ class ReadyState(BaseModel):
     status: Literal["ready"]
     warnings: list[str] = Field(
         [],
-        description="What works all the same but not as it should, in words.",
+        description="What still works, but not as it should, in words.",
         examples=[["the jobs' file cannot be written (disk full)"]],
     )
 
