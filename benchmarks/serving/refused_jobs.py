@@ -9,19 +9,18 @@ import http.client
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from socket import create_server
 from typing import Any, NamedTuple
 
-_ROOT = Path(__file__).parents[2]
+from benchmarks.lib.server import Server, serve
+
 _N_REQUESTS, _N_CONNECTIONS = 1_000, 250
-_START_SECONDS, _END_SECONDS = 60.0, 300.0
+_END_SECONDS = 300.0
 _BODY = json.dumps({"total_timesteps": 256, "n_eval_episodes": 0})
 
 
@@ -47,20 +46,11 @@ def send(port: int, n_requests: int) -> list[Answer]:
     return answers
 
 
-def get(port: int, path: str) -> Any:
-    """Return what the JSON of an answer says."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", path)
-    content = json.loads(connection.getresponse().read())
-    connection.close()
-    return content
-
-
-def wait(port: int, job_ids: list[str]) -> Counter[str]:
+def wait(server: Server, job_ids: list[str]) -> Counter[str]:
     """Wait for all jobs to end, and count how they have."""
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:
-        states = {job["job_id"]: job["status"] for job in get(port, "/training/jobs")["jobs"]}
+        states = {job["job_id"]: job["status"] for job in server.call("GET", "/training/jobs")["jobs"]}
         counts = Counter(str(states[job_id]) for job_id in job_ids)
         if not counts.keys() & {"queued", "running"}:
             break
@@ -68,43 +58,28 @@ def wait(port: int, job_ids: list[str]) -> Counter[str]:
     return counts
 
 
-def measure(port: int) -> dict[str, Any]:
+def measure(server: Server) -> dict[str, Any]:
     """Send all of them, and describe the answers."""
     with ThreadPoolExecutor(_N_CONNECTIONS) as pool:
-        parts = pool.map(send, [port] * _N_CONNECTIONS, [_N_REQUESTS // _N_CONNECTIONS] * _N_CONNECTIONS)
+        parts = pool.map(send, [server.port] * _N_CONNECTIONS, [_N_REQUESTS // _N_CONNECTIONS] * _N_CONNECTIONS)
         answers = [answer for part in parts for answer in part]
     accepted = [answer.job_id for answer in answers if answer.job_id is not None]
     refused = [answer.milliseconds for answer in answers if answer.job_id is None]
-    singly = [answer.milliseconds for answer in send(port, 20) if answer.status == 429] or [math.nan]
+    singly = [answer.milliseconds for answer in send(server.port, 20) if answer.status == 429] or [math.nan]
     return {
         "answers": Counter(answer.status for answer in answers),
         "accepted": len(accepted),
         "refused after ms, at once, median and most": [round(find(refused), 1) for find in (statistics.median, max)],
         "one by one": [round(find(singly), 1) for find in (statistics.median, max)],
-        "ended": wait(port, accepted),
+        "ended": wait(server, accepted),
     }
 
 
 def main() -> None:
     """Start a server, measure, and print JSON."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    with create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "run_api.py", "--port", str(port), "--models-dir", folder]
-        server = subprocess.Popen(command, cwd=_ROOT, stderr=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + _START_SECONDS
-            while time.monotonic() < deadline:
-                try:
-                    get(port, "/health")
-                    break
-                except OSError:
-                    time.sleep(0.1)
-            sys.stdout.write(json.dumps(measure(port), indent=2) + "\n")
-        finally:
-            server.terminate()
-            server.wait()
+    with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as server:
+        sys.stdout.write(json.dumps(measure(server), indent=2) + "\n")
 
 
 if __name__ == "__main__":
