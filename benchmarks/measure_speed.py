@@ -10,12 +10,13 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.lib.versions import read_versions
+
 FOLDER = Path(__file__).parent / "results" / "speed"
-_PACKAGES = ("torch", "stable_baselines3", "gymnasium", "numpy", "fastapi", "uvicorn")
+_PACKAGES = ("torch", "stable_baselines3", "gymnasium", "mujoco", "numpy", "fastapi", "uvicorn")
 
 
 class Part(NamedTuple):
@@ -64,7 +65,8 @@ def measure(name: str, peer_python: str | None) -> None:
     sys.stderr.write(f"{name} ...\n")
     tables = subprocess.run([sys.executable, "-m", *given], stdout=subprocess.PIPE, text=True, check=True).stdout
     tables = re.sub(r"^#", "###", tables, flags=re.MULTILINE)  # below this page's own headings
-    versions = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
+    found = read_versions(*_PACKAGES)
+    versions = ", ".join(f"{name} {found[name]}".strip() for name in found if found[name])
     python = ".".join(map(str, sys.version_info[:3]))
     machine = f"{os.cpu_count()} cores, Python {python}, {versions}"
     FOLDER.mkdir(parents=True, exist_ok=True)

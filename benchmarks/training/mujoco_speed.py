@@ -1,7 +1,8 @@
 """Measure MuJoCo tasks: GRPO beside SB3's PPO with 8 environments, and SBX's if installed, on one core and two.
 
 ``python -m benchmarks.training.mujoco_speed`` prints Markdown tables in some minutes. Ways that are compared take
-turns: trust the ratios more than the rates. ``mj_step alone`` is the floor, the same physics without anything around
+turns: trust the ratios more than the rates. Plain "GRPO" plays groups of four branches of 64 steps, 32 at once; the
+presets play fewer and longer ones. ``mj_step alone`` is the floor, the same physics without anything around
 it; a rate divided by the floor's is the share of the time that is physics.
 """
 
@@ -9,6 +10,7 @@ import argparse
 import importlib
 import importlib.util
 import os
+import sys
 import time
 from typing import Any
 
@@ -20,8 +22,9 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
+from benchmarks.learning.grpo_settings import get_grpo_settings, make_grpo
 from benchmarks.lib.timing import Case, Comparison, format_comparison, take_turns
-from benchmarks.training.step_speed import _RolloutTimer
+from benchmarks.training.rollout_timer import RolloutTimer
 from grpo import GRPO
 
 _ENV_IDS = ("Hopper-v5", "HalfCheetah-v5", "Ant-v5")
@@ -56,7 +59,7 @@ def _make_case(model: Any, n_steps: int, is_whole: bool, n_cores: int) -> Case:
     def run() -> float:
         os.sched_setaffinity(0, cores[:n_cores])
         try:
-            timer, n_before, began = _RolloutTimer(), model.num_timesteps, time.perf_counter()
+            timer, n_before, began = RolloutTimer(), model.num_timesteps, time.perf_counter()
             model.learn(n_steps, callback=timer, reset_num_timesteps=False)
             seconds = time.perf_counter() - began if is_whole else timer.seconds
             return float((model.num_timesteps - n_before) / seconds)
@@ -67,15 +70,17 @@ def _make_case(model: Any, n_steps: int, is_whole: bool, n_cores: int) -> Case:
 
 
 def _compare(env_id: str, n_repetitions: int, n_steps: int, is_whole: bool) -> Comparison:
-    learning: dict[str, Any] = {"seed": 0, "device": "cpu"}
-    if not is_whole:  # policies stay untrained, so that episodes stay as long as they are
-        learning |= {"learning_rate": 1e-9, "n_epochs": 1}
+    # Where only collecting is timed, policies stay untrained, so that episodes stay as long as they are.
+    changed: dict[str, Any] = {} if is_whole else {"learning_rate": 1e-9, "n_epochs": 1}
+    learning: dict[str, Any] = {"seed": 0, "device": "cpu"} | changed
 
     def make_env() -> Any:
         return make_vec_env(env_id, _N_ENVS, seed=0)
 
     peers: dict[str, Any] = {_PPO: PPO("MlpPolicy", make_env(), n_steps=_ROLLOUT_STEPS // _N_ENVS, **learning)}
-    if is_whole and importlib.util.find_spec("sbx") is not None:
+    if is_whole and importlib.util.find_spec("sbx") is None:
+        sys.stderr.write("SBX's PPO is left out: pip install sbx-rl==0.28.0\n")
+    elif is_whole:
         sbx = importlib.import_module("sbx")
         peers[_SBX] = sbx.PPO("MlpPolicy", make_env(), n_steps=_ROLLOUT_STEPS // _N_ENVS, batch_size=64, seed=0)
     cases = {label: _make_case(model, n_steps, is_whole, 1) for label, model in peers.items()}
@@ -83,6 +88,9 @@ def _compare(env_id: str, n_repetitions: int, n_steps: int, is_whole: bool) -> C
         model = GRPO("MlpPolicy", env_id, n_steps=_ROLLOUT_STEPS, group_size=4, horizon=64, **learning)
         model.n_simulator_threads = n_cores
         cases[f"GRPO, {n_cores} core{'s' * (n_cores > 1)}"] = _make_case(model, n_steps, is_whole, n_cores)
+    model = make_grpo(env_id, (get_grpo_settings(env_id) or {}) | changed, seed=0)
+    model.n_simulator_threads = 1
+    cases["GRPO, its preset, 1 core"] = _make_case(model, n_steps, is_whole, 1)
     if not is_whole:
         cases[_FLOOR] = _make_floor(env_id, n_steps)
     references = [*peers, "GRPO, 1 core", *([] if is_whole else [_FLOOR])]

@@ -21,7 +21,7 @@ import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 
 from benchmarks.lib.timing import Case, Comparison, format_comparison, take_turns
-from benchmarks.training.step_speed import _RolloutTimer
+from benchmarks.training.rollout_timer import RolloutTimer
 from grpo import GRPO
 from grpo_core.shards.pool import Worker
 from grpo_core.shards.process_pool import ProcessPool
@@ -81,7 +81,7 @@ class _CountingWorker(Worker):
         self._worker.kill()
 
 
-class _CpuTimer(_RolloutTimer):
+class _CpuTimer(RolloutTimer):
     """Adds up the processor time of rollouts as well, of all processes."""
 
     cpu_seconds = 0.0

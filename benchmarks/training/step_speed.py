@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from benchmarks.lib.http_jobs import make_service_model
 from benchmarks.lib.timing import Case, Comparison, take_turns
+from benchmarks.training.rollout_timer import RolloutTimer
 from grpo import GRPO
 
 # FrozenLake-v1 has no batched physics: its branches are restored and stepped one by one.
@@ -23,21 +23,6 @@ _N_ENVS = 8
 _PPO, _PPO_8 = "SB3 PPO, 1 environment", f"SB3 PPO, {_N_ENVS} environments"
 # Policies stay untrained, so that their episodes have the same length.
 _NO_LEARNING = 1e-9
-
-
-class _RolloutTimer(BaseCallback):
-    """Adds up the time of rollouts."""
-
-    seconds = 0.0
-
-    def _on_rollout_start(self) -> None:
-        self._started_at = time.perf_counter()
-
-    def _on_rollout_end(self) -> None:
-        self.seconds += time.perf_counter() - self._started_at
-
-    def _on_step(self) -> bool:
-        return True
 
 
 def compare_collection(n_repetitions: int, n_timesteps: int) -> list[Comparison]:
@@ -61,7 +46,7 @@ def _compare_collection(env_name: str, n_repetitions: int, n_timesteps: int) -> 
 
     def make_case(model: OnPolicyAlgorithm) -> Case:
         def run() -> float:
-            timer, n_before = _RolloutTimer(), model.num_timesteps
+            timer, n_before = RolloutTimer(), model.num_timesteps
             model.learn(n_timesteps, callback=timer, reset_num_timesteps=False)
             return timer.seconds / (model.num_timesteps - n_before) * 1e6
 
