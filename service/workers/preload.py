@@ -22,6 +22,7 @@ from service.workers.forking import START_VARIABLE
 # niceness 5, 1.5 ms at 10 and 0.7 ms at 15; 0.5 ms on an idle server. Even a server that is never idle leaves training
 # a thirtieth of a core.
 _NICENESS = 15
+# How late the death of the server may be noticed.
 _WATCH_SECONDS = 0.1
 _MODULES = (
     "torch",

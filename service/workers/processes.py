@@ -52,6 +52,7 @@ from service.workers.task import (
 
 logger = logging.getLogger("grpo.service")
 
+# How late the end of the server may end the wait for a worker.
 _WATCH_SECONDS = 0.1
 # Longest wait for a killed process to end.
 _KILL_SECONDS = 1.0

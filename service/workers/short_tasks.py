@@ -29,6 +29,7 @@ from service.workers.task import (
     WorkerNotStartedError,
 )
 
+# How late it may be noticed that the client has left, the server ends or the time is over.
 _WATCH_SECONDS = 0.1
 _FIX_ENVIRONMENT = "the environment may hang while it is built, tried out or closed; fix it."
 _MORE_MEMORY = "if that happens again, give the server more memory."

@@ -21,7 +21,7 @@ from service.context import JOB_ID
 from service.logs import LogStyle
 from service.workers.cluster.ray_connection import RayOptions
 from service.workers.cluster.ray_executor import RayExecutor
-from service.workers.cluster.ray_slots import Needs
+from service.workers.cluster.slot_pool import Needs
 from service.workers.receipts import Receipts
 from service.workers.task import TaskDrainedError
 from tests.chaos.ray_kills import LocalCluster, find_slots, find_workers

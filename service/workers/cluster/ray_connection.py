@@ -26,6 +26,7 @@ _OWN_MODULES = ("grpo", "grpo_core", "service")
 # On one machine, the memory for objects on their way between processes.
 _LOCAL_STORE_BYTES = 256 * 2**20
 _PROBE_SECONDS = 5.0
+# How late a stop or the end of the server may end the wait for the cluster.
 _WATCH_SECONDS = 0.1
 # Ray sets itself no limit. It starts a cluster of its own in some seconds, or in many where all cores are busy.
 _CONNECT_SECONDS = 120.0

@@ -8,7 +8,7 @@ from service.logs import LogStyle
 from service.workers.cluster.ray_connection import RayOptions
 from service.workers.cluster.ray_run import RayRun
 from service.workers.cluster.ray_search import RaySearch
-from service.workers.cluster.ray_slots import Needs, SlotPool
+from service.workers.cluster.slot_pool import Needs, SlotPool
 from service.workers.processes import pack
 from service.workers.receipts import Receipts
 from service.workers.task import Progress, Task, TaskFailedError

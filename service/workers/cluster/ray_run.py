@@ -9,7 +9,7 @@ from typing import Any
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import ServiceError
 from service.workers.cluster.ray_connection import cut
-from service.workers.cluster.ray_slots import Needs, SlotHandle, SlotPool
+from service.workers.cluster.slot_pool import Needs, SlotHandle, SlotPool
 from service.workers.messages import Message, Outcome, deliver, read_outcome
 from service.workers.receipts import Receipts
 from service.workers.task import NodeLostError, Progress, TaskDrainedError, TaskFailedError, WorkerLostError

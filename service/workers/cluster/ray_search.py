@@ -9,11 +9,12 @@ from typing import Any
 
 from service.workers.cluster import ray_slot
 from service.workers.cluster.ray_connection import cut
-from service.workers.cluster.ray_slots import ANSWER_SECONDS, NAMESPACE, Check, Needs, SlotHandle, SlotPool
+from service.workers.cluster.slot_pool import ANSWER_SECONDS, NAMESPACE, Check, Needs, SlotHandle, SlotPool
 from service.workers.task import ClusterLostError, TaskDrainedError, TaskFailedError
 
 logger = logging.getLogger("grpo.service")
 
+# How late the end of the server may end a pause.
 _WATCH_SECONDS = 0.1
 # Shortest time in which a slot may still take another server for alive, and pauses before it or the cluster is asked
 # again.

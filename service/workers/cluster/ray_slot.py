@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 #: Longest time that a server waits for a worker: a forkserver imports torch before it forks the first one, which may
 #: take long on a busy node.
 START_SECONDS = 300.0
+# How late the end of a lease may be noticed. The end of a task is noticed at once.
 _WATCH_SECONDS = 0.5
 # Longest wait for a killed process to end.
 _KILL_SECONDS = 5.0
 #: A server asks every few seconds. Another one may take the slot of one that has been silent for this long.
 OWNER_SECONDS = 15.0
 # How long a slot without a task waits for a server.
-_IDLE_SECONDS = 60.0
+_UNCLAIMED_SECONDS = 60.0
 # Limits of one answer, and of messages kept for a server that does not come.
 _MAX_ANSWERED = 500
 _MAX_KEPT = 100_000
@@ -287,7 +288,7 @@ class Slot:
 
     def _is_lease_over(self, lease_seconds: float) -> bool:
         with self._news:
-            limit = min(_IDLE_SECONDS, lease_seconds) if self._job[0] is None else lease_seconds
+            limit = min(_UNCLAIMED_SECONDS, lease_seconds) if self._job[0] is None else lease_seconds
             return time.monotonic() - self._heard > limit
 
 

@@ -11,7 +11,7 @@ from service.logs import LogStyle
 from service.training.order import TrainingOrder
 from service.workers.cluster.ray_connection import RayOptions
 from service.workers.cluster.ray_run import RayRun
-from service.workers.cluster.ray_slots import Needs, SlotHandle, SlotPool
+from service.workers.cluster.slot_pool import Needs, SlotHandle, SlotPool
 from service.workers.task import TaskDrainedError
 from tests.support import Recorder, make_plan
 

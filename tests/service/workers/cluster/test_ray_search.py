@@ -12,7 +12,7 @@ from service.workers.cluster import ray_search
 from service.workers.cluster.ray_connection import RayOptions
 from service.workers.cluster.ray_search import RaySearch
 from service.workers.cluster.ray_slot import Described
-from service.workers.cluster.ray_slots import SlotPool
+from service.workers.cluster.slot_pool import SlotPool
 from service.workers.task import ClusterLostError
 
 pytestmark = [

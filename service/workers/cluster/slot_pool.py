@@ -26,11 +26,12 @@ from service.workers.task import ClusterLostError, NodeLostError, TaskDrainedErr
 NAMESPACE = "grpo"
 # Packages that decide what a training ends with.
 _SAME_VERSIONS = ("torch", "stable-baselines3", "gymnasium", "numpy")
+# How late a stop or the end of the server may end a wait for Ray.
 _WATCH_SECONDS = 0.1
 #: Longest time in which a slot that is there answers.
 ANSWER_SECONDS = 10.0
 # An idle slot keeps its processor from other users of the cluster.
-_IDLE_SECONDS = 30.0
+_KEPT_SECONDS = 30.0
 # After this long a job says that it is waiting.
 _SILENT_SECONDS = 10.0
 # A stop, a poll and a kill may come at the same time, and another server's.
@@ -274,11 +275,11 @@ class SlotPool:
                     self._retiring = None
                     return
                 now = time.monotonic()
-                old = [slot for slot, since in self._idle if now - since >= _IDLE_SECONDS]
+                old = [slot for slot, since in self._idle if now - since >= _KEPT_SECONDS]
                 # Before they are killed: a job might take one in between.
                 self._idle = [one for one in self._idle if one[0] not in old]
                 if not old:
-                    self._changed.wait(max(0.0, self._idle[0][1] + _IDLE_SECONDS - now))
+                    self._changed.wait(max(0.0, self._idle[0][1] + _KEPT_SECONDS - now))
             for slot in old:
                 self.discard(slot)
 
