@@ -98,7 +98,7 @@ class KeepCheckpoint(BaseCallback):
             warnings.warn(f"{self.path} {keeps} step {self.num_timesteps:,}: {error}", stacklevel=2)
 
 
-def go_on(model: GroupedAlgorithm, path: str | os.PathLike[str]) -> int:
+def resume_training(model: GroupedAlgorithm, path: str | os.PathLike[str]) -> int:
     """Put a training back into a new model, and return how many of its steps are left.
 
     ``model.learn(n_left, reset_num_timesteps=False)`` then ends with the weights that it would have ended with, bit for

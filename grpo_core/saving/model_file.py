@@ -337,7 +337,7 @@ def _check_members(archive: zipfile.ZipFile, limits: Limits) -> dict[str, zipfil
     members = {info.filename: info for info in infos}
     if CHECKPOINT_MEMBER in members:
         raise ModelFileError(
-            "the file is the checkpoint of a training, not a model; go_on(model, path) goes on with that training."
+            "the file is a training checkpoint, not a model; resume it with resume_training(model, path)."
         )
     if META_MEMBER not in members:
         raise ForeignModelError(

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
 from grpo_core.checkpoints import checkpoint
-from grpo_core.checkpoints.training_file import KeepCheckpoint, go_on
+from grpo_core.checkpoints.training_file import KeepCheckpoint, resume_training
 from grpo_core.saving import model_file
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MaskedMatchEnv, MatchEnv
 from tests.sb3.small_models import (
@@ -161,7 +161,7 @@ def test_a_checkpoint_goes_on_to_the_bit(arguments: dict[str, Any], tmp_path: An
     whole, interrupted, resumed = make_model(), make_model(), make_model()
     whole.learn(600)
     interrupted.learn(600, [KeepCheckpoint(tmp_path / "training", every_steps=100), _StopAt(300)])
-    n_left = go_on(resumed, tmp_path / "training")
+    n_left = resume_training(resumed, tmp_path / "training")
     assert 0 < resumed.num_timesteps < 600
     resumed.learn(n_left, reset_num_timesteps=False)
     assert resumed.to_bytes() == whole.to_bytes()

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from grpo import GRPO
 from grpo_core.checkpoints import checkpoint, training_file
 from grpo_core.checkpoints.checkpoint import CheckpointError
-from grpo_core.checkpoints.training_file import KeepCheckpoint, go_on
+from grpo_core.checkpoints.training_file import KeepCheckpoint, resume_training
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from grpo_core.saving.atomic_write import UnconfirmedWriteError
 from grpo_core.saving.model_file import ModelFileError
@@ -47,7 +47,7 @@ def test_a_training_goes_on_from_its_file_to_the_same_weights(tmp_path: Path, se
     path = tmp_path / "training.zip"
     crash(path, **settings)
     whole, resumed = make_model().learn(TOTAL), make_model()
-    n_left = go_on(resumed, path)
+    n_left = resume_training(resumed, path)
     assert 0 < n_left <= TOTAL - 150
     assert resumed.num_timesteps == TOTAL - n_left
     resumed.learn(n_left, KeepCheckpoint(path, **settings), reset_num_timesteps=False)
@@ -119,7 +119,7 @@ def test_an_update_that_was_cut_short_is_not_kept(tmp_path: Path) -> None:
     model.after_minibatch = stop
     model.learn(TOTAL, KeepCheckpoint(path, every_seconds=0.0))
     whole, resumed = make_model().learn(TOTAL), make_model()
-    resumed.learn(go_on(resumed, path), reset_num_timesteps=False)
+    resumed.learn(resume_training(resumed, path), reset_num_timesteps=False)
     assert resumed.to_bytes() == whole.to_bytes()
 
 
@@ -130,7 +130,7 @@ def test_it_says_why_it_goes_on_otherwise(tmp_path: Path) -> None:
     GRPO("MlpPolicy", env, seed=1, device=DEVICE, **arguments).learn(300, KeepCheckpoint(path, every_steps=64))
     env.close()
     with pytest.warns(UserWarning, match=r"goes on from step .*, but not exactly as before: .*in other processes"):
-        go_on(make_model(**arguments), path)
+        resume_training(make_model(**arguments), path)
 
 
 def replace_optimizer(model: GRPO) -> GRPO:
@@ -142,7 +142,7 @@ def test_it_says_that_the_moments_of_a_replaced_optimizer_are_lost(tmp_path: Pat
     path, resumed = tmp_path / "training.zip", replace_optimizer(make_model())
     replace_optimizer(make_model()).learn(TOTAL, KeepCheckpoint(path, every_steps=150))
     with pytest.warns(UserWarning, match="not exactly as before: the optimizer was put in place"):
-        n_left = go_on(resumed, path)
+        n_left = resume_training(resumed, path)
     resumed.learn(n_left, reset_num_timesteps=False)
 
 
@@ -157,7 +157,7 @@ def test_a_compiled_policy_with_a_reference_goes_on_to_the_same_weights(tmp_path
 
     whole, resumed = make_compiled(), make_compiled()
     whole.learn(TOTAL, KeepCheckpoint(path, every_steps=400))
-    n_left = go_on(resumed, path)
+    n_left = resume_training(resumed, path)
     assert 0 < n_left < TOTAL
     assert resumed.learn(n_left, reset_num_timesteps=False).to_bytes() == whole.to_bytes()
 
@@ -166,20 +166,20 @@ def test_a_file_of_another_training_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "training.zip"
     crash(path, every_steps=150)
     with pytest.raises(CheckpointError, match=r"gamma=0\.9, .* gamma=0\.99;"):
-        go_on(make_model(gamma=0.9), path)
+        resume_training(make_model(gamma=0.9), path)
     for arguments, name in (
         ({"policy_kwargs": {"activation_fn": torch.nn.ReLU}}, "network"),
         ({"reward_function": REWARD_FUNCTIONS["simple_cartpole"]}, "reward_function"),
     ):
         with pytest.raises(CheckpointError, match=f"the model has {name}="):
-            go_on(make_model(**arguments), path)
+            resume_training(make_model(**arguments), path)
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match="damaged"):
-        go_on(make_model(), path)
+        resume_training(make_model(), path)
     with path.open("r+b") as file:
         file.truncate(2**40)
     with pytest.raises(CheckpointError, match=f"{path} has {2**40} bytes"):
-        go_on(make_model(), path)
+        resume_training(make_model(), path)
 
 
 @pytest.mark.parametrize(("settings", "said"), [({"every_steps": 0}, "every_steps=0"), ({"every_seconds": -1.0}, "-1")])
@@ -198,8 +198,8 @@ def test_models_and_checkpoints_are_told_apart(tmp_path: Path) -> None:
     crash(tmp_path / "training.zip", every_steps=100)
     make_model().save(tmp_path / "model.zip")
     with pytest.raises(CheckpointError, match=r"is a model, not a checkpoint; GRPO.load\(path, env=env\) reads it"):
-        go_on(make_model(), tmp_path / "model.zip")
-    with pytest.raises(ModelFileError, match=r"is the checkpoint of a training, not a model; go_on\(model, path\)"):
+        resume_training(make_model(), tmp_path / "model.zip")
+    with pytest.raises(ModelFileError, match=r"training checkpoint, not a model; .* resume_training\(model, path\)"):
         GRPO.load(tmp_path / "training.zip")
 
 
@@ -207,4 +207,4 @@ def test_the_steps_may_be_a_number_of_torchs(tmp_path: Path) -> None:
     total: Any = torch.tensor(TOTAL)
     make_model().learn(total, KeepCheckpoint(tmp_path / "training.zip", every_steps=100))
     resumed = make_model()
-    assert go_on(resumed, tmp_path / "training.zip") == TOTAL - resumed.num_timesteps
+    assert resume_training(resumed, tmp_path / "training.zip") == TOTAL - resumed.num_timesteps
