@@ -259,7 +259,8 @@ def restore(model: GroupedAlgorithm, checkpoint: Checkpoint) -> Caveat | None:
         return Caveat(reason, is_certain=True)
     if facts["has_plain_states"] != model._collector.has_plain_states:
         model._collector.anchors.forget()
-        return Caveat("these environments are stepped by another collector, as under other wrappers", is_certain=True)
+        reason = "these environments need another collector, perhaps because their wrappers differ"
+        return Caveat(reason, is_certain=True)
     certain = [caveat for caveat in (checkpoint.caveat, missing) if caveat is not None and caveat.is_certain]
     return certain[0] if certain else checkpoint.caveat or missing
 

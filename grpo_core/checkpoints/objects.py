@@ -336,7 +336,7 @@ class Reader:
     def _find(self, name: Sequence[str], kinds: Any) -> Any:
         found = _OWN_CLASSES.get(name[1]) if name[0] == "" else find_named(name, self._packages)
         if found is None or not isinstance(found, kinds):
-            raise UnknownObjectError(f"{'.'.join(name)} is nothing that a state may be made of here")
+            raise UnknownObjectError(f"{'.'.join(name)} is not something that a saved state may contain")
         return found
 
 

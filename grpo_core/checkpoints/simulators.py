@@ -96,7 +96,7 @@ def _capture_beside(envs: Sequence[gym.Env[Any, Any]]) -> tuple[list[Any], Cavea
 
 
 def _miss_resets(error: Exception) -> Caveat:
-    reason = f"of an environment that captures itself, what only resets change is not kept ({error})"
+    reason = f"the environment captures its own state, so what only its resets change is not kept ({error})"
     return Caveat(reason, is_certain=False)
 
 

@@ -309,7 +309,7 @@ def test_of_an_environment_that_captures_itself_and_cannot_be_copied_only_that_i
     caveat = checkpoint.from_bytes(content).caveat
     assert caveat is not None
     assert not caveat.is_certain
-    assert "what only resets change" in caveat.reason
+    assert "what only its resets change" in caveat.reason
 
 
 @pytest.mark.filterwarnings("ignore:the episodes of a group begin")
@@ -507,7 +507,7 @@ def test_what_a_checkpoint_names_is_looked_up_in_the_environments_packages_alone
     evil = rewrite(content, b'"Step"', b'"Path"', b'"tests.grpo_core.checkpoints.test_checkpoint"', b'"pathlib"')
     _, caveat = go_on(make_vec_env(Walk), evil, group_mode="branch")
     assert caveat is not None
-    assert "pathlib.Path is nothing that a state may be made of here" in caveat.reason
+    assert "pathlib.Path is not something that a saved state may contain" in caveat.reason
 
 
 def rewrite(content: bytes, *replacements: bytes) -> bytes:

@@ -129,7 +129,7 @@ class TestAWorkerThatDies:
         assert 128 <= (timesteps := status["checkpoint"]["timesteps"]) < 300
         # What fails is a function in an attribute, which no file holds beside what the environment captures itself.
         assert status["checkpoint"]["exact"] is None
-        assert "what only resets change is not kept" in status["checkpoint"]["note"]
+        assert "what only its resets change is not kept" in status["checkpoint"]["note"]
         answer = processes.post(f"/training/{status['job_id']}/resume")
         assert answer.status_code == 200
         assert answer.json() | {"config": None} == {
