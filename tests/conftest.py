@@ -63,7 +63,7 @@ SLOW_TESTS = (
     "tests/test_imports.py::test_serving_a_model",
     "tests/test_imports.py::test_planning",
     "tests/grpo_client",
-    "tests/service/training/evaluation/test_evaluation_callback.py",
+    "tests/service/training/evaluation/test_periodic_evaluation.py",
     "tests/service/training/test_train.py::TestTraining",
     "tests/grpo_core/saving/test_model_file.py::test_no_flipped",
     "tests/grpo_core/fast/test_learner.py",

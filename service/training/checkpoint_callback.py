@@ -14,7 +14,7 @@ from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.checkpoints.facts import is_exact
 from service.errors import describe_error
 from service.schemas.training import TrainConfig
-from service.training.evaluation.evaluations import Evaluations
+from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.evaluation.work_time import WorkTime
 from service.training.init_model import Lineage
 from service.training.order import FINISHED
@@ -53,7 +53,7 @@ class CheckpointCallback(BaseCallback):
     def __init__(
         self,
         config: TrainConfig,
-        evaluations: Evaluations,
+        evaluations: EvaluationCallback,
         stop_rules: StopRules,
         progress: Progress,
     ) -> None:

@@ -23,9 +23,9 @@ from service.training.build_model import build_model, use_one_thread
 from service.training.checkpoint_callback import CheckpointCallback
 from service.training.evaluation.background_evaluation import BackgroundEvaluation
 from service.training.evaluation.evaluation_callback import EvaluationCallback
-from service.training.evaluation.evaluations import Evaluations
 from service.training.evaluation.evaluator import Evaluator
 from service.training.evaluation.final_evaluation import evaluate_finally
+from service.training.evaluation.periodic_evaluation import PeriodicEvaluation
 from service.training.evaluation.value_check import refit_values
 from service.training.evaluation.work_time import WorkTime
 from service.training.init_model import begin_from
@@ -75,9 +75,9 @@ def train_policy(order: TrainingOrder, progress: Progress) -> bytes:
         model.after_minibatch = stop_rules.tick
         evaluator = Evaluator(config, n_threads)
         opened.callback(evaluator.close)
-        evaluations = Evaluations()
+        evaluations = EvaluationCallback()
         if config.eval_freq is not None:
-            evaluations = EvaluationCallback(config, evaluator, stop_rules, progress)
+            evaluations = PeriodicEvaluation(config, evaluator, stop_rules, progress)
         elif config.n_eval_episodes > 0:
             evaluations = BackgroundEvaluation(evaluator, stop_rules, progress, build_seconds)
         checkpoints = CheckpointCallback(config, evaluations, stop_rules, progress)
@@ -114,7 +114,7 @@ class _Training:
     config: TrainConfig
     model: GRPO
     evaluator: Evaluator
-    evaluations: Evaluations
+    evaluations: EvaluationCallback
     stop_rules: StopRules
     checkpoints: CheckpointCallback
     progress: Progress

@@ -5,7 +5,7 @@ from typing import Any
 
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
-from service.training.evaluation.evaluations import Evaluations
+from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.evaluation.evaluator import EvaluationRun, Evaluator
 from service.training.evaluation.work_time import Stopwatch, WorkTime
 from service.training.stop_rules import StopRules
@@ -27,7 +27,7 @@ _FIRST_SECONDS = 0.4
 _MIN_SLICE_SECONDS = 0.004
 
 
-class BackgroundEvaluation(Evaluations):
+class BackgroundEvaluation(EvaluationCallback):
     """Evaluates the untrained policy, and others after every twentieth of the steps as far as steps and time allow.
 
     At which steps, and how many episodes, depends on steps alone. The clock says only when a point is played: its
