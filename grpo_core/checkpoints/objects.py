@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from grpo_core.groups.archive import AnchorState
+from grpo_core.groups.group import AnchorState
 from grpo_core.restoring.copying.copier import CopyError, describe_kind, is_plain, list_slots
 from grpo_core.restoring.copying.layers import ELSEWHERE, KeptAttribute, LayerMethod, LayerReference
 from grpo_core.restoring.copying.originals import Noted

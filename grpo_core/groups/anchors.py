@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from grpo_core.groups.archive import ARCHIVE_SHARE, AnchorArchive, AnchorState, compute_spreads
-from grpo_core.groups.group import Group, GroupPlan
+from grpo_core.groups.archive import ARCHIVE_SHARE, AnchorArchive, compute_spreads
+from grpo_core.groups.group import AnchorState, Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.restoring.simulator import SimulatorState
 

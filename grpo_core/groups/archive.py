@@ -10,14 +10,13 @@ replay (arXiv 2010.03934, equations 1 to 3), with simulator states in the place 
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from grpo_core.groups.advantage import Bools, Floats, compute_deviation
-from grpo_core.restoring.simulator import SimulatorState
-from grpo_core.simulators.single_env import Observed
+from grpo_core.groups.group import AnchorState
 
 #: Share of groups that start from the archive.
 ARCHIVE_SHARE = 0.5
@@ -30,23 +29,6 @@ _UNKNOWN_BYTES = 2**20
 # are chosen, as are the sizes above.
 _RANK_TEMPERATURE = 0.3
 _AGE_SHARE = 0.1
-
-
-class AnchorState(NamedTuple):
-    """A full simulator state that a group starts from.
-
-    :param observed: The environment's observation there, not normalised.
-    :param simulator_state: The state that the simulator captured there.
-    :param discounted_return: Discounted rewards of the episode so far; only reward normalisation uses it.
-    :param episode_return: The environment's own rewards of the episode so far.
-    :param episode_length: Its steps so far.
-    """
-
-    observed: Observed
-    simulator_state: SimulatorState | None
-    discounted_return: float = 0.0
-    episode_return: float = 0.0
-    episode_length: int = 0
 
 
 @dataclass(slots=True)

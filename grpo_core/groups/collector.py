@@ -14,8 +14,7 @@ from gymnasium import spaces
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.anchors import Anchors
 from grpo_core.groups.antithetic import AntitheticGenerator
-from grpo_core.groups.archive import AnchorState
-from grpo_core.groups.group import MAX_FILLED, Group, GroupPlan
+from grpo_core.groups.group import MAX_FILLED, AnchorState, Group, GroupPlan
 from grpo_core.groups.rewards import apply_reward_functions
 from grpo_core.groups.rollout import GroupRollout, Place, SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
@@ -96,8 +95,8 @@ class GroupCollector:
         self._observation_space = observation_space
         self._plan = plan
         self._advances_in_step = bank.findings.is_cheap and plan.mode != "episode"
-        #: Where the groups of the next rollout start.
         draws_seeds = plan.common_random_numbers or bool(bank.findings.rewound)
+        #: Where the groups of the next rollout start.
         self.anchors = Anchors(bank.n_envs, plan, self._reset if begins_episodes else None, draws_seeds)
         #: Most threads that may step simulators at once, if they are stepped in batches; None lets the process decide.
         self.n_threads: int | None = None

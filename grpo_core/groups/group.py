@@ -1,8 +1,8 @@
 """A group of branches, and how the groups of a rollout are played."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from grpo_core.groups.archive import AnchorState
 from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.single_env import Observed
@@ -45,6 +45,23 @@ class GroupPlan:
         """Groups per environment that fill a rollout if no branch ends early, in the modes with a horizon."""
         assert self.horizon is not None
         return self.n_steps // (self.group_size * self.horizon)
+
+
+class AnchorState(NamedTuple):
+    """A full simulator state that a group starts from.
+
+    :param observed: The environment's observation there, not normalised.
+    :param simulator_state: The state that the simulator captured there.
+    :param discounted_return: Discounted rewards of the episode so far; only reward normalisation uses it.
+    :param episode_return: The environment's own rewards of the episode so far.
+    :param episode_length: Its steps so far.
+    """
+
+    observed: Observed
+    simulator_state: SimulatorState | None
+    discounted_return: float = 0.0
+    episode_return: float = 0.0
+    episode_length: int = 0
 
 
 @dataclass(slots=True)

@@ -20,9 +20,8 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
-from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.collector import GroupCollector
-from grpo_core.groups.group import Group, GroupPlan
+from grpo_core.groups.group import AnchorState, Group, GroupPlan
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.simulators.bank import Findings, SimulatorBank

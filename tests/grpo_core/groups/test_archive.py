@@ -10,10 +10,10 @@ from grpo_core.groups import archive as archive_module
 from grpo_core.groups.archive import (
     MAX_ARCHIVED_STATES,
     AnchorArchive,
-    AnchorState,
     compute_draw_probabilities,
     compute_spreads,
 )
+from grpo_core.groups.group import AnchorState
 from grpo_core.simulators.single_env import Observed
 
 
