@@ -18,7 +18,7 @@ from grpo_cli.options import (
 )
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.making import EnvSetup
-from grpo_core.environments.registered_limits import get_time_limit
+from grpo_core.environments.registered_limits import find_max_steps
 from grpo_core.evaluation import Evaluation, make_policy, make_random_policy, play_episodes, summarize_episodes
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 
@@ -45,8 +45,7 @@ def _run(options: argparse.Namespace) -> int:
 def print_evaluation(actor: PolicyActor, setup: EnvSetup, n_episodes: int, seed: int, deterministic: bool) -> None:
     """Play the same episodes with a policy and with random actions, and print both results."""
     with closing(make_playable_env(setup, actor)) as env:
-        assert env.spec is not None, "gym.make gives one"
-        max_steps = MAX_EPISODE_STEPS if get_time_limit(env.spec) is None else math.inf
+        max_steps = find_max_steps(env.spec, MAX_EPISODE_STEPS)
         policies = {
             "policy": make_policy(actor, deterministic, np.random.default_rng(seed)),
             "random": make_random_policy(env.action_space, seed),

@@ -13,6 +13,14 @@ def get_time_limit(spec: EnvSpec | None) -> int | None:
     return None if limit is None or limit < 1 else int(limit)
 
 
+def find_max_steps(spec: EnvSpec | None, without_limit: int) -> float:
+    """Return after how many steps an evaluation cuts an episode; infinite where the environment has a time limit.
+
+    :param without_limit: Where it has none, or one that it does not declare.
+    """
+    return without_limit if get_time_limit(spec) is None else math.inf
+
+
 def get_reward_threshold(spec: EnvSpec | None) -> float | None:
     """Return from which reward an episode counts as solved; None where the registration says no finite number."""
     return None if spec is None else to_finite(spec.reward_threshold)

@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from grpo_core.environments.registered_limits import find_max_steps
 from grpo_core.evaluation import (
     Episode,
     check_spaces,
@@ -22,7 +23,7 @@ from grpo_core.film import FilmRecorder
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from service.environments.build import build_env
 from service.environments.inspection import list_render_modes
-from service.environments.step_limit import find_max_steps, warn_of_cuts
+from service.environments.step_limit import warn_of_cuts
 from service.errors import ConflictError, InvalidRequestError
 from service.models.playing.play import Play
 from service.schemas.jobs import EpisodeFigures
@@ -51,7 +52,7 @@ def evaluate_policy(play: Play, n_episodes: int, progress: Progress) -> bytes:
     env = build_env(play.setup)
     try:
         _check_fit(play, env)
-        max_steps = find_max_steps(env, MAX_EPISODE_STEPS)
+        max_steps = find_max_steps(env.spec, MAX_EPISODE_STEPS)
         policies = {"the policy": play.make_policy(), "random actions": make_random_policy(env.action_space, play.seed)}
         played = {
             whose: play_episodes(env, policy, n_episodes, play.seed, max_steps, check_stop)

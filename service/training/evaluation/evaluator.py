@@ -12,10 +12,11 @@ import numpy as np
 from grpo import GRPO
 from grpo_core import fast
 from grpo_core.actor.actor import Actor
+from grpo_core.environments.registered_limits import find_max_steps
 from grpo_core.evaluation import Episode, make_policy, step_episode
 from grpo_core.update.seeding import capture_process_wide, restore_process_wide
 from service.environments.build import build_env
-from service.environments.step_limit import MAX_STEPS_WITHOUT_LIMIT, find_max_steps
+from service.environments.step_limit import MAX_STEPS_WITHOUT_LIMIT
 from service.schemas.training import TrainConfig
 
 # Seeds of first episodes; the others count up from them. They are far from what people choose, and apart: the policy
@@ -94,7 +95,7 @@ class Evaluator:
     @property
     def max_steps(self) -> float:
         """Number of steps after which an episode is cut; infinite where the environment has a time limit."""
-        return find_max_steps(self.env, MAX_STEPS_WITHOUT_LIMIT)
+        return find_max_steps(self.env.spec, MAX_STEPS_WITHOUT_LIMIT)
 
     @cached_property
     def _simulator(self) -> fast.BatchedSimulator | None:

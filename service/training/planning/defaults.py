@@ -38,16 +38,11 @@ def choose_defaults(
         defaults["n_steps"] = shorten_rollouts(defaults["n_steps"], n_timesteps)
         sizes = {**defaults, **given}
         is_episodic = sizes["group_mode"] == "episode" or obstacle is not None
-        shrink(sizes, env.observation_space, find_time_limit(env), is_episodic)
+        shrink(sizes, env.observation_space, get_time_limit(env.envs[0].spec), is_episodic)
         defaults |= {name: sizes[name] for name in ("n_steps", "batch_size") if name not in given}
         if defaults["normalize"] and not list_normalizable(env.observation_space):
             defaults["normalize"] = Normalization(norm_obs=False)
     return defaults
-
-
-def find_time_limit(env: DummyVecEnv) -> int | None:
-    """Return the longest episode of an environment, in steps; None if there is no limit."""
-    return get_time_limit(env.envs[0].spec)
 
 
 def _list_plain_defaults(rewards: Rewards) -> Settings:

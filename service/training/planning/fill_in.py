@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.environments.making import EnvSetup
-from grpo_core.environments.registered_limits import get_reward_threshold
+from grpo_core.environments.registered_limits import get_reward_threshold, get_time_limit
 from grpo_core.environments.wrappers import separate_normalization
 from grpo_core.groups.group import GroupPlan
 from grpo_core.options.checks import get_horizon
@@ -34,7 +34,7 @@ from service.schemas.training import ConfigOrigin, Normalization, TrainConfig
 from service.spaces import count_numbers
 from service.training.build_model import build_model, use_one_thread
 from service.training.init_model import check_init, read_init_settings
-from service.training.planning.defaults import Settings, choose_defaults, find_time_limit, list_preset_choices
+from service.training.planning.defaults import Settings, choose_defaults, list_preset_choices
 from service.training.planning.memory_limits import check_memory
 from service.training.planning.names import NamedRequest
 from service.training.planning.plan import FilledRequest
@@ -123,7 +123,7 @@ def _fit_and_try(
     _fit_credit(settings, given)
     _fit_groups(settings, given, defaults, env.action_space)
     _fit_evaluations(settings)
-    max_episode_steps = find_time_limit(env)
+    max_episode_steps = get_time_limit(env.envs[0].spec)
     if settings["group_mode"] == "episode" and settings["horizon"] is None and max_episode_steps is None:
         raise InvalidRequestError(
             f"env_name '{settings['env_name']}' has no time limit, so a whole episode might never end; register it "
