@@ -58,7 +58,7 @@ class JobRegistry(JobTable):
         self._store, self._runner = store, runner
         self._max_active = runner.max_running + max_queued
         # Held while a job is written down, so that jobs are listed in the order of the file.
-        self._admission = threading.Lock()
+        self._submitting = threading.Lock()
         # The table's lock guards everything below, and makes "check the name, then take it" one step.
         self._fill(map(self._revive, self.recorder.journal.list_jobs()))
         # Jobs that went on without their server and have not been found again yet.
@@ -115,7 +115,7 @@ class JobRegistry(JobTable):
         :raises DrainingError: If the server is shutting down.
         """
         job = Job(plan, self._services)
-        with self._admission:
+        with self._submitting:
             with self._reserve(job.config.model_name):
                 remedy = "pick another model_name, or send replace=true"
                 if (warning := self._check_replacement(job, remedy)) is not None:
@@ -148,7 +148,7 @@ class JobRegistry(JobTable):
         """
         # Before any lock is held: it is read to its end, and new jobs need not wait for that.
         checkpoint = self.checkpoints.describe(job.job_id, job.config)
-        with self._admission, self._labelling:  # or a deletion could remove the new record
+        with self._submitting, self._labelling:  # or a deletion could remove the new record
             with self._reserve(job.config.model_name, but_for=job):
                 warning = None
                 if not is_own_model(self._store, job):
