@@ -6,4 +6,5 @@
   parts of that.
 - ``registered_limits``: the time limit and the reward threshold of a registration.
 - ``nested``: the layers of an environment, and their attributes.
+- ``errors``: what is raised where an environment returns what it must not.
 """

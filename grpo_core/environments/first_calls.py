@@ -18,8 +18,8 @@ import numpy as np
 from gymnasium import spaces
 
 from grpo_core.environments.action_masks import get_action_masks, sample_action
+from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.environments.flags import (
-    InvalidEnvironmentError,
     describe,
     read_flag,
     read_success,

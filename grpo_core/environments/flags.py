@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from grpo_core.environments.errors import InvalidEnvironmentError
+
 shorten = reprlib.Repr()
 shorten.maxstring = shorten.maxother = 100
-
-
-class InvalidEnvironmentError(ValueError):
-    """A method of an environment returns what it must not; the message names the method, what came, and the remedy."""
 
 
 def read_success(info: Mapping[str, Any]) -> bool | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from grpo_core.environments.flags import InvalidEnvironmentError
+from grpo_core.environments.errors import InvalidEnvironmentError
 
 Env = gym.Env[Any, Any]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from grpo_core.environments.flags import InvalidEnvironmentError
+from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.environments.nested import list_nested_envs, name_env
 from grpo_core.restoring.copying.layers import Layers
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError

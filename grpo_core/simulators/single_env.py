@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.environments.first_calls import (
     call_reset,
     call_step,
@@ -19,7 +20,7 @@ from grpo_core.environments.first_calls import (
     explain_stumble,
     is_usual,
 )
-from grpo_core.environments.flags import InvalidEnvironmentError, read_success
+from grpo_core.environments.flags import read_success
 from grpo_core.environments.nested import find_action_masks, name_env
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.generators import find_noise

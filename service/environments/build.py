@@ -13,8 +13,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.environments.env_kwargs import check_known_env_kwargs
+from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.environments.first_calls import try_out
-from grpo_core.environments.flags import InvalidEnvironmentError
 from grpo_core.environments.making import EnvSetup, make_env
 from grpo_core.environments.packages import describe_missing_package
 from grpo_core.environments.wrappers import SetupError, suggest_wrappers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from grpo_core.environments.flags import InvalidEnvironmentError
+from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.evaluation import (
     Episode,
     check_spaces,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TransformReward
 
-from grpo_core.environments.flags import InvalidEnvironmentError
+from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.evaluation import play_episode
 from grpo_core.success import _GOALS, _MODULES, judge_success
 from tests.support import LineEnv

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_core.environments.flags import InvalidEnvironmentError
+from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.environments.nested import Env, name_env
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.proving.preserving import Restorable

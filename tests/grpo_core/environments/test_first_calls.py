@@ -15,8 +15,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from grpo import GRPO
+from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.environments.first_calls import call_reset, check_masks, try_out
-from grpo_core.environments.flags import InvalidEnvironmentError, read_success
+from grpo_core.environments.flags import read_success
 from grpo_core.simulators.choose_bank import make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.single_env import Order, SingleEnv

@@ -7,7 +7,7 @@ import gymnasium as gym
 import pytest
 
 from grpo import GRPO
-from grpo_core.environments.flags import InvalidEnvironmentError
+from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.environments.nested import find_action_masks, name_env
 from tests.support import LineEnv
 
