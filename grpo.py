@@ -26,6 +26,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from grpo_core import __version__, fast
 from grpo_core.actor.actor import Actor
 from grpo_core.algorithm.grouped import GroupedAlgorithm
+from grpo_core.banks.restorable_wrapper import RestorableWrapper
+from grpo_core.banks.vec_wrappers import warn_of_options
 from grpo_core.groups.advantage import ROUNDING, Floats, GroupAdvantages, compute_group_advantages, describe_adaptive
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.normalization import Normalizer
@@ -51,8 +53,6 @@ from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.simulator import check_branchable
 from grpo_core.saving.model_state import warn_if_too_large
 from grpo_core.shards.shard_messages import MakeCollector
-from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.vec_wrappers import warn_of_options
 from grpo_core.spaces import Observations, check_action_space, check_observation_space, check_spaces
 from grpo_core.update.losses import (
     TARGET_KL_TOLERANCE,

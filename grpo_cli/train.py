@@ -215,8 +215,8 @@ def _choose_preset(setup: EnvSetup) -> tuple[str, spaces.Space[Any]]:
 
     :raises UsageError: If it cannot be made, or no policy can be trained in it.
     """
+    from grpo_core.banks.choose_bank import find_obstacle
     from grpo_core.options.presets import choose_general_preset
-    from grpo_core.simulators.choose_bank import find_obstacle
 
     with closing(_make_vec_env(setup, 1)) as env:
         try:

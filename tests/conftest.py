@@ -69,7 +69,7 @@ SLOW_TESTS = (
     "tests/grpo_core/fast/test_learner.py",
     "tests/grpo_core/fast/test_physics.py",
     "tests/grpo_core/groups/test_collector.py::test_the_kept_step",
-    "tests/grpo_core/simulators/test_bank.py::test_workers_do",
+    "tests/grpo_core/banks/test_bank.py::test_workers_do",
     "tests/grpo_core/restoring/test_simulator.py::test_atari",
     "tests/grpo_core/test_film.py::test_a_film_that_would_be_too_large",
     "tests/sb3/test_save_load.py::test_a_model_that_no_server",
@@ -78,7 +78,7 @@ SLOW_TESTS = (
 # Where it is the point how environments are proven to be restored, and at what price.
 FULL_PROOFS = (
     "tests/grpo_core/restoring",
-    "tests/grpo_core/simulators",
+    "tests/grpo_core/banks",
     "tests/grpo_core/environments",
     "tests/sb3/test_outside.py",
     "tests/test_golden.py",

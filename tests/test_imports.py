@@ -45,7 +45,7 @@ LIBRARY_ORDER = [
     "options",
     "environments",
     "restoring",
-    "simulators",
+    "banks",
     "groups",
     "update",
     "saving",

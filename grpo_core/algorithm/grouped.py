@@ -12,6 +12,10 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.algorithm.saved import SavedAlgorithm
+from grpo_core.banks.bank import Findings, SimulatorBank
+from grpo_core.banks.choose_bank import make_bank
+from grpo_core.banks.episode_rows import VecMonitorFeed, find_vec_monitor
+from grpo_core.banks.vec_wrappers import read_vec_wrappers
 from grpo_core.environments.first_calls import call_reset
 from grpo_core.groups.callback_view import CallbackView, VecStep, keep_original_observations
 from grpo_core.groups.collector import GroupCollector, VecStepCallback
@@ -25,10 +29,6 @@ from grpo_core.shards.choose_pool import choose_pool
 from grpo_core.shards.pool import RolloutPool
 from grpo_core.shards.shard_messages import MakeCollector
 from grpo_core.shards.sharded_collector import ShardedCollector, choose_collector, count_shards
-from grpo_core.simulators.bank import Findings, SimulatorBank
-from grpo_core.simulators.choose_bank import make_bank
-from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
-from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 
 # How often a rollout begins anew because a wrapper has exchanged the environment inside it.
 _MAX_EXCHANGES = 3

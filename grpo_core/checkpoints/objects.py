@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from grpo_core.banks.single_env import Observed
 from grpo_core.groups.group import AnchorState
 from grpo_core.restoring.copying.copier import CopyError, describe_kind, is_plain, list_slots
 from grpo_core.restoring.copying.layers import ELSEWHERE, KeptAttribute, LayerMethod, LayerReference
@@ -29,7 +30,6 @@ from grpo_core.restoring.copying.references import ArrayView, WeakContainer, Wea
 from grpo_core.restoring.generators import get_generator_state, is_restorable_generator, set_generator_state
 from grpo_core.restoring.object_graph import SCALARS, list_children
 from grpo_core.saving.space_json import space_from_json, space_to_json
-from grpo_core.simulators.single_env import Observed
 
 # JSON values, one per object; an object that others hold is written once and referred to by its number.
 Node = Any

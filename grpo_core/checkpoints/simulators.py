@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from grpo_core.banks.restorable_wrapper import RestorableWrapper
+from grpo_core.banks.vec_wrappers import read_vec_wrappers
 from grpo_core.checkpoints.facts import Caveat
 from grpo_core.checkpoints.objects import (
     Node,
@@ -25,8 +27,6 @@ from grpo_core.restoring.generators import find_noise, get_generator_state
 from grpo_core.restoring.object_graph import walk
 from grpo_core.restoring.simulator import Simulator
 from grpo_core.restoring.state import access_own_methods
-from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.seeding import capture_process_wide, restore_process_wide
 
 # Objects looked at in each environment: nearest first, so that a large table does not make each checkpoint slow.

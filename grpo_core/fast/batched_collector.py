@@ -9,14 +9,14 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from grpo_core.actor.actor import PolicyActor
+from grpo_core.banks.bank import SimulatorBank
+from grpo_core.banks.single_env import Observed
 from grpo_core.fast.dynamics import FloatArray
 from grpo_core.fast.physics import BatchedSimulator, BatchStep, find_batched_simulator
 from grpo_core.fast.step_threads import StepThreads, count_threads
 from grpo_core.groups.collector import GroupCollector, VecStepCallback
 from grpo_core.groups.group import AnchorState, Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout, Place, SteppedPlace
-from grpo_core.simulators.bank import SimulatorBank
-from grpo_core.simulators.single_env import Observed
 
 # Which branches, ``(n_branches, 2)``: group, branch.
 BranchIndex = npt.NDArray[np.int64]

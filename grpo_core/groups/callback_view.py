@@ -23,9 +23,9 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.vec_env import VecNormalize
 
 from grpo_core.actor.actor import PolicyActor
+from grpo_core.banks.episode_rows import VecMonitorFeed
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.rollout import GroupRollout, to_tensors
-from grpo_core.simulators.episode_rows import VecMonitorFeed
 from grpo_core.spaces import unpack
 
 # SB3's callbacks that only count, save or draw.

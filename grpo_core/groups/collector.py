@@ -12,6 +12,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from grpo_core.actor.actor import PolicyActor
+from grpo_core.banks.bank import Findings, SimulatorBank
+from grpo_core.banks.single_env import Observed, Order, Outcome
 from grpo_core.groups.anchors import Anchors
 from grpo_core.groups.antithetic import AntitheticGenerator
 from grpo_core.groups.group import MAX_FILLED, AnchorState, Group, GroupPlan
@@ -21,8 +23,6 @@ from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.simulator import SimulatorState
-from grpo_core.simulators.bank import Findings, SimulatorBank
-from grpo_core.simulators.single_env import Observed, Order, Outcome
 from grpo_core.spaces import pack
 
 # Called after every vectorised step with infos, done flags and rewards, one per environment, and the number of

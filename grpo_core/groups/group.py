@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from grpo_core.banks.single_env import Observed
 from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.restoring.simulator import SimulatorState
-from grpo_core.simulators.single_env import Observed
 
 #: A rollout that is filled holds at most this many times the groups that would fill it if no branch ended early: groups
 #: are stored side by side, padded to the longest branch.

@@ -11,9 +11,9 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 
+from grpo_core.banks.single_env import Outcome
 from grpo_core.groups.advantage import BranchSteps, Floats
 from grpo_core.groups.group import GroupPlan
-from grpo_core.simulators.single_env import Outcome
 from grpo_core.spaces import FLOAT32_MAX, Observations, observation_dtype, pack, unpack
 
 Array = npt.NDArray[Any]

@@ -6,10 +6,10 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
 
+from grpo_core.banks.rewrapping import unwrap_env, wrap_env
 from grpo_core.restoring.copying.copier import CopyError, describe_kind
 from grpo_core.restoring.copying.layers import LayerReference
 from grpo_core.restoring.outside_changes import find_monitor
-from grpo_core.simulators.rewrapping import unwrap_env, wrap_env
 
 # Simulators and their storage are made anew. A logger holds open files, and a copy should not write into them.
 _LEFT_OUT = frozenset(

@@ -20,12 +20,12 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
+from grpo_core.banks.bank import Findings, SimulatorBank
+from grpo_core.banks.episode_rows import SampledWriter
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.group import AnchorState, Group, GroupPlan
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.simulators.bank import Findings, SimulatorBank
-from grpo_core.simulators.episode_rows import SampledWriter
 
 # Makes what plays the groups; None where it cannot play them in these simulators.
 MakeCollector = Callable[[SimulatorBank, spaces.Space[Any], GroupPlan], GroupCollector | None]

@@ -11,6 +11,9 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.actor.actor import PolicyActor
+from grpo_core.banks.bank import SimulatorBank
+from grpo_core.banks.choose_bank import make_bank
+from grpo_core.banks.rewrapping import wrap_env
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
@@ -25,9 +28,6 @@ from grpo_core.shards.shard_messages import (
     unpack,
     unpack_setup,
 )
-from grpo_core.simulators.bank import SimulatorBank
-from grpo_core.simulators.choose_bank import make_bank
-from grpo_core.simulators.rewrapping import wrap_env
 from grpo_core.update.seeding import borrow_torch_generator
 
 # An actor on a GPU borrows that one's generator itself.

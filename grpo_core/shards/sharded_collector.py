@@ -11,6 +11,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 
 from grpo_core.actor.actor import PolicyActor
+from grpo_core.banks.bank import SimulatorBank
+from grpo_core.banks.rewrapping import unwrap_env
 from grpo_core.groups.collector import GroupCollector, VecStepCallback
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout, SteppedPlace
@@ -29,8 +31,6 @@ from grpo_core.shards.shard_messages import (
     unpack,
     unpack_infos,
 )
-from grpo_core.simulators.bank import SimulatorBank
-from grpo_core.simulators.rewrapping import unwrap_env
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.torch_actor import TorchActor
 

@@ -5,11 +5,11 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from grpo_core.banks.choose_bank import find_obstacle
 from grpo_core.environments.env_kwargs import list_env_kwargs, to_plain
 from grpo_core.environments.making import EnvSetup
 from grpo_core.environments.wrappers import parse_wrappers, suggest_wrappers
 from grpo_core.options.presets import choose_general_preset
-from grpo_core.simulators.choose_bank import find_obstacle
 from grpo_core.spaces import UnsupportedSpaceError, check_spaces
 from service.environments.build import build_env, describe_wrappers, try_methods
 from service.schemas.environments import EnvironmentFacts

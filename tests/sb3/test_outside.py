@@ -31,8 +31,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from grpo import GRPO, RestorableWrapper
+from grpo_core.banks.choose_bank import make_bank
 from grpo_core.groups.callback_view import leaves_environments_alone
-from grpo_core.simulators.choose_bank import make_bank
 from tests.suites import DEVICE
 
 

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from grpo_core.banks.choose_bank import find_obstacle
 from grpo_core.environments.making import EnvSetup
 from grpo_core.environments.registered_limits import get_reward_threshold, get_time_limit
 from grpo_core.environments.wrappers import separate_normalization
@@ -26,7 +27,6 @@ from grpo_core.options.presets import (
     list_general_presets,
 )
 from grpo_core.shards.sharded_collector import count_shards
-from grpo_core.simulators.choose_bank import find_obstacle
 from service.environments.build import build_vec_env, try_methods
 from service.errors import InvalidRequestError, describe_error, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS

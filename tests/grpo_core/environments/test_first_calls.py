@@ -15,12 +15,12 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from grpo import GRPO
+from grpo_core.banks.choose_bank import make_bank
+from grpo_core.banks.restorable_wrapper import RestorableWrapper
+from grpo_core.banks.single_env import Order, SingleEnv
 from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.environments.first_calls import call_reset, check_masks, try_out
 from grpo_core.environments.flags import read_success
-from grpo_core.simulators.choose_bank import make_bank
-from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.single_env import Order, SingleEnv
 
 SEEN = np.zeros(2, np.float32)
 BOX = spaces.Box(-1.0, 1.0, (2,))

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from grpo_core.banks.single_env import Observed, Outcome
 from grpo_core.groups.rollout import GroupRollout
-from grpo_core.simulators.single_env import Observed, Outcome
 from grpo_core.spaces import pack
 
 PLACE = spaces.Box(-10.0, 10.0, (2,))

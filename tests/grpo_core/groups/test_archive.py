@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from grpo_core.banks.single_env import Observed
 from grpo_core.groups import archive as archive_module
 from grpo_core.groups.archive import (
     MAX_ARCHIVED_STATES,
@@ -14,7 +15,6 @@ from grpo_core.groups.archive import (
     compute_spreads,
 )
 from grpo_core.groups.group import AnchorState
-from grpo_core.simulators.single_env import Observed
 
 
 def make_anchor(observation: Any, state: Any = None) -> AnchorState:

@@ -17,14 +17,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
+from grpo_core.banks.choose_bank import make_bank
+from grpo_core.banks.restorable_wrapper import RestorableWrapper
 from grpo_core.groups import archive as archive_module
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.group import MAX_FILLED, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.options.network_json import network_to_json
-from grpo_core.simulators.choose_bank import make_bank
-from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.update.policies import evaluate_actions
 from tests.sb3.environments import MatchEnv
 from tests.sb3.small_models import build

@@ -12,11 +12,11 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
+from grpo_core.banks.single_env import Observed, Outcome
 from grpo_core.groups.advantage import Floats
 from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.rollout import GroupRollout, StepBatch, draw_minibatches
 from grpo_core.options.rewards import RewardFunction
-from grpo_core.simulators.single_env import Observed, Outcome
 from grpo_core.spaces import pack
 from tests.grpo_core.groups.filled import CAR, CHOICE, PLACE, fill
 from tests.suites import DEVICE

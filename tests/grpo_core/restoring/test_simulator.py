@@ -26,10 +26,10 @@ from stable_baselines3.common.vec_env import (
     DummyVecEnv,
 )
 
+from grpo_core.banks.choose_bank import make_bank
+from grpo_core.banks.single_env import Order
 from grpo_core.restoring.errors import NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.simulator import Simulator, check_branchable
-from grpo_core.simulators.choose_bank import make_bank
-from grpo_core.simulators.single_env import Order
 
 CLASSIC_CONTROL = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]
 TOY_TEXT = [

@@ -13,8 +13,8 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from grpo import GRPO, RestorableWrapper
+from grpo_core.banks.choose_bank import make_bank
 from grpo_core.restoring.proving.report import RestoringReport
-from grpo_core.simulators.choose_bank import make_bank
 from tests.sb3.environments import OBSERVATION_SPACES, MatchEnv
 from tests.sb3.small_models import MODES, build, copy_weights, is_same
 

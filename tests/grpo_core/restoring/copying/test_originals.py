@@ -13,8 +13,8 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from grpo_core.banks.choose_bank import make_bank
 from grpo_core.restoring.simulator import Simulator, check_branchable
-from grpo_core.simulators.choose_bank import make_bank
 
 N_LARGE = 1 << 14
 

@@ -23,11 +23,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from grpo import GRPO
+from grpo_core.banks.choose_bank import find_obstacle
+from grpo_core.banks.restorable_wrapper import RestorableWrapper
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.proving.report import LayerAccess, RestoringReport
 from grpo_core.restoring.simulator import Simulator, check_branchable
-from grpo_core.simulators.choose_bank import find_obstacle
-from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 
 Env = gym.Env[Any, Any]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from tests.grpo_core.simulators.support import Env, MakeWorkers
+from tests.grpo_core.banks.support import Env, MakeWorkers
 
 
 @pytest.fixture

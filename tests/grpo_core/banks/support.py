@@ -10,8 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
-from grpo_core.simulators.bank import SimulatorBank
-from grpo_core.simulators.single_env import Order, Outcome
+from grpo_core.banks.bank import SimulatorBank
+from grpo_core.banks.single_env import Order, Outcome
 
 Env = gym.Env[Any, Any]
 MakeWorkers = Callable[..., VecEnv]

@@ -12,7 +12,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
 from grpo import GRPO, RestorableWrapper
-from grpo_core.simulators.episode_rows import EpisodeRows
+from grpo_core.banks.episode_rows import EpisodeRows
 
 
 class CountingEnv(gym.Env[Any, Any]):

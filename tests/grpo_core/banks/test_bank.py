@@ -18,12 +18,12 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
+from grpo_core.banks.bank import SimulatorBank
+from grpo_core.banks.choose_bank import make_bank
+from grpo_core.banks.restorable_wrapper import RestorableWrapper
+from grpo_core.banks.single_env import Order
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.simulators.bank import SimulatorBank
-from grpo_core.simulators.choose_bank import make_bank
-from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.single_env import Order
-from tests.grpo_core.simulators.support import (
+from tests.grpo_core.banks.support import (
     Camera,
     Env,
     MakeWorkers,

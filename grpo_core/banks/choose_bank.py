@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from grpo_core.banks.bank import Findings, SimulatorBank
+from grpo_core.banks.local_bank import LocalBank
+from grpo_core.banks.vec_wrappers import read_vec_wrappers
+from grpo_core.banks.worker_banks import PlainWorkerBank, RestorableWorkerBank, call_workers
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.errors import FailedTrialError, NotBranchableError
 from grpo_core.restoring.proving.report import RestoringReport
-from grpo_core.simulators.bank import Findings, SimulatorBank
-from grpo_core.simulators.local_bank import LocalBank
-from grpo_core.simulators.vec_wrappers import read_vec_wrappers
-from grpo_core.simulators.worker_banks import PlainWorkerBank, RestorableWorkerBank, call_workers
 
 
 def make_bank(

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
+from grpo_core.banks.single_env import Observed, Order, Outcome, SingleEnv
+from grpo_core.banks.vec_wrappers import Frames, ObservationTransform
 from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import SimulatorState
-from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv
-from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform
 
 
 class Findings(NamedTuple):

@@ -6,15 +6,15 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
+from grpo_core.banks.bank import Findings, SimulatorBank, list_rewound
+from grpo_core.banks.restorable_wrapper import Failure, RestorableWrapper
+from grpo_core.banks.single_env import Observed, Order, Outcome, make_observer
+from grpo_core.banks.vec_wrappers import ObservationTransform
 from grpo_core.environments.first_calls import check_masks, check_observation, check_reset, check_step, is_usual
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import SimulatorState
-from grpo_core.simulators.bank import Findings, SimulatorBank, list_rewound
-from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
-from grpo_core.simulators.single_env import Observed, Order, Outcome, make_observer
-from grpo_core.simulators.vec_wrappers import ObservationTransform
 
 # A method of an environment in a worker: its name and its arguments.
 _Call = tuple[str, tuple[Any, ...], dict[str, Any]]

@@ -10,6 +10,11 @@ from weakref import WeakMethod
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from grpo_core.banks.bank import Findings, SimulatorBank, list_rewound
+from grpo_core.banks.restorable_wrapper import RestorableWrapper
+from grpo_core.banks.single_env import Observed, Order, Outcome, SingleEnv
+from grpo_core.banks.vec_wrappers import ObservationTransform
+from grpo_core.banks.visits import Leave, notice_visits
 from grpo_core.environments.first_calls import check_methods
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.replaced_methods import is_patched
@@ -19,11 +24,6 @@ from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.restoring.state import BOOKKEEPING, is_known, list_restored_layers
-from grpo_core.simulators.bank import Findings, SimulatorBank, list_rewound
-from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv
-from grpo_core.simulators.vec_wrappers import ObservationTransform
-from grpo_core.simulators.visits import Leave, notice_visits
 
 # The first environment of each kind is tried out thoroughly, the others of its kind only for what is theirs alone.
 _N_BRIEF_STEPS = 8

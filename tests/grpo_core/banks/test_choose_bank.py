@@ -19,11 +19,11 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
+from grpo_core.banks.choose_bank import find_obstacle, make_bank
+from grpo_core.banks.restorable_wrapper import RestorableWrapper
+from grpo_core.banks.single_env import Order
 from grpo_core.restoring.errors import NotBranchableError
-from grpo_core.simulators.choose_bank import find_obstacle, make_bank
-from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.single_env import Order
-from tests.grpo_core.simulators.support import Camera, MakeWorkers, make_cart_pole, see, simplify
+from tests.grpo_core.banks.support import Camera, MakeWorkers, make_cart_pole, see, simplify
 
 # Forking starts a worker fast, and this process holds no lock that a worker needs.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

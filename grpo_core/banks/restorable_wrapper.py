@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import gymnasium as gym
 
+from grpo_core.banks.single_env import Order, SingleEnv
 from grpo_core.environments.first_calls import check_methods
 from grpo_core.restoring.errors import FailedResetError, FailedTrialError, NotBranchableError, ReplacedLayerError
 from grpo_core.restoring.outside_changes import OutsideChanges
 from grpo_core.restoring.proving.proof import Shipment
 from grpo_core.restoring.proving.report import RestoringReport
 from grpo_core.restoring.simulator import Simulator, SimulatorState
-from grpo_core.simulators.single_env import Order, SingleEnv
 
 _T = TypeVar("_T")
 _Given = ParamSpec("_Given")

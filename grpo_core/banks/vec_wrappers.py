@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import (
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
-from grpo_core.simulators.visits import is_noticed
+from grpo_core.banks.visits import is_noticed
 
 Array = npt.NDArray[Any]
 

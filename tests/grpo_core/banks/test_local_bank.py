@@ -13,12 +13,12 @@ import pytest
 from gymnasium import spaces, wrappers
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from grpo_core.banks.choose_bank import make_bank
+from grpo_core.banks.restorable_wrapper import RestorableWrapper
+from grpo_core.banks.single_env import Order
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.simulator import check_branchable
-from grpo_core.simulators.choose_bank import make_bank
-from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.single_env import Order
-from tests.grpo_core.simulators.support import Camera, Env, Fragile, follow, make_cart_pole, make_slippery, start
+from tests.grpo_core.banks.support import Camera, Env, Fragile, follow, make_cart_pole, make_slippery, start
 
 
 class Gauge(Camera):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from grpo_core.banks.episode_rows import sample_rows
 from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.environments.first_calls import (
     call_reset,
@@ -25,7 +26,6 @@ from grpo_core.environments.nested import find_action_masks, name_env
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.generators import find_noise
 from grpo_core.restoring.simulator import Simulator, SimulatorState
-from grpo_core.simulators.episode_rows import sample_rows
 
 # Types of what needs no copy; a void may have fields to write to.
 _UNCHANGING = frozenset({type(None), bool, int, float, complex, str, bytes, *np.sctypeDict.values()} - {np.void})
