@@ -100,7 +100,7 @@ def make_playable_env(setup: EnvSetup, actor: PolicyActor, render_mode: str | No
     env_name = setup.env_name
     try:
         env = make_env(setup, render_mode, option="add --env-module")
-    except Exception as error:
+    except Exception as error:  # code of the environment
         how = "" if render_mode is None else f" in render mode {render_mode!r}"
         raise UsageError(f"--env {env_name} cannot be played{how}: {explain(error, setup)}") from error
     try:

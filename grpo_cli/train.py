@@ -146,7 +146,7 @@ def _run(options: argparse.Namespace) -> int:
                 model.learn(
                     settings.n_timesteps, callback=lambda *_: not stop.signal_number, progress_bar=shows_progress
                 )
-            except Exception as error:
+            except Exception as error:  # of any kind; what was learned is saved, and it is raised again
                 stop.is_over = True
                 _save_after(error, model, setup, output)
                 raise
@@ -243,7 +243,7 @@ def _make_vec_env(setup: EnvSetup, n_envs: int) -> "VecEnv":
 
     try:
         return make_vec_env(make_checked, n_envs)
-    except Exception as error:
+    except Exception as error:  # code of the environment
         raise UsageError(f"--env {setup.env_name} cannot be made: {explain(error, setup)}") from error
 
 

@@ -288,10 +288,10 @@ class RequestGuard:
             if refusal is None and self._n_requests >= _MAX_REQUESTS and scope["path"] not in _HEALTH_PATHS:
                 refusal = Refusal(_BUSY, 503, f"{self._n_requests} requests are being answered.", {"Retry-After": "1"})
             await (self._answer if refusal is None else error_response(*refusal))(scope, receive, send)
-        except Exception as error:
+        except Exception as error:  # a bug, or what a client causes that has left
             if _comes_of_leaving(error) and await _has_left(receive):
                 return
-            # A bug; answered here, inside CORS, so that pages may read it too.
+            # Answered here, inside CORS, so that pages may read it too.
             await report_bug(error, scope["path"])(scope, receive, send)
         finally:
             self._reader.release()

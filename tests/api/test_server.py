@@ -47,7 +47,7 @@ def test_health_counts_jobs_and_models(client: TestClient, register_env: Registe
 def test_the_published_schema_documents_every_route_and_its_errors(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     documented = {(path, method) for path, methods in schema["paths"].items() for method in methods}
-    assert documented >= {  # tests/test_documents.py compares all of them with API.md
+    assert documented >= {  # tests/docs/test_documents.py compares all of them with API.md
         ("/", "get"),
         ("/train", "post"),
         ("/training/{job_id}/status", "get"),
