@@ -262,22 +262,19 @@ class Client:
             job_id = (self.status(job_id)).job_id
         path, attempts = f"/training/{quote_name(job_id)}/events", Attempts(self._retries)
         asked_after, is_over = after, False
-        silence_seconds = _DEADLINE_CHECK_SECONDS if deadline.is_set else _SILENCE_SECONDS
+        event: JobEvent | None = None
         while True:
             outcome: httpx2.Response | httpx2.RequestError | None = None
             try:
-                with self._open_stream(path, after, deadline.limit(silence_seconds)) as source:
-                    for received in source:
-                        event = read_event(received)
+                with closing(self._read_stream(path, after, deadline)) as events:
+                    for event in events:
                         after = event.event_id
                         attempts.note_success()
                         yield event
-                        if event.is_terminal:
-                            return
-                        if deadline.has_passed:
-                            break
             except (httpx2.HTTPStatusError, httpx2.RequestError) as error:
                 outcome = error.response if isinstance(error, httpx2.HTTPStatusError) else error
+            if event is not None and event.is_terminal:
+                return
             if deadline.has_passed:
                 yield self._find_end(job_id, after, deadline)
                 return
@@ -287,6 +284,20 @@ class Client:
             is_over = is_idle and self._is_over(job_id)
             if not is_over:  # if it is, its last event may have come since the stream was opened
                 self._pause_stream(outcome, attempts, deadline)
+
+    def _read_stream(self, path: str, after: int, deadline: Deadline) -> Events:
+        """Iterate over the events of one stream until it ends, the job has ended or the deadline has passed.
+
+        :raises HTTPStatusError: If the server refuses; its answer has been read.
+        :raises RequestError: If the connection is lost.
+        """
+        silence_seconds = _DEADLINE_CHECK_SECONDS if deadline.is_set else _SILENCE_SECONDS
+        with self._open_stream(path, after, deadline.limit(silence_seconds)) as source:
+            for received in source:
+                event = read_event(received)
+                yield event
+                if event.is_terminal or deadline.has_passed:
+                    return
 
     @contextmanager
     def _open_stream(self, path: str, after: int, timeout_seconds: float) -> Iterator[httpx2.EventSource]:

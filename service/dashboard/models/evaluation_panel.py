@@ -56,22 +56,31 @@ class EvaluationPanel:
         self._result.clear()
         with self._result:
             with make_box("comparison"):
-                for name, figures, classes in (("This policy", own, "interval own"), ("Random", random, "interval")):
-                    Text(name)
-                    with make_box(classes, aria_hidden="true"):
-                        first, last = ((end - low) / width for end in _list_ends(figures))
-                        make_box("", "i").style(f"left: {100 * first:.1f}%; width: {100 * (last - first):.1f}%")
-                        make_box("", "b").style(f"left: {100 * (figures.mean_reward - low) / width:.1f}%")
-                    with make_box("number"):
-                        Text(_describe(figures))
-                        if success := format_success(figures.success_rate):
-                            Text(success, "muted small", "div")
+                _show_row("This policy", own, "interval own", low, width)
+                _show_row("Random", random, "interval", low, width)
             if answer.better_than_random:
                 make_note("Better than random: the intervals do not overlap.", "good", "check_circle")
             else:
                 make_note("Not shown to be better than random: train it for longer.", "warn", "help")
             for warning in answer.warnings:
                 make_note(warning, "warn", "content_cut")
+
+
+def _show_row(name: str, figures: EpisodeFigures, classes: str, low: float, width: float) -> None:
+    """Show the figures of one policy, with its interval as a bar.
+
+    :param low: The reward at the left end of the axis.
+    :param width: How far the axis reaches from there.
+    """
+    Text(name)
+    with make_box(classes, aria_hidden="true"):
+        first, last = ((end - low) / width for end in _list_ends(figures))
+        make_box("", "i").style(f"left: {100 * first:.1f}%; width: {100 * (last - first):.1f}%")
+        make_box("", "b").style(f"left: {100 * (figures.mean_reward - low) / width:.1f}%")
+    with make_box("number"):
+        Text(_describe(figures))
+        if success := format_success(figures.success_rate):
+            Text(success, "muted small", "div")
 
 
 def _list_ends(figures: EpisodeFigures) -> tuple[float, float]:
