@@ -18,15 +18,8 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.training_file import KeepCheckpoint, resume_training
 from grpo_core.saving import model_file
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MaskedMatchEnv, MatchEnv
-from tests.sb3.small_models import (
-    MODES,
-    POLICY_OF,
-    build,
-    copy_weights,
-    is_same,
-    list_combinations,
-    sample_observations,
-)
+from tests.sb3.small_models import MODES, POLICY_OF, build, list_combinations, sample_observations
+from tests.weights import copy_weights, is_same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: make test-gpu is for machines with one")
 

@@ -24,14 +24,6 @@ def build(env: Any = "CartPole-v1", algorithm: type[GRPO] = GRPO, **changes: Any
     return algorithm("MlpPolicy", env, **{**arguments, **changes})
 
 
-def copy_weights(model: GRPO) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in model.policy.parameters()]
-
-
-def is_same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
 class Record(BaseCallback):
     """Keeps what each rollout logged and the advantages it learned from; may act on steps and around rollouts."""
 

@@ -14,8 +14,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO
-from tests.grpo.small_models import Record, Stateless, build, copy_weights, is_same
+from tests.grpo.small_models import Record, Stateless, build
 from tests.support import PATIENCE_SECONDS, with_either_path
+from tests.weights import copy_weights, is_same
 
 
 def test_the_keys_of_ppo_are_logged() -> None:

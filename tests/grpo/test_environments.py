@@ -18,8 +18,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from grpo import GRPO, RestorableWrapper
 from grpo_core.options.choices import GroupMode
 from grpo_core.restoring.errors import NotBranchableError
-from tests.grpo.small_models import Stateless, build, constant, copy_weights, is_same
+from tests.grpo.small_models import Stateless, build, constant
 from tests.support import with_either_path
+from tests.weights import copy_weights, is_same
 
 
 @pytest.mark.parametrize(

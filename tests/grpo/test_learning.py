@@ -16,8 +16,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from grpo import GRPO
 from grpo_core.options.choices import COMPARES_IN_GROUPS, AdvantageScaling, Baseline
 from grpo_core.options.rewards import RewardFunction, optimized_cartpole
-from tests.grpo.small_models import Record, Stateless, build, constant, copy_weights, is_same
+from tests.grpo.small_models import Record, Stateless, build, constant
 from tests.support import PlainGRPO, with_either_path
+from tests.weights import Weights, copy_weights, is_same
 
 
 def score(model: GRPO, n_episodes: int = 5) -> float:
@@ -141,7 +142,7 @@ def test_every_baseline_and_scaling_moves_policy_and_value_network(baseline: str
     model = build(baseline=baseline, advantage_scaling=advantage_scaling)
     untouched = copy_weights(model)
     model.learn(64)
-    assert all(not torch.equal(a, b) for a, b in zip(untouched, copy_weights(model), strict=True))
+    assert not any(torch.equal(tensor, untouched[name]) for name, tensor in copy_weights(model).items())
     assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
@@ -177,11 +178,11 @@ def test_no_step_is_larger_than_the_gradient_norms_allow(algorithm: type[GRPO]) 
     assert is_same(copy_weights(model), untouched)
 
 
-def split_weights(model: GRPO) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def split_weights(model: GRPO) -> tuple[Weights, Weights]:
     """The policy's own parameters, and the value network's."""
-    named = list(model.policy.named_parameters())
-    value = [tensor.detach().clone() for name, tensor in named if "value_net" in name]
-    return [tensor.detach().clone() for name, tensor in named if "value_net" not in name], value
+    weights = copy_weights(model)
+    value = {name: tensor for name, tensor in weights.items() if "value_net" in name}
+    return {name: tensor for name, tensor in weights.items() if name not in value}, value
 
 
 @with_either_path

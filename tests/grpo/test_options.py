@@ -13,9 +13,10 @@ from stable_baselines3.common.utils import LinearSchedule
 from grpo import GRPO
 from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.options.rewards import optimized_cartpole
-from tests.grpo.small_models import Record, Stateless, build, copy_weights, is_same
+from tests.grpo.small_models import Record, Stateless, build
 from tests.support import with_either_path
 from tests.walk import StepLog, collect, walk_model
+from tests.weights import copy_weights, is_same
 
 
 def test_a_rate_that_falls_to_zero_still_learns_from_the_last_rollout() -> None:

@@ -21,7 +21,8 @@ from grpo_core.options.rewards import RewardFunction, optimized_cartpole
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ForeignModelError, ModelFileError
 from grpo_core.saving.model_state import restore_normalization
-from tests.grpo.small_models import SMALL, build, copy_weights, is_same, normalized
+from tests.grpo.small_models import SMALL, build, normalized
+from tests.weights import copy_weights, is_same
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,11 +16,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO
-from tests.grpo.small_models import build, copy_weights, is_same
+from tests.grpo.small_models import build
 from tests.support import wait_until
+from tests.weights import Weights, copy_weights, is_same
 
 
-def train_to_weights(seed: int | None, **changes: Any) -> list[torch.Tensor]:
+def train_to_weights(seed: int | None, **changes: Any) -> Weights:
     env = make_vec_env("FrozenLake-v1", n_envs=2, vec_env_cls=DummyVecEnv)  # slippery: the environment draws too
     model = build(env, seed=seed, learning_rate=0.01, **changes)
     model.learn(192)
@@ -80,7 +81,7 @@ def hasty_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_models_built_at_the_same_time_get_the_weights_of_their_own_seed() -> None:
-    def build_weights(seed: int) -> list[torch.Tensor]:
+    def build_weights(seed: int) -> Weights:
         return copy_weights(build(seed=seed))
 
     alone = [build_weights(seed) for seed in range(4)]

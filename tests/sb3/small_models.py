@@ -1,17 +1,14 @@
-"""Models so small that a training takes a fraction of a second, and what to compare of them."""
+"""Models so small that a training takes a fraction of a second, and observations for them."""
 
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
 from tests.suites import DEVICE
-
-Weights = dict[str, torch.Tensor]
 
 # Arguments of each group mode; "action" needs the three choices that the Discrete action space here has.
 MODES: dict[str, dict[str, Any]] = {
@@ -55,16 +52,6 @@ def build_over(observation: str, action: str, mode: str = "branch", n_envs: int 
         return MatchEnv(OBSERVATION_SPACES[observation], ACTION_SPACES[action])
 
     return build(DummyVecEnv([make_env] * n_envs), POLICY_OF[observation], mode, **changes)
-
-
-def copy_weights(model: GRPO) -> Weights:
-    """Copy the parameters of the policy and the value network."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.policy.state_dict().items()}
-
-
-def is_same(first: Weights, second: Weights) -> bool:
-    """Compare parameters bit for bit."""
-    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def sample_observations(model: GRPO, n_observations: int, seed: int = 0) -> Any:

@@ -24,8 +24,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from grpo import GRPO
 from tests.sb3.environments import IndifferentEnv, MatchEnv
-from tests.sb3.small_models import MODES, build, copy_weights, is_same
+from tests.sb3.small_models import MODES, build
 from tests.suites import DEVICE
+from tests.weights import copy_weights, is_same
 
 
 def make_long_env() -> MatchEnv:

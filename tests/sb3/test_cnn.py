@@ -19,7 +19,8 @@ from grpo import GRPO
 from grpo_core.actor.actor import Actor
 from grpo_core.update.torch_actor import TorchActor
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
-from tests.sb3.small_models import MODES, POLICY_OF, build, copy_weights, is_same
+from tests.sb3.small_models import MODES, POLICY_OF, build
+from tests.weights import copy_weights, is_same
 
 
 def make_image_env() -> MatchEnv:

@@ -11,7 +11,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from grpo import RestorableWrapper
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MaskedMatchEnv, MatchEnv
-from tests.sb3.small_models import FORKED, MODES, Weights, build, build_over, copy_weights, is_same
+from tests.sb3.small_models import FORKED, MODES, build, build_over
+from tests.weights import Weights, copy_weights, is_same
 
 
 def train(seed: int, mode: str = "branch", n_envs: int = 1, make_env: Callable[[], Any] = MatchEnv) -> Weights:

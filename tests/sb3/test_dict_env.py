@@ -13,7 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from grpo import GRPO, RestorableWrapper
 from tests.sb3.environments import ACTION_SPACES, MatchEnv
-from tests.sb3.small_models import FORKED, MODES, build, copy_weights, is_same
+from tests.sb3.small_models import FORKED, MODES, build
+from tests.weights import copy_weights, is_same
 
 PLACE, ROOM = spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(3)
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)

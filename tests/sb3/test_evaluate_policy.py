@@ -13,7 +13,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, IndifferentEnv, MaskedMatchEnv, MatchEnv
-from tests.sb3.small_models import MODES, build, build_over, copy_weights, is_same
+from tests.sb3.small_models import MODES, build, build_over
+from tests.weights import copy_weights, is_same
 
 
 def make_indifferent() -> IndifferentEnv:

@@ -16,9 +16,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
-from tests.sb3.small_models import MODES, POLICY_OF, build, copy_weights, is_same
+from tests.sb3.small_models import MODES, POLICY_OF, build
 from tests.suites import DEVICE
 from tests.walk import StepLog, make_walk
+from tests.weights import copy_weights, is_same
 
 NAMES = (
     *("self", "env", "callback", "rollout_buffer", "n_rollout_steps", "n_steps", "infos", "dones", "rewards"),

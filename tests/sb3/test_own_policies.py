@@ -19,8 +19,9 @@ from grpo_core.saving import model_file
 from grpo_core.update.structure import is_learning_watched
 from grpo_core.update.torch_actor import TorchActor
 from tests.sb3.environments import ACTION_SPACES, MASKABLE, OBSERVATION_SPACES, MaskedMatchEnv, MatchEnv
-from tests.sb3.small_models import MODES, build, copy_weights, is_same, sample_observations
+from tests.sb3.small_models import MODES, build, sample_observations
 from tests.suites import DEVICE
+from tests.weights import copy_weights, is_same
 
 
 class Features(BaseFeaturesExtractor):

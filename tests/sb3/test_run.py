@@ -14,16 +14,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from grpo import GRPO, RestorableWrapper, check_branchable
 from tests.sb3.environments import ACTION_SPACES, MASKABLE, OBSERVATION_SPACES, IndifferentEnv, MaskedMatchEnv, MatchEnv
-from tests.sb3.small_models import (
-    MODES,
-    build,
-    build_over,
-    copy_weights,
-    is_same,
-    list_combinations,
-    sample_observations,
-)
+from tests.sb3.small_models import MODES, build, build_over, list_combinations, sample_observations
 from tests.suites import DEVICE
+from tests.weights import copy_weights, is_same
 
 
 def train_and_check(model: GRPO, n_steps: int = 24) -> None:

@@ -25,8 +25,9 @@ from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelFileError
 from tests.sb3 import small_models
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
-from tests.sb3.small_models import MODES, POLICY_OF, build, build_over, copy_weights, is_same, sample_observations
+from tests.sb3.small_models import MODES, POLICY_OF, build, build_over, sample_observations
 from tests.suites import DEVICE
+from tests.weights import copy_weights, is_same
 
 ROOT = Path(__file__).parent.parent.parent
 OTHER_OBSERVATIONS: dict[str, spaces.Space[Any]] = {

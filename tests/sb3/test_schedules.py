@@ -10,7 +10,8 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 
 from grpo import GRPO
 from tests.sb3.environments import MatchEnv
-from tests.sb3.small_models import build, copy_weights, is_same
+from tests.sb3.small_models import build
+from tests.weights import copy_weights, is_same
 
 
 class Watch(BaseCallback):

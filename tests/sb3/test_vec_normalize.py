@@ -17,8 +17,9 @@ from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalizati
 from grpo import GRPO
 from grpo_core.saving import model_file
 from tests.sb3.environments import MatchEnv
-from tests.sb3.small_models import MODES, build, copy_weights, is_same
+from tests.sb3.small_models import MODES, build
 from tests.suites import DEVICE
+from tests.weights import copy_weights, is_same
 
 WIDE = spaces.Box(np.array([0.0, -500.0], np.float32), np.array([1000.0, -400.0], np.float32))
 

@@ -16,7 +16,8 @@ from grpo import GRPO, RestorableWrapper
 from grpo_core.banks.choose_bank import make_bank
 from grpo_core.restoring.proving.report import RestoringReport
 from tests.sb3.environments import OBSERVATION_SPACES, MatchEnv
-from tests.sb3.small_models import MODES, build, copy_weights, is_same
+from tests.sb3.small_models import MODES, build
+from tests.weights import copy_weights, is_same
 
 Copy = Callable[[GRPO], GRPO]
 
