@@ -37,7 +37,8 @@ class Observed(NamedTuple):
 
     :param observation: What the policy sees, not normalised: an array of the space's shape, an integer, or a dictionary
         of these.
-    :param action_masks: The environment's ``action_masks()``, flat, ``(n_mask_bits,)``; None if it has no such method.
+    :param action_masks: The environment's ``action_masks()``, flat, ``(n_mask_bits,)``; None if it has no such method
+        or the episode is over.
     """
 
     observation: Any
@@ -179,7 +180,7 @@ class SingleEnv:
 
     def _observe_checked(self, method: str, observation: Any) -> Observed:
         try:
-            return self._observe(observation, self._get_masks and self._get_masks())
+            return self._observe(observation, None if self._is_over else self._get_masks and self._get_masks())
         except Exception:  # whatever the form of the observation may cause
             check_observation(self._name, method, observation, self._env.observation_space)
             raise
@@ -192,8 +193,8 @@ class SingleEnv:
 
     def _step_first(self, action: Any) -> Any:
         returned = call_step(self._env, action)
-        is_over = bool(returned[2] or returned[3])
-        check_masks(self._env.action_space, self._get_masks and self._get_masks(), is_over)
+        if not (returned[2] or returned[3]):
+            check_masks(self._env.action_space, self._get_masks and self._get_masks())
         self._step_env = self._step_until_end
         return self._check_end(returned)
 

@@ -1,6 +1,6 @@
 """Simulators in the worker processes of a ``SubprocVecEnv``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -77,49 +77,47 @@ class PlainWorkerBank(SimulatorBank):
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         replies = self._call({i: ("reset", (), {"seed": seed}) for i, seed in seeds.items()})
-        for i in self._unchecked["reset()"].intersection(replies):
-            self._check_first(i, "reset()", replies[i])
-        return {i: (self._observe(i, "reset()", reply), None) for i, reply in replies.items()}
+        masks = self._ask_for_masks(replies)
+        return {i: (self._observe(i, "reset()", reply, masks.get(i)), None) for i, reply in replies.items()}
 
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]:
         # The environment's own step, since the worker's would reset an environment that is done.
         replies = self._call({i: ("step", (order.action,), {}) for i, order in orders.items()})
-        outcomes = {}
-        for i in self._unchecked["step()"].intersection(replies):
-            self._check_first(i, "step()", replies[i])
         for i, reply in replies.items():
-            if not is_usual(reply[0]):
-                check_step(f"environment {i}", reply[0])
-            _, reward, terminated, truncated, info = reply[0]
-            observed = self._observe(i, "step()", reply)
+            if not is_usual(reply):
+                check_step(f"environment {i}", reply)
+        masks = self._ask_for_masks([i for i, reply in replies.items() if not (reply[2] or reply[3])])
+        outcomes = {}
+        for i, reply in replies.items():
+            _, reward, terminated, truncated, info = reply
+            observed = self._observe(i, "step()", reply, masks.get(i))
             outcomes[i] = Outcome(observed, float(reward), bool(terminated), bool(truncated), info, None)
         return outcomes
 
-    def _call(self, calls: Mapping[int, _Call]) -> dict[int, list[Any]]:
-        """Call a method of environments, and that of their masks along with it: a worker need not wait for that one."""
-        masks: list[_Call] = [("action_masks", (), {})] if self._has_masks else []
-        all_calls = {i: [call, *masks] for i, call in calls.items()}
-        if self._says_errors:
-            all_calls = {
-                i: [("try_call", (name, *arguments), options) for name, arguments, options in both]
-                for i, both in all_calls.items()
-            }
-        return call_workers(self._base, all_calls)
+    def _ask_for_masks(self, indices: Iterable[int]) -> dict[int, Any]:
+        return self._call({i: ("action_masks", (), {}) for i in indices}) if self._has_masks else {}
 
-    def _check_first(self, i: int, method: str, reply: Sequence[Any]) -> None:
+    def _call(self, calls: Mapping[int, _Call]) -> dict[int, Any]:
+        """Call a method of each environment."""
+        if self._says_errors:
+            calls = {i: ("try_call", (name, *arguments), options) for i, (name, arguments, options) in calls.items()}
+        return {i: reply for i, (reply,) in call_workers(self._base, {i: [call] for i, call in calls.items()}).items()}
+
+    def _check_first(self, i: int, method: str, returned: Any, masks: Any) -> None:
         """Check what the first call of a method returned; this process sees the outermost wrapper's answer alone."""
-        source, returned = f"environment {i}", reply[0]
+        source = f"environment {i}"
         check = check_reset if method == "reset()" else check_step
         check(source, returned)
         check_observation(source, method, returned[0], self._base.observation_space)
-        if self._has_masks:
-            check_masks(self._base.action_space, reply[1], len(returned) == 5 and bool(returned[2] or returned[3]))
+        check_masks(self._base.action_space, masks)
         self._unchecked[method].remove(i)
 
-    def _observe(self, i: int, method: str, reply: Sequence[Any]) -> Observed:
-        observation = reply[0][0]
+    def _observe(self, i: int, method: str, returned: Any, masks: Any) -> Observed:
+        if i in self._unchecked[method]:
+            self._check_first(i, method, returned, masks)
+        observation = returned[0]
         try:
-            return self._observe_env(observation, reply[1] if self._has_masks else None)
+            return self._observe_env(observation, masks)
         except Exception:  # whatever the form of the observation may cause
             check_observation(f"environment {i}", method, observation, self._base.observation_space)
             raise

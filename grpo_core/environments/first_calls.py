@@ -56,8 +56,8 @@ def try_out(env: Env) -> None:
     action_space = copy.deepcopy(env.action_space)
     action_space.seed(0)
     terminated, truncated, info = call_step(env, sample_action(action_space, masks))[2:]
-    is_over = bool(terminated or truncated)
-    check_masks(env.action_space, get_action_masks(env), is_over)
+    if not (terminated or truncated):  # as in sb3-contrib, there need be no masks then
+        check_masks(env.action_space, get_action_masks(env))
     read_success(info)
 
 
@@ -191,11 +191,10 @@ def check_observation(source: str, method: str, observation: Any, space: spaces.
         )
 
 
-def check_masks(action_space: spaces.Space[Any], masks: Any, is_over: bool = False) -> None:
-    """Check what ``action_masks()`` returned.
+def check_masks(action_space: spaces.Space[Any], masks: Any) -> None:
+    """Check what ``action_masks()`` returned while the episode goes on.
 
     :param masks: Its result; None allows all actions.
-    :param is_over: Whether the episode has ended; nothing need be allowed then.
     :raises InvalidEnvironmentError: If the flags are too few or too many, no flags, or allow no action.
     """
     if masks is None or isinstance(action_space, spaces.Box):
@@ -210,7 +209,7 @@ def check_masks(action_space: spaces.Space[Any], masks: Any, is_over: bool = Fal
         raise InvalidEnvironmentError(f"action_masks() returned {describe(masks)}; it has to return {rule}.")
     if len(flags) != n_bits:
         raise InvalidEnvironmentError(f"action_masks() returned {len(flags)} flags; it has to return {rule}.")
-    if not is_over and not all(part.any() for part in _split_flags(flags, action_space)):
+    if not all(part.any() for part in _split_flags(flags, action_space)):
         raise InvalidEnvironmentError(
             f"action_masks() returned {describe(masks)}, which allows no action; allow at least one of each choice, "
             "or end the episode."

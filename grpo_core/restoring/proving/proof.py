@@ -394,10 +394,10 @@ class _Trial:
             begin = time.perf_counter()
             outcome = self._env.step(given)
             self._seconds["step"].append(time.perf_counter() - begin)
+            self._is_over = bool(outcome[2] or outcome[3])
+            masks = None if self._is_over else get_action_masks(self._env)
             # Copied, because an environment may return the same array every time.
-            seen = copy.deepcopy((*outcome[:4], get_action_masks(self._env)))
-            self._is_over = bool(seen[2] or seen[3])
-        return seen
+            return copy.deepcopy((*outcome[:4], masks))
 
     def _draw_action(self, action_space: Any = None) -> Any:
         with naming(self._env, "action_masks() failed"):

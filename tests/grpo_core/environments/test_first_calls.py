@@ -278,8 +278,34 @@ def test_masks_that_fit_pass(masks: Any) -> None:
     check_masks(spaces.Discrete(3), masks)
 
 
-def test_the_end_of_an_episode_may_allow_nothing() -> None:
-    check_masks(spaces.Discrete(3), [False] * 3, is_over=True)
+class MaskedWhileItGoesOn(gym.Env[Any, Any]):
+    """Has masks before each of an episode's steps, and none after its last, as sb3-contrib takes it."""
+
+    observation_space = spaces.Box(0, 2, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, n_steps: int) -> None:
+        self.n_steps = n_steps
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return np.full(1, self.t, np.float32), 1.0, self.t == self.n_steps, False, {}
+
+    def action_masks(self) -> list[int]:
+        return [[1, 0], [0, 1]][: self.n_steps][self.t]
+
+
+@pytest.mark.parametrize("n_steps", [1, 2])
+@pytest.mark.parametrize("group_mode", ["branch", "episode"])
+def test_nobody_asks_for_masks_once_the_episode_is_over(group_mode: Any, n_steps: int) -> None:
+    env = MaskedWhileItGoesOn(n_steps)
+    try_out(env)
+    GRPO("MlpPolicy", env, group_mode=group_mode, n_steps=64, n_epochs=1, device="cpu").learn(64)
 
 
 @pytest.mark.parametrize(
