@@ -453,7 +453,7 @@ class GRPO(GroupedAlgorithm):
     def _apply_reward_functions(self, rollout: GroupRollout) -> None:
         """Let the reward functions replace the environment's rewards, if there are any, and check the outcome.
 
-        :raises ValueError: If a reward or an observation is not finite.
+        :raises ValueError: If a reward is not finite, or an observation that is not the last of a terminated episode.
         """
         if self.reward_function is not None:
             means = self._collector.apply_reward_functions(
@@ -461,6 +461,7 @@ class GRPO(GroupedAlgorithm):
             )
             for name, mean in means.items():
                 self.logger.record(f"rewards/{name}_mean", mean)
+        rollout.zero_broken_ends()
         rollout.check_finite()
         self.logger.record("rollout/reward_mean", float(rollout.rewards[rollout.step_mask].mean()))
 

@@ -302,6 +302,18 @@ class GroupRollout:
     def _arrays(self) -> list[tuple[str, Array]]:
         return [(name, array) for name in _STORED if (array := getattr(self, name)) is not None]
 
+    def zero_broken_ends(self) -> None:
+        """Put 0 for what float32 does not hold in the last observations of episodes that terminated.
+
+        A simulation that ends because it blew up returns such numbers, and nothing is expected of where it led.
+        """
+        ends = self.next_observations[self.terminated]
+        parts = unpack(ends)
+        for array in parts.values() if isinstance(parts, dict) else [parts]:
+            if array.dtype.kind == "f":
+                array[~(np.abs(array) <= FLOAT32_MAX)] = 0.0
+        self.next_observations[self.terminated] = ends
+
     def check_finite(self) -> None:
         """Check that all rewards and observations of live steps are finite.
 

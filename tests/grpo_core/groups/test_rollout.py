@@ -1,6 +1,7 @@
 """The storage of a rollout: every step in its place, whatever is observed and however many steps there are."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from grpo import GRPO
 from grpo_core.banks.single_env import Observed, Outcome
@@ -366,6 +367,53 @@ def test_an_observation_beyond_float32_is_refused_with_the_remedy() -> None:
 def test_an_observation_beyond_float32_is_learnt_from_where_it_is_normalised() -> None:
     env = VecNormalize(DummyVecEnv([lambda: Huge(StepLog())]))
     GRPO("MlpPolicy", env, n_steps=16, horizon=8, device=DEVICE).learn(16)
+
+
+class BlowsUp(gym.Env[Any, Any]):
+    """Ends because its state has become something that float32 does not hold, and shows that."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, last: float, with_dict: bool, cuts: bool = False) -> None:
+        self.last, self.with_dict, self.cuts = last, with_dict, cuts
+        speed = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        self.observation_space = spaces.Dict(speed=speed, gear=spaces.Discrete(3)) if with_dict else speed
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self.show(0.0), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        is_over = self.t == 5
+        seen = self.show(self.last if is_over else float(self.t))
+        return seen, float(action), is_over and not self.cuts, is_over and self.cuts, {}
+
+    def show(self, speed: float) -> Any:
+        seen = np.full(1, speed)
+        return {"speed": seen, "gear": 2} if self.with_dict else seen
+
+
+@pytest.mark.parametrize("normalizes", [False, True])
+@pytest.mark.parametrize("with_dict", [False, True])
+def test_what_the_last_observation_of_a_terminated_episode_shows_changes_nothing(
+    with_dict: bool, normalizes: bool
+) -> None:
+    learned = []
+    for last in (0.0, np.nan, -np.inf, 1e39):
+        env: VecEnv = DummyVecEnv([partial(BlowsUp, last, with_dict)])
+        env = VecNormalize(env, norm_obs_keys=["speed"] if with_dict else None) if normalizes else env
+        policy = "MultiInputPolicy" if with_dict else "MlpPolicy"
+        model = GRPO(policy, env, n_steps=64, horizon=8, n_epochs=1, baseline="value", seed=0, device=DEVICE)
+        learned.append(torch.cat([p.detach().ravel() for p in model.learn(128).policy.parameters()]))
+    assert all(torch.equal(weights, learned[0]) for weights in learned)
+
+
+def test_the_last_observation_of_an_episode_that_was_cut_has_to_be_finite() -> None:
+    model = GRPO("MlpPolicy", BlowsUp(np.nan, False, cuts=True), n_steps=64, horizon=8, device=DEVICE)
+    with pytest.raises(ValueError, match=r"an observation is NaN or infinite: nan at step 4 .* environment's step\(\)"):
+        model.learn(64)
 
 
 def test_one_number_of_a_dict_observation_that_is_none_is_refused() -> None:
