@@ -17,6 +17,8 @@ from stable_baselines3.common.callbacks import (
     CallbackList,
     CheckpointCallback,
     ConvertCallback,
+    EvalCallback,
+    EventCallback,
     ProgressBarCallback,
     StopTrainingOnMaxEpisodes,
 )
@@ -121,6 +123,7 @@ class CallbackView:
         self._locals = share_locals(callback)
         self._locals.compute_from(step)
         self._locals |= entries
+        self._is_handed_on = _is_handed_on(callback, self._locals)
         self._n_vec_steps = count()
         outside = step.collector.outside_changes
         is_watched = not leaves_environments_alone(callback)
@@ -145,7 +148,7 @@ class CallbackView:
             self._normalize.old_obs = self._original_obs  # type: ignore[assignment]
             self._normalize.old_reward = rewards
         self._locals.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(self._n_vec_steps)})
-        if self._callback.locals is not self._locals:
+        if self._is_handed_on:
             self._callback.update_locals(self._locals)
         return self._on_step()
 
@@ -264,6 +267,21 @@ def share_locals(callback: BaseCallback) -> VecStepLocals:
             inner = value if isinstance(value, list | tuple) else [value]
             waiting.extend(child for child in inner if isinstance(child, BaseCallback))
     return shared
+
+
+def _is_handed_on(callback: BaseCallback, shared: VecStepLocals) -> bool:
+    """Return whether a callback, or one that SB3 has it tell, sees a step only if it is told of each."""
+    kind = type(callback)
+    if callback.locals is not shared or kind.update_locals is not BaseCallback.update_locals:
+        return True
+    hook, children = kind.update_child_locals, list[BaseCallback | None]()
+    if hook is CallbackList.update_child_locals:
+        children = callback.callbacks  # type: ignore[attr-defined]
+    elif hook in (EventCallback.update_child_locals, EvalCallback.update_child_locals):
+        children = [callback.callback]  # type: ignore[attr-defined]
+    elif hook is not BaseCallback.update_child_locals:
+        return True
+    return any(_is_handed_on(child, shared) for child in children if child is not None)
 
 
 def leaves_environments_alone(callback: BaseCallback) -> bool:

@@ -264,6 +264,57 @@ def test_a_callback_that_hands_its_locals_on_hands_on_values() -> None:
     assert all(isinstance(seen["values"], torch.Tensor) for seen in inner.seen)
 
 
+class HandsOn(BaseCallback):
+    """Hands its locals on by SB3's own hook, and by nothing else."""
+
+    def __init__(self, child: BaseCallback) -> None:
+        super().__init__()
+        self.children = {"only": child}
+
+    def _init_callback(self) -> None:
+        self.children["only"].init_callback(self.model)
+
+    def _on_step(self) -> bool:
+        return self.children["only"].on_step()
+
+    def update_child_locals(self, locals_: dict[str, Any]) -> None:
+        self.children["only"].update_locals(locals_)
+
+
+class StartsNothing(EveryNTimesteps):
+    """Leaves its child to the hook of SB3's EventCallback."""
+
+    def _on_training_start(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        HandsOn,
+        lambda c: HandsOn(HandsOn(c)),
+        lambda c: EveryNTimesteps(1, HandsOn(c)),
+        lambda c: StartsNothing(1, CallbackList([c])),
+    ],
+)
+def test_a_callback_that_only_the_hook_reaches_sees_every_step(mode: str, wrap: Any) -> None:
+    told, shares = (Look(("infos", "rewards", "new_obs", "actions")) for _ in range(2))
+    model = build(mode=mode)
+    for _ in range(2):  # the second time, what the first has left is there
+        model.learn(16, [wrap(told), shares])
+    np.testing.assert_equal(told.seen, shares.seen)
+
+
+def test_callbacks_that_share_their_locals_are_not_told_of_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_told = []
+    monkeypatch.setattr(BaseCallback, "update_locals", lambda self, locals_: n_told.append(self))
+    watch = Look(("infos",))
+    build().learn(16, [EveryNTimesteps(1, CallbackList([watch]))])
+    assert watch.seen
+    assert not n_told
+
+
 def test_reading_changes_nothing() -> None:
     read, unread = build(), build()
     read.learn(48, Look())
