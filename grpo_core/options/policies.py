@@ -40,19 +40,22 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = MappingProxyType(
         "Rprop": torch.optim.Rprop,
     }
 )
-#: Activations of torch's that need no arguments. A model file names them, though only torch runs them.
+#: Activations of torch's that need no arguments. A model file names them, also those that only torch runs.
 TORCH_ACTIVATIONS: Mapping[str, type[torch.nn.Module]] = MappingProxyType(
     {
         "CELU": torch.nn.CELU,
+        "ELU": torch.nn.ELU,
         "GELU": torch.nn.GELU,
         "Hardshrink": torch.nn.Hardshrink,
         "Hardsigmoid": torch.nn.Hardsigmoid,
         "Hardswish": torch.nn.Hardswish,
         "Hardtanh": torch.nn.Hardtanh,
         "Identity": torch.nn.Identity,
+        "LeakyReLU": torch.nn.LeakyReLU,
         "LogSigmoid": torch.nn.LogSigmoid,
         "Mish": torch.nn.Mish,
         "PReLU": torch.nn.PReLU,
+        "ReLU": torch.nn.ReLU,
         "ReLU6": torch.nn.ReLU6,
         "SELU": torch.nn.SELU,
         "SiLU": torch.nn.SiLU,
@@ -60,6 +63,7 @@ TORCH_ACTIVATIONS: Mapping[str, type[torch.nn.Module]] = MappingProxyType(
         "Softplus": torch.nn.Softplus,
         "Softshrink": torch.nn.Softshrink,
         "Softsign": torch.nn.Softsign,
+        "Tanh": torch.nn.Tanh,
         "Tanhshrink": torch.nn.Tanhshrink,
     }
 )

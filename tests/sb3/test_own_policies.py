@@ -298,6 +298,15 @@ def test_an_activation_of_torchs_comes_back_by_its_name(activation: Any) -> None
         reload(model, policy_kwargs={"activation_fn": torch.nn.Mish})
 
 
+@pytest.mark.parametrize("activation", ["Tanh", "ReLU", "ELU", "LeakyReLU", "SiLU"])
+def test_an_activation_of_torchs_comes_back_beside_a_part_of_ones_own(activation: str) -> None:
+    own, kind = {"features_extractor_class": Features}, getattr(torch.nn, activation)
+    model = build(policy_kwargs={**own, "activation_fn": kind})
+    loaded = reload(model, policy_kwargs=own)
+    assert is_same(copy_weights(model), copy_weights(loaded))
+    assert loaded.policy_kwargs["activation_fn"] is kind
+
+
 class OwnAdam(torch.optim.Adam):
     """An optimizer class of a user's own."""
 

@@ -221,7 +221,7 @@ def test_policies_derived_from_sb3s_have_the_name_of_theirs() -> None:
         ({"features_extractor_class": FlattenExtractor, "activation_fn": torch.nn.ReLU}, ActorCriticPolicy, {}),
         ({"optimizer_class": torch.optim.Adafactor}, ActorCriticPolicy, {}),
         ({}, Louder, {"policy": "Louder"}),
-        ({"activation_fn": Tanh}, ActorCriticPolicy, {"activation_fn": "Tanh"}),
+        ({"activation_fn": Tanh}, ActorCriticPolicy, {"activation_fn": "another Tanh"}),
         (
             {"activation_fn": functools.partial(torch.nn.ELU, 0.5)},
             ActorCriticPolicy,
