@@ -19,6 +19,8 @@ _DECAY = 0.9
 # What an estimate begins with: four pairs of equal members, each counted either way round. Before the value network has
 # learned anything, GAEs are returns, and most of a return is common to all members.
 _FIRST_SUM = 8.0
+# Sums that are smaller weigh nothing, and are left as they are: some processes take numbers below 2.3e-308 for 0.
+_LEAST_SUM = 1e-300
 
 
 class GroupCorrelation:
@@ -53,8 +55,8 @@ class GroupCorrelation:
         n_members[n_members == 1.0] = 0.0
         ranges = _find_ranges(len(step_mask))
         added = (products, n_members * (n_members - 1.0), squares, n_members)
+        self._sums *= np.where((self._sums[1:] > _LEAST_SUM).all(axis=0), _DECAY, 1.0)
         for sums, of_groups in zip(self._sums, added, strict=True):
-            sums *= _DECAY
             sums += np.bincount(ranges, of_groups.sum(axis=1), minlength=_N_RANGES)
 
     def to_json(self) -> list[list[float]]:
@@ -72,10 +74,11 @@ class GroupCorrelation:
             sums = np.array(described, np.float64)
         except (TypeError, ValueError):
             sums = np.empty(0)
-        if sums.shape != correlation._sums.shape or not np.isfinite(sums).all() or not (sums[1:] > 0.0).all():
+        if sums.shape != correlation._sums.shape or not np.isfinite(sums).all() or (sums[1:] < 0.0).any():
             raise ValueError(
                 "group_correlation is not four lists of sums, as GRPO saves them; remove it to begin anew."
             )
+        sums[:, (sums[1:] == 0.0).any(axis=0)] = _LEAST_SUM  # too small for the process that saved or reads them
         correlation._sums = sums
         return correlation
 

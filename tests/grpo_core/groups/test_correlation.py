@@ -107,7 +107,29 @@ def test_it_goes_on_from_what_a_file_held() -> None:
     assert loaded.to_json() == correlation.to_json()
 
 
-@pytest.mark.parametrize("sums", [[], [[1.0]] * 4, [[math.nan] * 14] * 4, [[0.0] * 14] * 4, "x", None])
+def test_ranges_that_no_branch_reaches_stay_numbers_that_every_processor_holds() -> None:
+    gae, n_reached = draw_gae(np.array([0.5, 0.5]), 2, 0), 2
+    fresh, old = GroupCorrelation(), GroupCorrelation.from_json([[1e-300] * 14] * 4)  # after 6,600 rollouts
+    for _ in range(200):  # as many as lead to numbers that some processors take for 0
+        old.update(gae[:n_reached], everyone(gae[:n_reached]))
+    assert np.abs(old.to_json()).min() >= np.finfo(np.float64).tiny
+    assert (old.estimate(5000)[n_reached:] == 1.0).all(), "as before"
+    for correlation in (old, fresh):
+        correlation.update(draw_gae(np.full(16, 0.5), 2, 1), np.ones((16, 2000, 2), np.bool_))
+    np.testing.assert_allclose(old.estimate(16)[n_reached:], fresh.estimate(16)[n_reached:], atol=0.01)
+
+
+def test_ranges_whose_sums_a_processor_took_for_0_begin_anew() -> None:
+    sums = GroupCorrelation().to_json()
+    sums[0][5:], sums[1][5:], sums[2][5:], sums[3][5:] = ([0.0] * 9 for _ in range(4))
+    loaded = GroupCorrelation.from_json(sums)
+    assert (loaded.estimate(5000) == 1.0).all()
+    gae = draw_gae(np.full(32, 0.3), 2, 0)
+    loaded.update(gae, everyone(gae))
+    np.testing.assert_allclose(loaded.estimate(32)[16:], 0.3, atol=0.05)
+
+
+@pytest.mark.parametrize("sums", [[], [[1.0]] * 4, [[math.nan] * 14] * 4, [[-1.0] * 14] * 4, "x", None])
 def test_what_is_no_estimate_is_refused(sums: object) -> None:
     with pytest.raises(ValueError, match="group_correlation"):
         GroupCorrelation.from_json(sums)
