@@ -25,6 +25,8 @@ def apply_reward_functions(
 ) -> dict[str, float]:
     """Replace the rewards by a weighted sum of rewards, each computed in one call over all live steps.
 
+    Where rollouts are cut, each shard calls it for its own steps.
+
     :param rollout: Its ``rewards`` are overwritten where ``step_mask`` is True.
     :param clip_actions: Turns what was drawn, ``(n_live_steps, *action_shape)``, into what the environment received.
     :param reward_function: One, or several; None among several stands for the environment's own rewards.
