@@ -49,11 +49,13 @@ _KINDS_IN_WORDS = {
     "json": 'JSON, such as {"gravity": 9.8} or ["flatten"]',
     "integer": "a whole number, such as 1000",
     "number": "a number, such as 0.5",
-    "sizes": "whole numbers separated by commas, such as 64, 64",
+    "sizes": "whole numbers separated by commas, such as 64, 64, or none",
     "weights": "names and their weights, such as environment: 1, optimized_cartpole: 0.5",
 }
 # What the server draws afresh for each job that leaves it out.
 _DRAWN = {"model_name": "generated", "seed": "random"}
+# As the placeholder says it; an empty field is left out.
+_NO_SIZES = write_setting([])
 _FLAGS: dict[Any, str] = {True: "yes", False: "no"}
 
 
@@ -168,7 +170,7 @@ class FieldInput:
         if self.field.kind == "json":
             value = json.dumps(value) if value else ""
         elif isinstance(value, list):
-            value = ", ".join(map(str, value))
+            value = ", ".join(map(str, value)) or _NO_SIZES
         elif isinstance(value, dict) and self.field.kind == "weights":
             value = ", ".join(f"{name}: {str(weight).removesuffix('.0')}" for name, weight in value.items())
         elif isinstance(value, dict):  # more than yes: a choice of its own
@@ -267,6 +269,8 @@ def _read_json(text: str) -> Any:
 
 
 def _read_sizes(text: str) -> list[int] | str:
+    if text == _NO_SIZES:
+        return []
     parts = [part.strip() for part in text.split(",") if part.strip()]
     return [int(part) for part in parts] if all(part.isdecimal() for part in parts) else text
 

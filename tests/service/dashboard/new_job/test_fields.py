@@ -1,8 +1,16 @@
 """The form: every field of a request, read from its schema."""
 
 import pytest
+from nicegui import Client, ui
 
-from service.dashboard.new_job.fields import COMMON, GROUPS, describe_default, list_fields, read_number
+from service.dashboard.new_job.fields import (
+    COMMON,
+    GROUPS,
+    FieldInput,
+    describe_default,
+    list_fields,
+    read_number,
+)
 from service.schemas.training import TrainRequest
 
 FIELDS = list_fields(TrainRequest.model_json_schema())
@@ -61,3 +69,12 @@ def test_whole_numbers_are_read_as_people_write_them(text: str, number: float | 
 @pytest.mark.parametrize(("text", "number"), [("0.5", 0.5), ("1e-3", 0.001), ("0,001", "0,001"), ("1,000", "1,000")])
 def test_a_comma_in_a_fraction_is_never_left_out(text: str, number: float | str) -> None:
     assert read_number(text, is_whole=False) == number
+
+
+@pytest.mark.parametrize("sizes", [[], [64], [64, 32]])
+def test_the_sizes_of_a_job_are_filled_in_as_they_are_read(sizes: list[int]) -> None:
+    with Client(ui.page("/new")):
+        field_input = FieldInput(FIELDS["net_arch"], lambda: None)
+    assert field_input.value is None
+    field_input.fill(sizes)
+    assert field_input.value == sizes
