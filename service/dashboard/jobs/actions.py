@@ -14,6 +14,7 @@ from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, set_attributes
 from service.dashboard.widgets.toasts import show_error
 from service.errors import ServiceError
+from service.jobs.job import Job
 from service.schemas.jobs import LabelRequest
 
 _PROBLEMS = {
@@ -59,8 +60,7 @@ class JobActions:
 
     async def _stop(self, job_id: str) -> bool:
         job = await run_in_threadpool(self._registry.get, job_id)
-        question = f"Stop {job.config.model_name}?"
-        if not await confirm(question, "The policy learned so far is kept and can be played.", "Stop the job"):
+        if not await confirm(f"Stop {job.config.model_name}?", describe_stop(job), "Stop the job"):
             return False
         await run_in_threadpool(self._registry.stop, job)
         return True
@@ -104,6 +104,13 @@ class JobActions:
         labels = await dialog
         dialog.delete()
         return labels is not None and await self._write(job_id, **labels)
+
+
+def describe_stop(job: Job) -> str:
+    """Say what a stop would keep of a job."""
+    if job.has_stepped or job.state.checkpoint is not None:
+        return "The policy learned so far is kept and can be played."
+    return "It has learned nothing yet, so nothing is kept."
 
 
 def _name(job: Any) -> str:
