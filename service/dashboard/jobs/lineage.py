@@ -73,9 +73,12 @@ def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
         make_pairs({"SHA-256": status.sha256})
 
 
-def describe_loss(name: str, store: ModelStore) -> str:
-    """Say why a job's model is gone."""
-    return "it was replaced" if store.exists(name) else "it was deleted"
+def describe_loss(reference: str, store: ModelStore) -> str:
+    """Say why a model is gone that a job has saved or began from.
+
+    :param reference: Its name, perhaps with ``@`` and a version or an alias.
+    """
+    return "it was replaced" if store.exists(reference.partition("@")[0]) else "it was deleted"
 
 
 def _link_beginning(name: str | None, found: str | None, store: ModelStore) -> None:

@@ -25,9 +25,9 @@ def test_a_job_knows_its_model_wherever_it_is_and_who_was_trained_on_it(client: 
     client.delete("/models/base")
     assert find_family(registry, store, first) == (None, None, [(second, "onward")])
     assert find_family(registry, store, second).beginning is None
-    assert describe_loss("base", store) == "it was deleted"
+    assert describe_loss("base", store) == describe_loss("base@prod", store) == "it was deleted"
     upload(client, other, "base")
     assert find_family(registry, store, first).model is None
-    assert describe_loss("base", store) == "it was replaced"
+    assert describe_loss("base", store) == describe_loss("base@prod", store) == "it was replaced"
     client.delete(f"/training/{second.job_id}")
     assert find_family(registry, store, first) == (None, None, [])
