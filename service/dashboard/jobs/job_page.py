@@ -16,7 +16,7 @@ from service.dashboard.jobs.address import read_view
 from service.dashboard.jobs.curves import REWARD, describe_curves
 from service.dashboard.jobs.job_film import JobFilm
 from service.dashboard.jobs.job_head import JobHead
-from service.dashboard.jobs.lineage import Family, describe_loss, find_family, show_lineage
+from service.dashboard.jobs.lineage import describe_loss, find_family, show_lineage
 from service.dashboard.jobs.record_tables import show_configuration, show_evaluations, show_events
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note
 from service.errors import NotFoundError, ServiceError
@@ -64,10 +64,8 @@ class _JobPage:
         self._actions = JobActions(service, self.refresh)
         self._sent: tuple[int, str] | None = None
         self._listed_event = -1
-        # What the family was last looked up for, the family itself, and the event up to which it is shown.
+        # What the lineage was last shown for.
         self._family_state: object = None
-        self._family: Family | None = None
-        self._lineage_event = -1
         with make_box("head"):
             with make_box("stack").style("gap: 0; min-width: 0"):
                 self._title = Text(_get_title(job), tag="h1").style("overflow-wrap: anywhere")
@@ -142,23 +140,21 @@ class _JobPage:
                     show()
 
     async def _show_family(self) -> None:
-        """Show where the job comes from and what became of its model, if that may have changed."""
-        registry, store = self._service.registry, self._service.store
-        saved = self._job.state.last_saved
+        """Show where the job comes from and what became of its model and checkpoint, if that may have changed."""
+        registry, store, now = self._service.registry, self._service.store, self._job.state
+        saved = now.last_saved
         name = "" if saved is None else saved[0]
         n_jobs = Counter(line.status.is_final for line in registry.list_lines())
         signature = store.folder.get_signature(name) if name else None
-        state = saved, self._job.status, signature, n_jobs, self._head
+        state = saved, now.status, now.checkpoint, now.n_restarts, signature, n_jobs, self._head
         if state == self._family_state:
             return
         self._family_state = state
         family = await run_in_threadpool(find_family, registry, store, self._job)
         self._head.offer_model(family.model, describe_loss(name, store) if name else "")
-        if family != self._family or self._listed_event != self._lineage_event:
-            self._family, self._lineage_event = family, self._listed_event
-            self._lineage.clear()
-            with self._lineage:
-                show_lineage(self._job, store, family)
+        self._lineage.clear()
+        with self._lineage:
+            show_lineage(self._job, store, family)
 
     def _make_head(self) -> None:
         self._head_place.clear()
