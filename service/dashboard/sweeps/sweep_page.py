@@ -1,6 +1,6 @@
 """The page of one sweep: which setting is best and how sure that is, parallel coordinates, the table."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -17,7 +17,8 @@ from service.dashboard.widgets.number_format import format_count, format_items, 
 from service.dashboard.widgets.toasts import show_error
 from service.errors import NotFoundError, ServiceError
 from service.http.browser_rules import DASHBOARD_PATH
-from service.schemas.sweeps import BestSetting, SettingRow, SweepDescription, SweepStatus
+from service.models.files.folder import FileSignature, ModelFolder
+from service.schemas.sweeps import BestSetting, SettingRow, SweepDescription, SweepStatus, Trial
 from service.sweeps.registry import SweepRegistry
 
 _REFRESH_SECONDS = 1.0
@@ -32,7 +33,7 @@ _ENDS = {
 }
 
 
-def show_sweep(sweep_id: str) -> None:
+async def show_sweep(sweep_id: str) -> None:
     """Show the page of a sweep."""
     registry = get_service().sweeps
     try:
@@ -46,6 +47,7 @@ def show_sweep(sweep_id: str) -> None:
         return
     with show_frame(sweep.name, "Sweeps"):
         shown = _Sweep(registry, sweep)
+    await shown.refresh()
     ui.timer(_REFRESH_SECONDS, shown.refresh)
 
 
@@ -54,6 +56,7 @@ class _Sweep:
 
     def __init__(self, registry: SweepRegistry, sweep: SweepDescription) -> None:
         self._registry, self._sweep_id = registry, sweep.sweep_id
+        self._models = TrialModels(get_service().store.folder)
         self._shown: Any = None
         with make_box("head"):
             with make_box("stack").style("gap: 0"):
@@ -65,13 +68,13 @@ class _Sweep:
                 self._stop = make_button("Stop all jobs", self._ask_and_stop, "danger", "stop")
                 self._resume = make_button("Resume", self._resume_sweep, "", "play_arrow")
         self._content = make_box("stack wide")
-        self.refresh()
 
-    def refresh(self) -> None:
+    async def refresh(self) -> None:
         """Show the sweep as it is now."""
         try:
             sweep, can_stop = self._registry.describe(self._sweep_id), self._registry.can_stop(self._sweep_id)
-            models = frozenset(get_service().store.folder.list_names())
+            trials = [trial for row in sweep.settings for trial in row.trials]
+            models = await run_in_threadpool(self._models.find, trials)
         except ServiceError:  # it was deleted in the meantime, or the disk is; what is shown stays
             return
         self._facts.set_text(
@@ -79,8 +82,8 @@ class _Sweep:
         )
         # Steps alone change all the time.
         earned = [(row.number, row.mean_reward) for row in sweep.settings]
-        names = [trial.model_name for row in sweep.settings for trial in row.trials]
-        look = (sweep.status, can_stop, sweep.held_by, sweep.counts, earned, names, models.intersection(names))
+        names = [trial.model_name for trial in trials]
+        look = (sweep.status, can_stop, sweep.held_by, sweep.counts, earned, names, models)
         if look == self._shown:
             return
         self._shown = look
@@ -105,10 +108,37 @@ class _Sweep:
             await run_in_threadpool(change, self._sweep_id)
         except ServiceError as error:
             show_error(error.detail)
-        self.refresh()
+        await self.refresh()
 
 
-def _show_content(sweep: SweepDescription, models: Container[str]) -> None:
+class TrialModels:
+    """Finds the models of trials, which may have become earlier versions of their names since."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._folder = folder
+        # By name: what was looked for and what had the name then, and what names the model's file now, if anything.
+        self._found: dict[str, tuple[tuple[str | None, FileSignature | None], str | None]] = {}
+
+    def find(self, trials: Iterable[Trial]) -> dict[str, str]:
+        """Return what names the models now, by the names they were saved under; those that are gone are left out.
+
+        This reads the files that have changed since the last call.
+        """
+        models = {}
+        for trial in trials:
+            if (name := trial.model_name) is None:
+                continue
+            wanted = trial.sha256, self._folder.get_signature(name)
+            before, reference = self._found.get(name, (None, None))
+            if before != wanted or (reference is not None and self._folder.get_signature(reference) is None):
+                reference = self._folder.find_reference(name, trial.sha256)
+                self._found[name] = wanted, reference
+            if reference is not None:
+                models[name] = reference
+        return models
+
+
+def _show_content(sweep: SweepDescription, models: Mapping[str, str]) -> None:
     if sweep.held_by is not None:
         make_note(f"The next job waits: {sweep.held_by}", "warn", "hourglass_empty")
     if sweep.ended_by in _ENDS:
@@ -129,7 +159,7 @@ def _show_content(sweep: SweepDescription, models: Container[str]) -> None:
         ui.html(write_sweep_table(sweep, models), sanitize=False)
 
 
-def _show_best(best: BestSetting, rows: Sequence[SettingRow], models: Container[str]) -> None:
+def _show_best(best: BestSetting, rows: Sequence[SettingRow], models: Mapping[str, str]) -> None:
     row, is_alone = rows[0], len(rows) == 1
     with make_box("card best-setting", "section", aria_label="Result" if is_alone else "Best setting"):
         with make_box("row-flex baseline"):
@@ -141,5 +171,5 @@ def _show_best(best: BestSetting, rows: Sequence[SettingRow], models: Container[
         if not is_alone:  # the text would only say the same figures again
             Text(best.text, f"verdict {'good' if best.is_clear else 'warn'}", "p")
         if best.model_name is not None and best.model_name in models:
-            address = f"{DASHBOARD_PATH}/models/{best.model_name}"
+            address = f"{DASHBOARD_PATH}/models/{models[best.model_name]}"
             make_link("Play its best policy", address, "button tiny primary", "play_arrow")

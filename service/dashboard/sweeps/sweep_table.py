@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -21,10 +21,10 @@ from service.schemas.sweeps import SettingRow, SweepDescription, Trial, TrialSta
 _NONE = "-"
 
 
-def write_sweep_table(sweep: SweepDescription, models: Container[str]) -> str:
+def write_sweep_table(sweep: SweepDescription, models: Mapping[str, str]) -> str:
     """Write the rows as HTML, the best first.
 
-    :param models: Names of the models that are there; the others have been deleted.
+    :param models: What names the trials' models now, by the names they were saved under; the others are deleted.
     """
     fields = list(sweep.settings[0].values) if sweep.settings else []
     names = [escape(name) for name in (*fields, "Steps", "Evaluated reward", "Spread", "Jobs", "Model")]
@@ -33,7 +33,7 @@ def write_sweep_table(sweep: SweepDescription, models: Container[str]) -> str:
     return f'<table class="settings-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _write_row(row: SettingRow, names: Sequence[str], sweep: SweepDescription, models: Container[str]) -> str:
+def _write_row(row: SettingRow, names: Sequence[str], sweep: SweepDescription, models: Mapping[str, str]) -> str:
     # One setting alone is the best of nothing.
     is_best = sweep.best is not None and sweep.best.setting == row.number and len(sweep.settings) > 1
     spread = describe_spread(row)
@@ -80,10 +80,10 @@ def _link_job(trial: Trial) -> str:
     return f'<a href="{DASHBOARD_PATH}/jobs/{trial.job_id}">seed {trial.seed}{rung}</a>'
 
 
-def _link_model(name: str, models: Container[str]) -> str:
-    if name not in models:
+def _link_model(name: str, models: Mapping[str, str]) -> str:
+    if (reference := models.get(name)) is None:
         return f'<span class="muted">{escape(name)}, deleted</span>'
-    return f'<a href="{DASHBOARD_PATH}/models/{quote(name)}">{escape(name)}</a>'
+    return f'<a href="{DASHBOARD_PATH}/models/{quote(reference, safe="@")}">{escape(reference)}</a>'
 
 
 def spell_value(value: Any) -> str:

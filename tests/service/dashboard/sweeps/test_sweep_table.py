@@ -1,14 +1,18 @@
 """The table of a sweep's settings, and what pages say of its end."""
 
+import hashlib
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from nicegui import Client, ui
 
 from service.dashboard.sweeps import sweep_page
+from service.dashboard.sweeps.sweep_page import TrialModels
 from service.dashboard.sweeps.sweep_table import describe_spread, write_sweep_table
 from service.dashboard.sweeps.sweeps_page import describe_best
 from service.schemas.sweeps import SettingRow, SweepDescription, SweepStatus, Trial, TrialStatus
+from tests.support import make_model, open_model_store
 
 
 def make_sweep(*trials: Trial) -> SweepDescription:
@@ -48,7 +52,7 @@ def make_sweep(*trials: Trial) -> SweepDescription:
 def test_every_job_has_a_link_to_its_page() -> None:
     trials = [Trial(number=i, setting=1, seed=i, total_timesteps=64, job_id=f"id{i}") for i in range(2)]
     waiting = Trial(number=3, setting=1, seed=2, total_timesteps=64)
-    table = write_sweep_table(make_sweep(*trials, waiting), ())
+    table = write_sweep_table(make_sweep(*trials, waiting), {})
     assert '<a href="/dashboard/jobs/id0">seed 0</a> <a href="/dashboard/jobs/id1">seed 1</a>' in table
     assert "seed 2" not in table
     assert '<td data-name="gamma">0.9</td><td data-name="Steps">64</td>' in table  # as a phone shows them
@@ -70,9 +74,28 @@ def test_why_jobs_have_failed_can_be_opened_and_is_said_once() -> None:
         Trial(number=i, setting=1, seed=i, total_timesteps=64, status=TrialStatus.FAILED, error_message="a < b")
         for i in range(2)
     ]
-    table = write_sweep_table(make_sweep(*failed), ())
+    table = write_sweep_table(make_sweep(*failed), {})
     assert '<summary class="jobs-of bad">2 failed</summary><p>a &lt; b</p></details>' in table
-    assert "<details" not in write_sweep_table(make_sweep(failed[0].model_copy(update={"error_message": None})), ())
+    assert "<details" not in write_sweep_table(make_sweep(failed[0].model_copy(update={"error_message": None})), {})
+
+
+def test_a_model_is_found_although_another_has_its_name_by_now(tmp_path: Path) -> None:
+    store = open_model_store(tmp_path)
+    contents = [make_model("CartPole-v1", seed).to_bytes() for seed in range(2)]
+    sha256 = hashlib.sha256(contents[0]).hexdigest()
+    trial = Trial(number=1, setting=1, seed=0, total_timesteps=64, model_name="s-1", sha256=sha256)
+    models = TrialModels(store.folder)
+    assert models.find([trial]) == {}
+    store.publish("s-1", contents[0])
+    store.set_alias("s-1", "prod", 1)
+    assert models.find([trial]) == {"s-1": "s-1"}
+    store.publish("s-1", contents[1])
+    assert models.find([trial]) == {"s-1": "s-1@1"}
+    table = write_sweep_table(make_sweep(trial), {"s-1": "s-1@1"})
+    assert '<a href="/dashboard/models/s-1@1">s-1@1</a>' in table
+    store.delete("s-1")
+    assert models.find([trial]) == {}
+    assert "s-1, deleted" in write_sweep_table(make_sweep(trial), {})
 
 
 @pytest.mark.parametrize(
@@ -86,6 +109,6 @@ def test_after_the_end_no_evaluation_is_still_to_come(status: SweepStatus, said:
 
 def test_an_end_for_want_of_evaluations_is_explained() -> None:
     with Client(ui.page("/sweep")) as client:
-        sweep_page._show_content(make_sweep().model_copy(update={"ended_by": "no_evaluation"}), ())
+        sweep_page._show_content(make_sweep().model_copy(update={"ended_by": "no_evaluation"}), {})
     texts = [getattr(element, "text", "") for element in client.elements.values()]
     assert "The sweep ended because no job of its last round completed with an evaluation." in texts
