@@ -97,10 +97,10 @@ OWN_PRELOAD = forking._PRELOAD
 vars(forking)["_PRELOAD"] = "tests.even_workers"
 
 
-def open_model_store(models_dir: Path) -> ModelStore:
+def open_model_store(models_dir: Path, max_versions: int = 1) -> ModelStore:
     """Open the store of a models folder, with memory for all that a test puts into it."""
     return ModelStore(
-        ModelFolder(models_dir),
+        ModelFolder(models_dir, max_versions=max_versions),
         max_cached_models=64,
         max_cached_bytes=2**29,
         available_bytes=lambda: 2**40,

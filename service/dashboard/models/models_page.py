@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from service.dashboard.current_service import get_service
 from service.dashboard.frame import show_frame
 from service.dashboard.models.evaluation_panel import EVALUATION_SEED, N_EPISODES
-from service.dashboard.widgets.confirmation import confirm
+from service.dashboard.widgets.confirmation import confirm, describe_old_model
 from service.dashboard.widgets.headline import Headline, HeadlineText, describe_figures, describe_model
 from service.dashboard.widgets.html_elements import (
     Text,
@@ -209,7 +209,8 @@ class _ModelCards:
     async def _note_upload(self, event: Any) -> None:
         name, status, detail = event.args["name"], event.args["status"], event.args["detail"]
         if status == 409 and not event.args["overwrite"] and self._service.store.exists(name):
-            consequence = "A model with this name exists. The new file replaces it; the old one stays as a version."
+            old = describe_old_model(self._service.settings.max_model_versions)
+            consequence = f"A model with this name exists. The new file replaces it; the old one {old}."
             if await confirm(f"Replace {name}?", consequence, "Replace the model"):
                 ui.run_javascript("grpoUpload(true)")
             return

@@ -8,7 +8,7 @@ from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
 from service.app import Service
-from service.dashboard.widgets.confirmation import confirm
+from service.dashboard.widgets.confirmation import confirm, describe_old_model
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_link
 from service.dashboard.widgets.number_format import format_count, format_number, format_success
 from service.dashboard.widgets.toasts import show_error, show_success
@@ -91,7 +91,8 @@ class VersionList:
 
     async def _roll_back(self, version: int) -> None:
         question = f"Roll back to version {version}?"
-        consequence = f"{self._name} then means the policy of version {version}; the newest one stays as a version."
+        old = describe_old_model(self._service.settings.max_model_versions)
+        consequence = f"{self._name} then means the policy of version {version}; the newest one {old}."
         if await confirm(question, consequence, "Roll back"):
             done = f"Version {version} is the newest again."
             await self._change(done, self._service.replacement.roll_back, self._name, version)

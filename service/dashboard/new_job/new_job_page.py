@@ -18,7 +18,7 @@ from service.dashboard.new_job.environment_panel import EnvironmentPanel
 from service.dashboard.new_job.fields import COMMON, GROUPS, Field, FieldInput, list_fields
 from service.dashboard.new_job.planning_wait import PlanningWait
 from service.dashboard.new_job.sweep_panel import SweepPanel
-from service.dashboard.widgets.confirmation import confirm
+from service.dashboard.widgets.confirmation import confirm, describe_old_model
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_note, set_attributes
 from service.dashboard.widgets.toasts import show_error
 from service.errors import InvalidRequestError, ServiceError
@@ -216,12 +216,9 @@ class _Form:
         request = self._make_request()
         name = request.model_name
         if name is not None and request.replace and self._service.store.exists(name):
-            question = f"Replace {name}?"
-            if not await confirm(
-                question,
-                "A model with this name exists. The new policy replaces it; the old one stays as a version.",
-                "Train",
-            ):
+            old = describe_old_model(self._service.settings.max_model_versions)
+            consequence = f"A model with this name exists. The new policy replaces it; the old one {old}."
+            if not await confirm(f"Replace {name}?", consequence, "Train"):
                 return
         self._set_starting(True)
         try:

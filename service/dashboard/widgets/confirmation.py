@@ -22,3 +22,13 @@ async def confirm(question: str, consequence: str, action: str) -> bool:
     is_wanted = bool(await dialog)
     dialog.delete()
     return is_wanted
+
+
+def describe_old_model(max_versions: int) -> str:
+    """Say what becomes of a model whose place another takes, as the end of a sentence.
+
+    :param max_versions: Versions kept of each model, the newest included.
+    """
+    if max_versions == 1:
+        return "is deleted for good, unless an alias keeps it"
+    return "stays as a version while there is room for it"

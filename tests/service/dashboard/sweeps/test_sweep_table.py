@@ -80,14 +80,13 @@ def test_why_jobs_have_failed_can_be_opened_and_is_said_once() -> None:
 
 
 def test_a_model_is_found_although_another_has_its_name_by_now(tmp_path: Path) -> None:
-    store = open_model_store(tmp_path)
+    store = open_model_store(tmp_path, max_versions=2)
     contents = [make_model("CartPole-v1", seed).to_bytes() for seed in range(2)]
     sha256 = hashlib.sha256(contents[0]).hexdigest()
     trial = Trial(number=1, setting=1, seed=0, total_timesteps=64, model_name="s-1", sha256=sha256)
     models = TrialModels(store.folder)
     assert models.find([trial]) == {}
     store.publish("s-1", contents[0])
-    store.set_alias("s-1", "prod", 1)
     assert models.find([trial]) == {"s-1": "s-1"}
     store.publish("s-1", contents[1])
     assert models.find([trial]) == {"s-1": "s-1@1"}
