@@ -18,6 +18,7 @@ _SCRIPTS = (
     "connection.js",
     "suggestions.js",
     "edges.js",
+    "ages.js",
     "address.js",
     "curves.js",
     "jobs.js",

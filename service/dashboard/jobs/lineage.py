@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from service.dashboard.widgets.html_elements import Text, make_box, make_link, make_pairs
-from service.dashboard.widgets.number_format import format_age, format_count
+from service.dashboard.widgets.html_elements import Text, make_age, make_box, make_link, make_pairs
+from service.dashboard.widgets.number_format import format_count
 from service.http.browser_rules import DASHBOARD_PATH
 from service.jobs.job import Job
 from service.jobs.lineage import find_init_model, find_its_model, list_trained_on
@@ -52,7 +52,9 @@ def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
             with make_box("", "li"):
                 Text("Checkpoint ", "muted")
                 how = ", ".join(filter(None, ("resuming continues from here", exact)))
-                Text(f"at step {format_count(kept.timesteps)}, {format_age(kept.created_at)}; {how}")
+                Text(f"at step {format_count(kept.timesteps)}, ")
+                make_age(kept.created_at)
+                Text(f"; {how}")
         with make_box("", "li"):
             Text("Model ", "muted")
             if status.model_name is None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from nicegui import ui
@@ -22,7 +23,7 @@ from service.dashboard.widgets.html_elements import (
     make_pairs,
     set_attributes,
 )
-from service.dashboard.widgets.number_format import format_age, format_count, format_size
+from service.dashboard.widgets.number_format import format_count, format_size
 from service.dashboard.widgets.toasts import show_error, show_success
 from service.errors import ConflictError, NotFoundError, ServiceError
 from service.http.browser_rules import DASHBOARD_PATH
@@ -254,7 +255,7 @@ def _describe_missing_evaluation(card: ModelCard) -> str:
     return "Its file is damaged." if card.status is ModelStatus.CORRUPT else "Not evaluated yet"
 
 
-def _list_facts(card: ModelCard, evaluation: EpisodeFigures | None) -> dict[str, str]:
+def _list_facts(card: ModelCard, evaluation: EpisodeFigures | None) -> dict[str, str | datetime]:
     reward = card.reward_function
     unknown = None if card.n_parameters is None else "-"  # a row in every card: they are as high as each other
     has_other = evaluation is not None and card.final_evaluation is not None
@@ -263,7 +264,8 @@ def _list_facts(card: ModelCard, evaluation: EpisodeFigures | None) -> dict[str,
         "Environment": card.env_name,
         "Reward function": " + ".join(reward) if isinstance(reward, list) else reward or unknown,
         "Steps": None if card.num_timesteps is None else format_count(card.num_timesteps),
-        "File": f"{format_size(card.n_bytes)}, {format_age(card.modified_at)}",
+        "File": format_size(card.n_bytes),
+        "Saved": card.modified_at,
         "SHA-256": None if card.sha256 is None else f"{card.sha256[:12]}…",
     }
     return {name: fact for name, fact in facts.items() if fact is not None}

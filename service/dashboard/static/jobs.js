@@ -8,7 +8,6 @@ globalThis.grpoJobs = (() => {
   const DESCENDING = new Set(["mean_reward", "current_timesteps", "elapsed_seconds", "created_at"]);
   const NEWEST_FIRST = "-created_at", REWARD_FUNCTION = "reward_function_type";
   const TONES = { running: "live", completed: "good", failed: "bad" };
-  const AGES_MS = 60_000;
   const MARGIN = "Half of the 95 % interval of the mean over seeds (Student's t). Near the highest reward that an episode can earn, the interval may reach beyond it.";
   let table = null, latest = null, colours = new Map(), maxShown = 20, isStarted = false, isOutdated = false;
 
@@ -18,20 +17,6 @@ globalThis.grpoJobs = (() => {
     return element;
   };
   const icon = (name) => make("i", "q-icon material-icons", name, { "aria-hidden": "true" });
-  const age = (moment) => {
-    const seconds = (Date.now() - Date.parse(moment)) / 1000;
-    if (seconds < 60) return "just now";
-    if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
-    if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
-    if (seconds < 7 * 86400) return `${Math.floor(seconds / 86400)} d ago`;
-    const day = new Date(moment), two = (n) => String(n).padStart(2, "0");
-    return `${day.getFullYear()}-${two(day.getMonth() + 1)}-${two(day.getDate())}`;
-  };
-  // Ages grow although nothing happens.
-  const tellAges = () => {
-    if (document.hidden || !table) return;
-    for (const cell of table.querySelectorAll("[data-moment]")) cell.textContent = age(cell.dataset.moment);
-  };
   const sortField = () => grpoAddress.get("sort", NEWEST_FIRST).replace("-", "");
   const short = (id) => id.slice(0, 8);
   const ask = () => emitEvent("jobs_view", grpoAddress.spell());
@@ -149,11 +134,12 @@ globalThis.grpoJobs = (() => {
   };
   const jobRow = (row) => {
     const line = make("tr", row.member ? "member" : "", "", { "data-id": row.id });
-    const first = make("td", "c-tick");
+    const first = make("td", "c-tick"), created = make("td", "c-created muted");
+    created.append(make("grpo-age", "", "", { moment: row.created }));
     first.append(tick(row.id, row.name, [row.id]));
     const cells = { name: nameCell(row), status: statusCell(row), env: make("td", "c-env muted", row.env), reward: rewardCell(row),
       steps: make("td", "number c-steps", row.steps), time: make("td", "number c-time", row.time),
-      created: make("td", "c-created muted", age(row.created), { "data-moment": row.created }), seed: make("td", "number c-seed", row.seed) };
+      created, seed: make("td", "number c-seed", row.seed) };
     line.append(first, ...arrange(cells, settingCells(row)), menuCell(row));
     return line;
   };
@@ -286,8 +272,6 @@ globalThis.grpoJobs = (() => {
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape") closeMenus();
     });
-    setInterval(tellAges, AGES_MS);
-    document.addEventListener("visibilitychange", tellAges);
   };
 
   return {

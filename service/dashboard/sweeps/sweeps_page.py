@@ -4,8 +4,8 @@ from nicegui import ui
 
 from service.dashboard.current_service import get_service, get_url
 from service.dashboard.frame import show_frame
-from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
-from service.dashboard.widgets.number_format import format_age, format_count, format_items, format_number
+from service.dashboard.widgets.html_elements import Text, make_age, make_box, make_heading, make_link
+from service.dashboard.widgets.number_format import format_count, format_items, format_number
 from service.http.browser_rules import DASHBOARD_PATH
 from service.schemas.sweeps import SweepStatus, SweepSummary
 from service.sweeps.registry import SweepRegistry
@@ -60,7 +60,9 @@ def _show_line(sweep: SweepSummary) -> None:
             Text(f"{sweep.env_name}, {sweep.method}, {format_items(sweep.n_settings, 'setting')}")
             Text(f"best: {describe_best(sweep)}")
             Text(describe_counts(sweep))
-            Text(f"{format_count(sweep.timesteps)} steps, {format_age(sweep.created_at)}")
+            with make_box():
+                Text(f"{format_count(sweep.timesteps)} steps, ")
+                make_age(sweep.created_at)
 
 
 def describe_best(sweep: SweepSummary) -> str:

@@ -1,6 +1,7 @@
 """The HTML elements of all pages; ``static/style.css`` styles them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from nicegui import ui
@@ -95,12 +96,21 @@ def show_problem(box: ui.element, problem: str) -> None:
         make_note(problem, "bad", "error")
 
 
-def make_pairs(pairs: dict[str, str]) -> None:
-    """Make a list of names and values."""
+def make_age(moment: datetime) -> ui.element:
+    """Make a text that says how long ago a time was, and goes on saying it; after a week, as a date."""
+    return make_box("", "grpo-age", moment=moment.isoformat())
+
+
+def make_pairs(pairs: Mapping[str, str | datetime]) -> None:
+    """Make a list of names and values; a time is shown as an age."""
     with make_box("pairs", "dl"):
         for name, value in pairs.items():
             Text(name, tag="dt")
-            Text(value, tag="dd")
+            if isinstance(value, str):
+                Text(value, tag="dd")
+            else:
+                with make_box("", "dd"):
+                    make_age(value)
 
 
 def make_track(label: str) -> tuple[ui.element, ui.element]:

@@ -1,10 +1,9 @@
-"""Numbers, durations, sizes and ages as people read them."""
+"""Numbers, durations and sizes as people read them."""
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_MINUTE, _HOUR = 60, 3600
 
 
 def format_count(count: int) -> str:
@@ -45,18 +44,6 @@ def format_size(n_bytes: int) -> str:
         if n_bytes >= factor:
             return f"{n_bytes / factor:.3g} {unit}"
     return f"{n_bytes} bytes"
-
-
-def format_age(moment: datetime) -> str:
-    """Format how long ago a time was; after a week, as a date."""
-    seconds = (datetime.now(UTC) - moment).total_seconds()
-    for unit, length, limit in (("minute", _MINUTE, _HOUR), ("hour", _HOUR, _DAY), ("day", _DAY, 7 * _DAY)):
-        if seconds < length:
-            break
-        if seconds < limit:
-            n_units = int(seconds // length)
-            return f"{n_units} {unit}{'s' if n_units > 1 else ''} ago"
-    return "just now" if seconds < _MINUTE else f"{moment:%Y-%m-%d}"
 
 
 def format_range(rewards: Sequence[float]) -> str:

@@ -276,6 +276,14 @@ def test_the_newest_models_are_shown_first_on_demand(page: Page, app: FastAPI) -
     page.photograph("models-newest")
 
 
+def test_ages_grow_although_nothing_happens(page: Page) -> None:
+    page.open("models")
+    page.find("[aria-label='Model ready'] grpo-age", "just now")
+    page.run("globalThis.now = Date.now; Date.now = () => now() + 3 * 3600e3")
+    page.run("document.dispatchEvent(new Event('visibilitychange'))")  # as does every minute
+    page.find("[aria-label='Model ready'] grpo-age", "3 h ago")
+
+
 def test_two_models_play_the_same_seed_beside_each_other(page: Page) -> None:
     page.open("models/ready")
     page.click("a", "Compare with another")

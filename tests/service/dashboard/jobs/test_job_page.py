@@ -24,7 +24,9 @@ def test_the_lineage_of_a_running_job_has_its_newest_checkpoint(app: FastAPI) ->
         return [text for text in texts if text.startswith("at step ")]
 
     assert list_shown() == []
+    now = datetime.now(UTC)
     for timesteps in (500, 900):
-        job.state.checkpoint = JobCheckpoint(timesteps=timesteps, created_at=datetime.now(UTC), exact=True, note=None)
-        (shown,) = list_shown()
-        assert shown.startswith(f"at step {timesteps}, ")
+        job.state.checkpoint = JobCheckpoint(timesteps=timesteps, created_at=now, exact=True, note=None)
+        assert list_shown() == [f"at step {timesteps}, "]
+    (age,) = (element for element in client.elements.values() if element.tag == "grpo-age")
+    assert age.props["moment"] == now.isoformat()

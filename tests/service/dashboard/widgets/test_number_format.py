@@ -1,11 +1,8 @@
-"""The format of numbers, durations, sizes and ages."""
-
-from datetime import UTC, datetime, timedelta
+"""The format of numbers, durations and sizes."""
 
 import pytest
 
 from service.dashboard.widgets.number_format import (
-    format_age,
     format_count,
     format_duration,
     format_interval,
@@ -45,24 +42,6 @@ def test_durations_have_the_unit_that_suits_them(seconds: float, written: str) -
 )
 def test_sizes_have_the_unit_that_suits_them(n_bytes: int, written: str) -> None:
     assert format_size(n_bytes) == written
-
-
-@pytest.mark.parametrize(
-    ("age", "written"),
-    [
-        (timedelta(seconds=5), "just now"),
-        (timedelta(seconds=61), "1 minute ago"),
-        (timedelta(minutes=59), "59 minutes ago"),
-        (timedelta(hours=2), "2 hours ago"),
-        (timedelta(days=6), "6 days ago"),
-    ],
-)
-def test_ages_are_written_in_words(age: timedelta, written: str) -> None:
-    assert format_age(datetime.now(UTC) - age) == written
-
-
-def test_a_time_more_than_a_week_ago_is_a_date() -> None:
-    assert format_age(datetime(2024, 2, 29, tzinfo=UTC)) == "2024-02-29"
 
 
 def test_counts_are_grouped_and_intervals_have_two_ends() -> None:
