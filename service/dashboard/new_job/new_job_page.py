@@ -107,7 +107,7 @@ class _Form:
             self._problem = make_box(role="alert")
             self._problem.set_visibility(False)
             self._start = make_button("Start training", None, "primary", "play_arrow", kind="submit")
-            self._why = Text(_ENTER, "muted small", "p").props("aria-live=polite")
+            self._why = Text(_ENTER, "muted small why", "p").props("aria-live=polite")
             self._waiting = PlanningWait()
         SweepPanel(self._read)
         self._about = EnvironmentPanel(self._service.catalogue)

@@ -438,8 +438,10 @@ def test_a_name_is_not_wrong_while_the_list_offers_to_complete_it(page: Page) ->
     page.wait(f"return {PROBLEMS}.some((each) => each.includes('not a registered'))")
     page.find("#suggestions li", "CartPole-v1")
     assert not page.run("return document.querySelector('.q-field__messages').checkVisibility()")
+    assert "Fix the marked" not in page.read(".aside")
     field.send_keys(Keys.ESCAPE)
     page.find(".q-field__messages", "not a registered")
+    page.find(".aside", "Fix the marked field first: Environment.")
 
 
 def test_an_environment_that_cannot_be_created_is_said_once(
