@@ -28,6 +28,7 @@ class JobSummary(Answer):
     seed: int = 0
     mean_reward: float | None = None
     mean_reward_ci95: Interval | None = None
+    success_rate: float | None = None
     recipe: str = ""
     display_name: str | None = None
     tags: tuple[str, ...] = ()

@@ -60,6 +60,7 @@ class Trial(Answer):
     n_episodes: int | None
     model_name: str | None
     sha256: str | None
+    success_rate: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class SettingRow(Answer):
     ci95_over: str | None
     trials: tuple[Trial, ...]
     rewards: tuple[float, ...] = ()
+    success_rate: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -243,6 +243,7 @@ class JobSummary(BaseModel):
         None, description="Mean reward of the final evaluation, or else of the latest one; null before the first."
     )
     mean_reward_ci95: tuple[float, float] | None = Field(None, description="Its 95 % confidence interval.")
+    success_rate: float | None = Field(None, description="Of the same evaluation; null where nothing defines success.")
     recipe: str = Field("", description="The same for jobs whose settings differ in nothing but the seed and the name.")
     display_name: str | None = None
     tags: list[str] = []

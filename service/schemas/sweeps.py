@@ -154,6 +154,7 @@ class Trial(BaseModel):
     )
     mean_reward_ci95: Interval95 = Field(None, description="Its interval over episodes.")
     n_episodes: int | None = None
+    success_rate: float | None = Field(None, description="Null where the environment does not define success.")
     model_name: str | None = Field(None, description="Its model; null if it has none, or the sweep has removed it.")
     sha256: str | None = Field(None, description="SHA-256 of the model's file, as it was saved.")
 
@@ -173,6 +174,9 @@ class SettingRow(BaseModel):
     )
     ci95_over: Literal["seeds", "episodes"] | None = Field(
         description="What the interval is over: `seeds`, or where there is one seed only, its `episodes`."
+    )
+    success_rate: float | None = Field(
+        None, description="Mean over these of their success rates; null where the environment does not define success."
     )
     trials: list[Trial]
 

@@ -103,6 +103,7 @@ def _make_row(number: int, values: dict[str, Any], trials: list[Trial]) -> Setti
     shown = [trial for trial in trials if trial.rung == rung]
     measured = [trial for trial in shown if is_measured(trial)]
     rewards = [trial.mean_reward for trial in measured if trial.mean_reward is not None]
+    rates = [trial.success_rate for trial in measured if trial.success_rate is not None]
     interval: Interval95 = compute_seed_interval(rewards)
     if len(rewards) == 1:
         interval = measured[0].mean_reward_ci95
@@ -116,6 +117,7 @@ def _make_row(number: int, values: dict[str, Any], trials: list[Trial]) -> Setti
         mean_reward=statistics.fmean(rewards) if rewards else None,
         mean_reward_ci95=interval,
         ci95_over=None if interval is None else "episodes" if len(rewards) == 1 else "seeds",
+        success_rate=statistics.fmean(rates) if rates else None,
         trials=trials,
     )
 

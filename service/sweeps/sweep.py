@@ -141,7 +141,8 @@ class Sweep:
             trial.current_timesteps = 0
         status = TrialStatus.QUEUED if job.status is JobStatus.QUEUED else TrialStatus.RUNNING
         trial.job_id, trial.status, trial.error_message = job.job_id, status, None
-        trial.mean_reward = trial.mean_reward_ci95 = trial.n_episodes = None  # an interrupted policy's
+        trial.mean_reward = trial.mean_reward_ci95 = None  # an interrupted policy's
+        trial.n_episodes = trial.success_rate = None
 
     def note_refusal(self, trial: Trial, detail: str) -> None:
         """Note that a trial cannot become a job."""
@@ -173,6 +174,7 @@ class Sweep:
             trial.mean_reward = end.final_evaluation.mean_reward
             trial.mean_reward_ci95 = end.final_evaluation.mean_reward_ci95
             trial.n_episodes = end.final_evaluation.n_episodes
+            trial.success_rate = end.final_evaluation.success_rate
         trial.status = TrialStatus(end.status)
         if end.status is JobStatus.STOPPED and self.status is not SweepStatus.RUNNING:
             trial.status = TrialStatus.INTERRUPTED

@@ -126,6 +126,7 @@ def test_jobs_are_listed_oldest_first_with_their_progress(
     low, high = first.pop("mean_reward_ci95")
     assert low < first.pop("mean_reward") < high
     assert (second.pop("mean_reward"), second.pop("mean_reward_ci95")) == (None, None)
+    assert (first.pop("success_rate"), second.pop("success_rate")) == (None, None)
     assert first.pop("recipe") != second.pop("recipe")
     unlabelled: dict[str, Any] = {"display_name": None, "tags": [], "note": "", "hidden": False}
     assert first == unlabelled | {

@@ -15,6 +15,7 @@ from service.dashboard.widgets.number_format import (
     format_margin,
     format_number,
     format_range,
+    format_success,
 )
 from service.dashboard.widgets.setting_text import name_setting, write_setting
 from service.jobs.records.record import PastJob
@@ -123,19 +124,22 @@ def find_differences(jobs: Iterable[PastJob], configs: Configs) -> list[str]:
     return sorted(differing, key=lambda name: (name != _REWARD, -n_values[name]))[:_MAX_SETTINGS]
 
 
-def _list_rewards(members: Sequence[PastJob]) -> list[float]:
-    """List the final rewards of a group's completed jobs, or else of those that ended early.
+def _choose_evaluated(members: Sequence[PastJob]) -> list[JobSummary]:
+    """Choose the jobs whose final rewards a group's figures are of: completed ones, or else those that ended early.
 
     Running jobs would pull the mean down. Each seed counts once: a repetition tells nothing new.
     """
     ended = [job.summary for job in members if job.status.is_final and job.summary.mean_reward is not None]
     completed = [line for line in ended if line.status is JobStatus.COMPLETED]
-    rewards = {(line.env_name, line.seed): line.mean_reward for line in completed or ended}
-    return [reward for reward in rewards.values() if reward is not None]
+    return list({(line.env_name, line.seed): line for line in completed or ended}.values())
+
+
+def _list_rewards(lines: Sequence[JobSummary]) -> list[float]:
+    return [line.mean_reward for line in lines if line.mean_reward is not None]
 
 
 def _compute_mean(members: Sequence[PastJob]) -> float | None:
-    rewards = _list_rewards(members)
+    rewards = _list_rewards(_choose_evaluated(members))
     return statistics.fmean(rewards) if rewards else None
 
 
@@ -154,6 +158,7 @@ def _describe(job: PastJob, configs: Configs, settings: Sequence[str]) -> dict[s
         "progress": round(line.progress, 3),
         "reward": "" if line.mean_reward is None else format_number(line.mean_reward),
         "interval": format_interval(line.mean_reward_ci95),
+        "success": format_success(line.success_rate),
         "steps": format_count(line.current_timesteps),
         "time": "" if line.status is JobStatus.QUEUED else format_duration(line.elapsed_seconds),
         "created": line.created_at.isoformat(),
@@ -170,7 +175,9 @@ def _describe_group(
 ) -> dict[str, Any]:
     lines = [job.summary for job in members]
     first = lines[0]
-    rewards = _list_rewards(members)
+    evaluated = _choose_evaluated(members)
+    rewards = _list_rewards(evaluated)
+    rates = [line.success_rate for line in evaluated if line.success_rate is not None]
     n_seeds = len({line.seed for line in lines})
     is_recipe = view.grouping == "recipe"
     has_reward = bool(rewards) and is_recipe
@@ -186,6 +193,7 @@ def _describe_group(
         "reward": format_number(statistics.fmean(rewards)) if has_reward else "",
         "margin": format_margin(compute_seed_interval(rewards)) if has_reward else "",
         "interval": format_range(rewards) if has_reward else "",
+        "success": format_success(statistics.fmean(rates) if rates and is_recipe else None),
         "steps": format_count(max(line.current_timesteps for line in lines)),
         "steps_of": "" if len(lines) == 1 else "max" if len({line.current_timesteps for line in lines}) > 1 else "each",
         "time": format_duration(sum(line.elapsed_seconds for line in lines)),

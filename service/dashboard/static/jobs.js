@@ -64,7 +64,7 @@ globalThis.grpoJobs = (() => {
     const mean = make("b", "", row.reward || "–");
     if (row.margin) mean.append(make("span", "margin muted", ` ${row.margin}`, { title: MARGIN }));
     cell.append(mean);
-    if (row.interval) cell.append(make("span", "muted", row.interval));
+    for (const figure of [row.interval, row.success]) if (figure) cell.append(make("span", "muted", figure));
     return cell;
   };
   const nameCell = (row) => {

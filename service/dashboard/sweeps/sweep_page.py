@@ -13,7 +13,7 @@ from service.dashboard.sweeps.sweep_table import describe_spread, spell_value, w
 from service.dashboard.sweeps.sweeps_page import TONES, describe_counts
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link, make_note
-from service.dashboard.widgets.number_format import format_count, format_items, format_number
+from service.dashboard.widgets.number_format import format_count, format_items, format_number, format_success
 from service.dashboard.widgets.toasts import show_error
 from service.errors import NotFoundError, ServiceError
 from service.http.browser_rules import DASHBOARD_PATH
@@ -165,8 +165,9 @@ def _show_best(best: BestSetting, rows: Sequence[SettingRow], models: Mapping[st
         with make_box("row-flex baseline"):
             Text(format_number(best.mean_reward), "figure")
             Text(f"mean evaluated reward, {format_items(row.n_seeds, 'seed')}", "muted small")
-            if spread := describe_spread(row):
-                Text(spread, "muted small")
+            for words in (describe_spread(row), format_success(row.success_rate)):
+                if words:
+                    Text(words, "muted small")
         Text(", ".join(f"{name} {spell_value(value)}" for name, value in best.values.items()), "number")
         if not is_alone:  # the text would only say the same figures again
             Text(best.text, f"verdict {'good' if best.is_clear else 'warn'}", "p")

@@ -13,6 +13,7 @@ from service.dashboard.widgets.number_format import (
     format_margin,
     format_number,
     format_range,
+    format_success,
     has_no_width,
 )
 from service.http.browser_rules import DASHBOARD_PATH
@@ -40,7 +41,7 @@ def _write_row(row: SettingRow, names: Sequence[str], sweep: SweepDescription, m
     cells = [
         *(escape(spell_value(value)) for value in row.values.values()),
         format_count(row.total_timesteps),
-        _NONE if row.mean_reward is None else f"<b>{format_number(row.mean_reward)}</b>",
+        _NONE if row.mean_reward is None else f"<b>{format_number(row.mean_reward)}</b>{_write_success(row)}",
         f'<span class="small">{spread}</span>' if spread else _NONE,
         _describe_jobs(row.trials),
         " ".join(_link_model(trial.model_name, models) for trial in row.trials if trial.model_name is not None)
@@ -50,6 +51,11 @@ def _write_row(row: SettingRow, names: Sequence[str], sweep: SweepDescription, m
     columns = "".join(f'<td data-name="{name}">{cell}</td>' for name, cell in zip(names, cells, strict=True))
     chip = ' <span class="chip good">best</span>' if is_best else ""
     return f'<tr class="{"best" if is_best else ""}"><th scope="row">{row.number}{chip}</th>{columns}</tr>'
+
+
+def _write_success(row: SettingRow) -> str:
+    success = format_success(row.success_rate)
+    return f' <span class="small">{success}</span>' if success else ""
 
 
 def describe_spread(row: SettingRow) -> str:

@@ -12,7 +12,7 @@ from service.jobs.records.rows import UNREADABLE
 # A hidden file, and no name that a model can have.
 FILE_NAME = ".jobs.sqlite3"
 # Raise it with every change of the tables; files of released versions are to be brought up to it then.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # "GRPO", in the header of the file: whose database it is.
 _APPLICATION_ID = 0x4752504F
 _TABLES = """
@@ -34,6 +34,7 @@ CREATE TABLE jobs (
     elapsed_seconds REAL NOT NULL,
     mean_reward REAL,
     mean_reward_ci95 TEXT NOT NULL,
+    success_rate REAL,
     recipe TEXT NOT NULL,
     display_name TEXT,
     tags TEXT NOT NULL,

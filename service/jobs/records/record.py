@@ -265,7 +265,6 @@ def summarize_job(
     job_id: str, config: Mapping[str, Any], recipe: str, state: JobState, labels: JobLabels
 ) -> JobSummary:
     """Return a short description for lists of jobs."""
-    mean_reward, interval = choose_evaluation(state.final_evaluation, state.evaluation)
     return JobSummary(
         job_id=job_id,
         status=state.status,
@@ -277,22 +276,19 @@ def summarize_job(
         created_at=state.created_at,
         elapsed_seconds=state.elapsed_seconds,
         seed=config["seed"],
-        mean_reward=mean_reward,
-        mean_reward_ci95=interval,
         recipe=recipe,
+        **pick_figures(state.final_evaluation, state.evaluation),
         **dict(labels),
     )
 
 
-def choose_evaluation(
-    final: FinalEvaluation | None, latest: EvaluationRow | None
-) -> tuple[float | None, tuple[float, float] | None]:
-    """Return the mean reward that stands for a job, and its 95 % interval, each None if missing.
+def pick_figures(final: FinalEvaluation | None, latest: EvaluationRow | None) -> dict[str, Any]:
+    """Return the figures that stand for a job in its line, each None if missing.
 
     An evaluation before the first step says nothing about the job.
     """
     chosen = final or (latest if latest is not None and latest.timesteps > 0 else None)
-    return (None, None) if chosen is None else (chosen.mean_reward, chosen.mean_reward_ci95)
+    return {name: getattr(chosen, name, None) for name in ("mean_reward", "mean_reward_ci95", "success_rate")}
 
 
 def compute_recipe(config: Mapping[str, Any]) -> str:

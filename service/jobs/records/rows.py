@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from service.jobs.records.history import HistoryEvent, MetricRows
-from service.jobs.records.record import JobRecord, JobState, PlanRecord, choose_evaluation, compute_recipe
+from service.jobs.records.record import JobRecord, JobState, PlanRecord, compute_recipe, pick_figures
 from service.schemas.jobs import JobLabels, JobStatus, JobSummary
 
 # Columns of a line in the list that hold JSON.
@@ -109,7 +109,7 @@ def _recover_fields(plan_json: str, state_json: str) -> dict[str, Any]:
         state = JobState.model_validate_json(state_json)
         known |= {name: getattr(state, name) for name in ("status", "current_timesteps", "created_at")}
         known["elapsed_seconds"] = state.elapsed_seconds
-        known["mean_reward"], known["mean_reward_ci95"] = choose_evaluation(state.final_evaluation, state.evaluation)
+        known |= pick_figures(state.final_evaluation, state.evaluation)
         known["progress"] = state.compute_progress(known["total_timesteps"])
     return known
 

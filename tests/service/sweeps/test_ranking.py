@@ -67,6 +67,13 @@ def test_the_settings_come_by_their_mean_over_seeds() -> None:
     assert rows[2].mean_reward_ci95 == (8.0, 10.0)
 
 
+def test_the_success_of_a_setting_is_the_mean_over_its_evaluated_seeds() -> None:
+    trials = make_trials([[1.0, 3.0, None], [4.0, 2.0, 0.0]])
+    for trial, rate in zip(trials, (0.25, 0.75, 1.0), strict=False):
+        trial.success_rate = rate
+    assert [(row.number, row.success_rate) for row in rank(trials)] == [(2, None), (1, 0.5)]
+
+
 def test_a_lead_that_may_be_chance_is_not_clear() -> None:
     best = choose_best(rank(make_trials([[1.0, 3.0, 2.0, 2.0, 2.0], [2.0, 4.0, 3.0, 3.0, 3.0]])))
     assert best is not None

@@ -74,17 +74,19 @@ def test_a_job_that_goes_on_has_earned_nothing_until_it_ends() -> None:
     sweep, job = make_sweep(300), make_job()
     first = sweep.record.trials[0]
     sweep.note_job(first, job)
-    job.progress.publish_final_evaluation(make_final_evaluation(300.0).model_dump())
+    job.progress.publish_final_evaluation({**make_final_evaluation(300.0).model_dump(), "success_rate": 0.5})
     job.record_saved_model("m", "0" * 64)
     job.stop()
     sweep.stop()
     job.finish(JobStatus.STOPPED)
     sweep.observe(first, job)
-    assert (first.status, first.mean_reward, first.n_episodes) == (TrialStatus.INTERRUPTED, 300.0, 2)
+    figures = (first.mean_reward, first.n_episodes, first.success_rate)
+    assert (first.status, *figures) == (TrialStatus.INTERRUPTED, 300.0, 2, 0.5)
     sweep.resume()
     job.resume(None, JobServices(JobTotals()), None)
     sweep.note_job(first, job)
     assert (first.mean_reward, first.mean_reward_ci95, first.n_episodes, first.model_name) == (None, None, None, "m")
+    assert first.success_rate is None
     job.start()
     job.finish(JobStatus.COMPLETED)  # without an evaluation
     sweep.observe(first, job)

@@ -62,12 +62,13 @@ def test_groups_are_sorted_by_what_their_rows_show() -> None:
 
 
 def test_a_row_tells_what_is_known() -> None:
-    job = make_job(1, mean_reward=12.34, mean_reward_ci95=(10.0, 14.0), elapsed_seconds=61.0, display_name="best")
+    figures = {"mean_reward": 12.34, "mean_reward_ci95": (10.0, 14.0), "success_rate": 0.75}
+    job = make_job(1, **figures, elapsed_seconds=61.0, display_name="best")
     (row,) = make_table([job], read_view({}), Source().list_configs).rows
-    shown = [row[name] for name in ("name", "status", "reward", "interval", "steps", "time", "seed")]
-    assert shown == ["best", "completed", "12.3", "10 to 14", "1,001", "1:01 min", "1"]
+    shown = [row[name] for name in ("name", "status", "reward", "interval", "success", "steps", "time", "seed")]
+    assert shown == ["best", "completed", "12.3", "10 to 14", "success 75 %", "1,001", "1:01 min", "1"]
     (row,) = make_table([make_job(1, status=JobStatus.QUEUED)], read_view({}), Source().list_configs).rows
-    assert (row["reward"], row["interval"], row["time"]) == ("", "", "")
+    assert (row["reward"], row["interval"], row["success"], row["time"]) == ("", "", "", "")
 
 
 def test_only_settings_that_differ_within_an_environment_have_a_column() -> None:
@@ -123,6 +124,15 @@ def test_a_group_of_jobs_that_ended_early_has_their_reward() -> None:
     completed = make_job(2, mean_reward=400.0)
     (row,) = make_table([stopped, running, completed], read_view({"group": "recipe"}), Source().list_configs).rows
     assert row["reward"] == "400.0"
+
+
+def test_a_group_has_the_mean_success_of_the_jobs_in_its_reward() -> None:
+    jobs = [make_job(i, mean_reward=float(i), success_rate=rate) for i, rate in enumerate((0.25, 0.75))]
+    jobs.append(make_job(2, mean_reward=9.0, success_rate=1.0, status=JobStatus.STOPPED))
+    (row,) = make_table(jobs, read_view({"group": "recipe"}), Source().list_configs).rows
+    assert (row["reward"], row["success"]) == ("0.5", "success 50 %")
+    (row,) = make_table([make_job(1, mean_reward=1.0)], read_view({"group": "recipe"}), Source().list_configs).rows
+    assert row["success"] == ""
 
 
 def test_groups_of_one_name_are_told_apart_by_what_differs() -> None:

@@ -69,6 +69,13 @@ def test_the_spread_over_seeds_is_a_margin_and_a_range() -> None:
     assert describe_spread(row) == ""
 
 
+def test_the_success_of_a_goal_task_stands_beside_the_reward() -> None:
+    sweep = make_sweep()
+    assert "success" not in write_sweep_table(sweep, {})
+    sweep.settings[0] = sweep.settings[0].model_copy(update={"mean_reward": 0.5, "success_rate": 0.75})
+    assert '<b>0.5</b> <span class="small">success 75 %</span></td>' in write_sweep_table(sweep, {})
+
+
 def test_why_jobs_have_failed_can_be_opened_and_is_said_once() -> None:
     failed = [
         Trial(number=i, setting=1, seed=i, total_timesteps=64, status=TrialStatus.FAILED, error_message="a < b")

@@ -343,6 +343,16 @@ def test_what_is_written_on_a_job_outlives_what_the_job_reports(path: Path) -> N
     journal.close()
 
 
+def test_the_success_of_an_ended_job_is_listed(path: Path) -> None:
+    job = make_job()
+    job.start()
+    job.progress.publish_final_evaluation({**make_final_evaluation(0.5).model_dump(), "success_rate": 0.5})
+    job.finish(JobStatus.COMPLETED)
+    assert job.summarize().success_rate == 0.5
+    write(path, job)
+    assert JobJournal(path).list_jobs()[0].summary == job.summarize()
+
+
 def refuse(path: Path, expected: str, caplog: pytest.LogCaptureFixture) -> None:
     before = path.read_bytes() if path.is_file() else None
     journal, obstacle = open_journal(path.parent)
