@@ -100,11 +100,7 @@ class Catalogue:
         :raises InvalidRequestError: If it cannot be created or tried out here.
         :raises ServiceError: As ``ShortTasks.run`` does.
         """
-        spec = find_spec(env_name)
-        if spec is None:
-            name = printable(env_name)
-            raise NotFoundError(f"there is no registered environment '{name}'; {suggest_environment(env_name)}")
-        facts = self._get_facts(env_name, spec)
+        spec, facts = self.inspect(env_name)
         preset = get_preset(env_name)
         mode = "branch" if facts.obstacle is None else "episode"
         own = {} if preset is None else {"n_timesteps": preset.n_timesteps, "n_envs": preset.n_envs}
@@ -124,6 +120,17 @@ class Catalogue:
             render_modes=facts.render_modes,
             **_describe_limits(spec),
         )
+
+    def inspect(self, env_name: str) -> tuple[EnvSpec, EnvironmentFacts]:
+        """Return an environment's registration, and what building it tells.
+
+        :raises ServiceError: What ``describe_environment`` raises.
+        """
+        spec = find_spec(env_name)
+        if spec is None:
+            name = printable(env_name)
+            raise NotFoundError(f"there is no registered environment '{name}'; {suggest_environment(env_name)}")
+        return spec, self._get_facts(env_name, spec)
 
     def list_reward_functions(self) -> list[RewardFunctionSummary]:
         """List the reward functions, the environment's own first."""

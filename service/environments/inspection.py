@@ -17,7 +17,8 @@ from service.spaces import describe_space
 from service.workers.task import Progress
 
 _MAX_RENDER_MODES = 16
-_MAX_MODE_CHARS = 64
+_MAX_NAMES = 64
+_MAX_NAME_CHARS = 64
 
 
 def inspect_environment(env_name: str, progress: Progress) -> bytes:
@@ -34,6 +35,8 @@ def inspect_environment(env_name: str, progress: Progress) -> bytes:
             env_kwargs=_list_env_kwargs(env_name),
             wrappers=parse_wrappers(suggest_wrappers(env)),
             render_modes=list_render_modes(env),
+            observation_names=_list_names(env, "observation_names"),
+            action_names=_list_names(env, "action_names"),
             **_check_training(env_name, env),
         )
     finally:
@@ -44,8 +47,19 @@ def inspect_environment(env_name: str, progress: Progress) -> bytes:
 def list_render_modes(env: gym.Env[Any, Any]) -> list[str]:
     """List the render modes in an environment's metadata: at most 16, of at most 64 printable characters each."""
     modes = (env.metadata or {}).get("render_modes") or []
-    texts = [mode for mode in modes if isinstance(mode, str) and len(mode) <= _MAX_MODE_CHARS and mode.isprintable()]
-    return texts[:_MAX_RENDER_MODES]
+    return list(filter(_is_name, modes))[:_MAX_RENDER_MODES]
+
+
+def _list_names(env: gym.Env[Any, Any], key: str) -> list[str]:
+    """List the names under a key of an environment's metadata, at most 64; none if any of them is no name."""
+    names = (env.metadata or {}).get(key)
+    if not isinstance(names, list | tuple) or not all(map(_is_name, names)):
+        return []
+    return list(names[:_MAX_NAMES])
+
+
+def _is_name(text: Any) -> bool:
+    return isinstance(text, str) and len(text) <= _MAX_NAME_CHARS and text.isprintable()
 
 
 def _list_env_kwargs(env_name: str) -> dict[str, Any] | None:

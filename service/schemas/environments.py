@@ -30,6 +30,8 @@ class EnvironmentFacts(BaseModel):
 
     :param is_trainable: Whether the networks support its spaces.
     :param obstacle: Why not, or why its state cannot be restored; None if both work.
+    :param observation_names: What it calls the numbers of its observations, if it does.
+    :param action_names: Likewise its discrete actions.
     """
 
     observation_space: SpaceDescription
@@ -40,6 +42,8 @@ class EnvironmentFacts(BaseModel):
     wrappers: list[dict[str, Any]]
     general_preset: str | None
     render_modes: list[str]
+    observation_names: list[str]
+    action_names: list[str]
 
 
 class EnvironmentDescription(BaseModel):

@@ -1,6 +1,11 @@
-"""Labels for the observations and actions of well-known environments, from Gymnasium's documentation."""
+"""Labels for the numbers of an observation and for actions: an environment's own, or Gymnasium's documentation's."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import NamedTuple
+
+from service.environments.catalogue import Catalogue
+from service.errors import ServiceError
 
 _OBSERVATIONS: Mapping[str, tuple[str, ...]] = {
     "CartPole": ("cart position", "cart velocity", "pole angle", "pole velocity"),
@@ -24,20 +29,29 @@ _ACTIONS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def list_observation_names(env_name: str | None) -> tuple[str, ...]:
-    """List the names of the numbers in an environment's observation; none if they are unknown."""
-    return _OBSERVATIONS.get(_get_stem(env_name), ())
+class Labels(NamedTuple):
+    """Names of the numbers in an environment's observation, and of its discrete actions; empty if unknown."""
+
+    observations: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+
+    def list_cosines(self) -> list[int]:
+        """List the places of the cosines of angles; the sine comes right after each."""
+        return [place for place, name in enumerate(self.observations) if name.startswith("cosine")]
 
 
-def list_cosines(env_name: str | None) -> list[int]:
-    """List the places of the cosines of angles in an environment's observation; the sine comes right after each."""
-    return [place for place, name in enumerate(list_observation_names(env_name)) if name.startswith("cosine")]
+def get_labels(env_name: str | None) -> Labels:
+    """Return the labels of a well-known environment.
+
+    :param env_name: None if it is unknown.
+    """
+    stem = (env_name or "").partition("-v")[0]
+    return Labels(_OBSERVATIONS.get(stem, ()), _ACTIONS.get(stem, ()))
 
 
-def list_action_names(env_name: str | None) -> tuple[str, ...]:
-    """List the names of an environment's discrete actions; none if they are unknown."""
-    return _ACTIONS.get(_get_stem(env_name), ())
-
-
-def _get_stem(env_name: str | None) -> str:
-    return (env_name or "").partition("-v")[0]
+def ask_for_labels(catalogue: Catalogue, env_name: str) -> Labels:
+    """Ask an environment for its labels; the first call builds it."""
+    with suppress(ServiceError):  # such as one that is not registered here
+        _, facts = catalogue.inspect(env_name)
+        return Labels(tuple(facts.observation_names), tuple(facts.action_names))
+    return Labels()

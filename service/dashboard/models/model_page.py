@@ -3,12 +3,14 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.current_service import get_service, get_url
 from service.dashboard.frame import show_frame
+from service.dashboard.models.environment_labels import ask_for_labels, get_labels
 from service.dashboard.models.episode_player import EpisodePlayer
 from service.dashboard.models.evaluation_panel import EvaluationPanel
 from service.dashboard.models.observation_sliders import ObservationSliders
@@ -17,6 +19,7 @@ from service.dashboard.models.version_list import VersionList
 from service.dashboard.widgets.headline import HeadlineText, describe_model
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note, make_pairs
 from service.dashboard.widgets.number_format import format_count, format_size
+from service.environments.catalogue import Catalogue
 from service.errors import ConflictError, NotFoundError, ServiceError
 from service.http.browser_rules import DASHBOARD_PATH
 from service.models.card import make_card
@@ -51,6 +54,8 @@ async def show_model(name: str) -> None:
                 make_link("All models", f"{DASHBOARD_PATH}/models", "button", "arrow_back")
         ui.context.client.status_code = error.status_code
         return
+    env_name = None if card.wrappers else card.env_name
+    labels = get_labels(env_name)
     with show_frame(name, "Models"):
         download = _show_head(card)
         watch = _FileWatch(service.store, name, model, card.sha256)
@@ -65,8 +70,7 @@ async def show_model(name: str) -> None:
             with make_box("stack wide"):
                 with make_box("card stack", "section", aria_label="Try an observation"):
                     make_heading("Try an observation")
-                    env_name = None if card.wrappers else card.env_name
-                    sliders = ObservationSliders(model, env_name, _describe_value(card), card.value_check)
+                    sliders = ObservationSliders(model, labels, _describe_value(card), card.value_check)
                 with make_box("card stack", "section", aria_label="Versions"):
                     make_heading("Versions")
                     versions = VersionList(name.partition("@")[0], service)
@@ -81,7 +85,14 @@ async def show_model(name: str) -> None:
     ui.timer(_CHECK_SECONDS, watch.check)
     ui.timer(0, player.show, once=True)
     ui.timer(0, sliders.answer, once=True)
+    if env_name is not None and not labels.observations:
+        ui.timer(0, partial(_label, sliders, service.catalogue, env_name), once=True)
     ui.timer(0, versions.refresh, once=True)
+
+
+async def _label(sliders: ObservationSliders, catalogue: Catalogue, env_name: str) -> None:
+    """Name the sliders as the environment does, which may take a worker a second to find out."""
+    await sliders.label(await run_in_threadpool(ask_for_labels, catalogue, env_name))
 
 
 class _FileWatch:

@@ -10,7 +10,7 @@ from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.models.action_bars import Bar, list_bars
-from service.dashboard.models.environment_labels import list_action_names, list_cosines, list_observation_names
+from service.dashboard.models.environment_labels import Labels
 from service.dashboard.models.slider_ranges import Range, complete_angle, join_numbers, list_ranges
 from service.dashboard.widgets.html_elements import (
     Text,
@@ -57,16 +57,22 @@ class _NumberSlider:
         self.partner: _NumberSlider | None = None
         self._on_change = on_change
         with make_box("slider"):
-            Text(name, "ellipsis").props["title"] = name
+            self._name = Text("", "ellipsis")
             step = 1 if span.is_whole else (span.high - span.low) / _N_STOPS
             self._slider = _Slider(min=span.low, max=span.high, step=step, value=start)
-            set_attributes(self._slider.on_value_change(self._slide), aria_label=name)
-            self._field = make_box(
-                "number", "input", inputmode="decimal", autocomplete="off", aria_label=f"Type {name}"
-            )
+            self._slider.on_value_change(self._slide)
+            self._field = make_box("number", "input", inputmode="decimal", autocomplete="off")
             self._field.on("change", lambda event: self._type(event.args), js_handler=_EMIT_TEXT)
             self._message = Text("", "message").props("role=status")
+        self.label(name)
         self._write()
+
+    def label(self, name: str) -> None:
+        """Show another name."""
+        self._name.set_text(name)
+        set_attributes(self._name, title=name)
+        set_attributes(self._slider, aria_label=name)
+        set_attributes(self._field, aria_label=f"Type {name}")
 
     def set(self, number: float, message: str = "") -> None:
         """Choose a number of the range, without asking for an answer."""
@@ -115,16 +121,16 @@ class ObservationSliders:
     """Sliders for an observation, and bars for the answer.
 
     :param model: Model that answers.
-    :param env_name: Its environment, for the names of numbers and actions; None if unknown.
+    :param labels: Names of numbers and actions.
     :param value_meaning: What its values mean, in words.
     :param value_check: The range in which they were tested; None if unknown.
     """
 
     def __init__(
-        self, model: ServedModel, env_name: str | None, value_meaning: str, value_check: ValueFigures | None
+        self, model: ServedModel, labels: Labels, value_meaning: str, value_check: ValueFigures | None
     ) -> None:
         self._model, self._value_meaning, self._value_check = model, value_meaning, value_check
-        self._action_names, self._cosines = list_action_names(env_name), list_cosines(env_name)
+        self._labels = labels
         space = model.actor.observation_space
         subspaces: dict[Any, spaces.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {None: space}
         n_numbers = sum(map(count_numbers, subspaces.values()))
@@ -136,8 +142,7 @@ class ObservationSliders:
             )
             return
         with make_box("sliders"):
-            names = list_observation_names(env_name)
-            self._parts += [self._make_part(key, part, names) for key, part in subspaces.items()]
+            self._parts += [self._make_part(key, part) for key, part in subspaces.items()]
         rng = np.random.default_rng()
         with make_box("row-flex wrap"):
             make_button("Centre", lambda: self._set(lambda one: one.start), "tiny", "filter_center_focus")
@@ -160,14 +165,25 @@ class ObservationSliders:
             self._shown = None
             show_problem(self._answer, error.detail)
         else:
-            self._show(list_bars(answer, self._model.actor.action_space, self._action_names), answer.value)
+            self._show(list_bars(answer, self._model.actor.action_space, self._labels.actions), answer.value)
 
-    def _make_part(self, key: str | None, space: spaces.Space[Any], names: tuple[str, ...]) -> _Subspace:
+    async def label(self, labels: Labels) -> None:
+        """Show other names."""
+        for part in self._parts:
+            if part.key is None:
+                for slider, name in zip(part.sliders, labels.observations, strict=False):
+                    slider.label(name)
+        if labels.actions:
+            self._labels, self._shown = labels, None
+            await self.answer()
+
+    def _make_part(self, key: str | None, space: spaces.Space[Any]) -> _Subspace:
+        names = self._labels.observations
         if key is not None:
             Text(key, "muted small", "h3")
         sliders = []
         ranges = list(list_ranges(space))
-        cosines = self._cosines if key is None and len(ranges) == len(names) else []
+        cosines = self._labels.list_cosines() if key is None and len(ranges) == len(names) else []
         for place, span in enumerate(ranges):
             name = names[place] if place < len(names) and key is None else f"number {place}"
             sliders.append(_NumberSlider(name, span, span.high if place in cosines else span.middle, self.answer))

@@ -1,9 +1,15 @@
 """The value beside the sliders, which is shown only where it was tested."""
 
+import anyio
 import pytest
+from fastapi import FastAPI
+from nicegui import Client, ui
 
-from service.dashboard.models.observation_sliders import describe_value
+from service.dashboard.models.environment_labels import Labels, ask_for_labels, get_labels
+from service.dashboard.models.observation_sliders import ObservationSliders, describe_value
 from service.schemas.models import ValueFigures
+from tests.conftest import RegisterEnv
+from tests.support import LineEnv, make_model
 
 CHECK = ValueFigures(
     is_meaningful=True, gamma=0.99, n_states=9, correlation=0.9, error=0.1, spread=0.5, lowest=2.0, highest=550.0
@@ -29,3 +35,40 @@ def test_a_value_is_not_shown_where_it_is_not_known_what_was_tested() -> None:
 
 def test_no_value_needs_no_words() -> None:
     assert describe_value(None, "what is earned", CHECK) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "labels"),
+    [
+        ({"observation_names": ["place"], "action_names": ("back", "on")}, Labels(("place",), ("back", "on"))),
+        ({"observation_names": ["place", 7], "action_names": "back"}, Labels()),
+        ({}, Labels()),
+    ],
+)
+def test_an_environment_names_its_numbers_and_actions(
+    app: FastAPI, register_env: RegisterEnv, metadata: dict[str, object], labels: Labels
+) -> None:
+    def build() -> LineEnv:
+        env = LineEnv()
+        env.metadata = metadata
+        return env
+
+    env_name = register_env(build)
+    assert get_labels(env_name) == Labels()
+    assert ask_for_labels(app.state.service.catalogue, env_name) == labels
+
+
+def test_names_that_come_later_take_the_place_of_numbers(app: FastAPI) -> None:
+    store = app.state.service.store
+    store.publish("m", make_model("CartPole-v1").to_bytes())
+    with Client(ui.page("/model")) as client:
+        sliders = ObservationSliders(store.get("m"), Labels(), "what is earned", None)
+
+    def list_texts() -> list[str]:
+        return [getattr(element, "text", "") for element in client.elements.values()]
+
+    anyio.run(sliders.answer)
+    assert {"number 0", "number 3", "action 0"} <= {*list_texts()}
+    anyio.run(sliders.label, Labels(("place", "speed"), ("left", "right")))
+    assert {"place", "speed", "number 2", "left", "right"} <= {*list_texts()}
+    assert not {"number 0", "number 1", "action 0"} & {*list_texts()}
