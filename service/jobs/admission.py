@@ -96,8 +96,7 @@ class JobAdmission:
 
     def _resume_job(self, job_id: str) -> Job:
         job = self._registry.get(job_id)
-        self._registry.resume(job, self._planner.find_rewards(job.config))
-        return job
+        return self._registry.resume(job, self._planner.find_rewards(job.config))
 
     def plan(
         self,

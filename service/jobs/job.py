@@ -330,9 +330,14 @@ class Job:
         self._guarded.begin_again()
         self._progress = self._make_progress()
 
-    def settle_outcome(self) -> JobStatus:
-        """Decide after training whether the job completed or was stopped; later stops are refused."""
+    def settle_outcome(self) -> JobStatus | None:
+        """Decide after training whether the job completed or was stopped; later stops are refused.
+
+        None if the job has ended in the meantime: nothing of it is to be saved.
+        """
         with self._guarded.lock:
+            if self._guarded.end is not None:
+                return None
             self._guarded.take_end_back()
             self._outcome = self._outcome or JobStatus.COMPLETED
             return self._outcome
@@ -421,8 +426,10 @@ class Job:
         services: JobServices,
         checkpoint: JobCheckpoint | None,
         unsaved_model: UnsavedModel | None = None,
-    ) -> None:
-        """Queue an ended job again, perhaps one of an earlier server, to go on from its checkpoint.
+    ) -> "Job":
+        """Return this job queued again, to go on from its checkpoint.
+
+        This object stays as it ended: a thread may hold it that has not yet seen that it must not go on.
 
         :param reward: The reward functions that its configuration names.
         :param services: As for a new job.
@@ -430,37 +437,39 @@ class Job:
         :param unsaved_model: Its finished model, if only saving is left: then it goes on from its end.
         :raises ConflictError: If it has not ended, or has completed.
         """
+        following = find_next(self.status, JobEvent.RESUME)
+        if following is None:
+            trained = "start a new job with init_model to train its model on"
+            remedy = trained if self.status.is_final else "stop it first"
+            raise ConflictError(
+                f"job {self.job_id} is {self.status}; only stopped and failed jobs can be resumed; {remedy}."
+            )
+        resumed = Job(self.plan._replace(reward=reward), services, self.make_record(0, 1))
+        resumed._reopen(following, checkpoint, unsaved_model)
+        return resumed
+
+    def _reopen(self, status: JobStatus, checkpoint: JobCheckpoint | None, unsaved_model: UnsavedModel | None) -> None:
+        """Enter the queue again, see ``resume``; no other thread has the job yet."""
         guarded, state = self._guarded, self.state
-        with guarded.lock:
-            following = find_next(state.status, JobEvent.RESUME)
-            if following is None:
-                trained = "start a new job with init_model to train its model on"
-                remedy = trained if state.status.is_final else "stop it first"
-                raise ConflictError(
-                    f"job {self.job_id} is {state.status}; only stopped and failed jobs can be resumed; {remedy}."
-                )
-            self.set_reward(reward)
-            self._services, ended = services, state.describe_end()
-            if unsaved_model is None:  # the policy to come is another one
-                state.warnings = [each for each in state.warnings if not each.startswith(UNEVALUATED)]
-            if unsaved_model is None and state.is_unsaved:
-                guarded.warn("its finished policy is not in memory any more, so the job trains again.")
-            was_promised = state.checkpoint is not None or CHECKPOINT_GONE in state.warnings
-            state.warnings = [each for each in state.warnings if each != CHECKPOINT_GONE]
-            if checkpoint is None and was_promised and unsaved_model is None:
-                guarded.warn("its checkpoint is gone or cannot be used here, so the job began again.")
-            state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
-            self._unsaved_model = unsaved_model
-            self._begin_again()
-            self.history.rewind(state.current_timesteps)  # only the end is taken back
-            state.reopen(following)
-            if unsaved_model is not None:  # no worker begins
-                state.end_before = None
-            self._outcome = guarded.end = None
-            warning = f"resumed from step {state.begins_at:,}, after it had {ended}"
-            self.history.append("job.warning", {"warning": warning})
-            self.history.append("job.status", {"status": following})
-            self.finished.clear()
+        ended = state.describe_end()
+        if unsaved_model is None:  # the policy to come is another one
+            state.warnings = [each for each in state.warnings if not each.startswith(UNEVALUATED)]
+        if unsaved_model is None and state.is_unsaved:
+            guarded.warn("its finished policy is not in memory any more, so the job trains again.")
+        was_promised = state.checkpoint is not None or CHECKPOINT_GONE in state.warnings
+        state.warnings = [each for each in state.warnings if each != CHECKPOINT_GONE]
+        if checkpoint is None and was_promised and unsaved_model is None:
+            guarded.warn("its checkpoint is gone or cannot be used here, so the job began again.")
+        state.checkpoint, state.n_lost_workers = checkpoint, 0
+        self._unsaved_model = unsaved_model
+        self._begin_again()
+        self.history.rewind(state.current_timesteps)  # only the end is taken back
+        state.reopen(status)
+        if unsaved_model is not None:  # no worker begins
+            state.end_before = None
+        warning = f"resumed from step {state.begins_at:,}, after it had {ended}"
+        self.history.append("job.warning", {"warning": warning})
+        self.history.append("job.status", {"status": status})
 
 
 def _begin_history(plan: TrainingPlan) -> JobHistory:

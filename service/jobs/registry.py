@@ -136,11 +136,12 @@ class JobRegistry(JobTable):
         if self._runner.unsaved.get(job.job_id) is None:
             super().check_checkpoint(job)
 
-    def resume(self, job: Job, reward: Reward | None) -> None:
+    def resume(self, job: Job, reward: Reward | None) -> Job:
         """Queue a job again that was stopped or failed; it goes on from its checkpoint, or else begins again.
 
         :param job: What ``get`` returned.
         :param reward: The reward functions that its configuration names.
+        :return: What ``get`` returns from now on.
         :raises NotFoundError: If it has been forgotten in the meantime.
         :raises ConflictError: If it has not ended, or has completed, or another job or upload uses its model's name.
         :raises QueueFullError: If too many jobs are active.
@@ -149,6 +150,7 @@ class JobRegistry(JobTable):
         # Before any lock is held: it is read to its end, and new jobs need not wait for that.
         checkpoint = self.checkpoints.describe(job.job_id, job.config)
         with self._submitting, self._labelling:  # or a deletion could remove the new record
+            job = self.get(job.job_id)  # another resume may have come first
             with self._reserve(job.config.model_name, but_for=job):
                 warning = None
                 if not is_own_model(self._store, job):
@@ -159,7 +161,7 @@ class JobRegistry(JobTable):
                     if job.job_id not in self._jobs:
                         raise make_not_found(job.job_id)
                     self._check_queue()
-                    job.resume(reward, self._services, checkpoint, self._runner.unsaved.get(job.job_id))
+                    job = job.resume(reward, self._services, checkpoint, self._runner.unsaved.get(job.job_id))
                     if warning is not None:
                         job.warn(warning)
                     self._drop_ended(job.job_id)
@@ -167,6 +169,7 @@ class JobRegistry(JobTable):
                     self._active.append(job)
             self._write_down(job)
             self._queue(job)
+        return job
 
     def _write_down(self, job: Job) -> None:
         self.recorder.begin(job)

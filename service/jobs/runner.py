@@ -165,9 +165,9 @@ class JobRunner:
         """Train a job's policy, publish it, and end the job."""
         try:
             content = train()
-            if content is None or job.finished.is_set():  # a shutdown may have given up on it in the meantime
+            outcome = None if content is None else job.settle_outcome()
+            if content is None or outcome is None:
                 return
-            outcome = job.settle_outcome()
             self._publish(job, outcome, content)
         except TaskDrainedError as error:
             # It may know of the shutdown before the registry does.

@@ -51,8 +51,7 @@ class JobHead:
         self._on_act = on_act
         # Links to the job's model; None before it has ended with one.
         self._links: tuple[ui.element, ui.element] | None = None
-        # How often the job had gone on when its end was shown; None before.
-        self._ended_after: int | None = None
+        self._shows_end = False
         self._shown_warnings: list[str] = []
         self._shown_labels: JobLabels | None = None
         name = job.config.model_name
@@ -77,13 +76,6 @@ class JobHead:
                 make_button("Stop", lambda: on_act("stop"), "tiny danger", "stop", f"Stop {name}")
         self.update()
 
-    @property
-    def is_outdated(self) -> bool:
-        """Whether it shows the end of a job that has since gone on."""
-        return self._ended_after is not None and (
-            not self.job.status.is_final or self.job.state.n_restarts != self._ended_after  # it may have ended again
-        )
-
     def _make_edit(self) -> None:
         label = f"Edit the name, tags and note of {self.job.config.model_name}"
         make_button("Name, tags, note", lambda: self._on_act("edit"), "tiny quiet", "edit", label)
@@ -102,7 +94,7 @@ class JobHead:
     def update(self) -> None:
         """Show the status of the job."""
         self._show_labels()
-        if self._ended_after is not None:
+        if self._shows_end:
             return
         status = self.job.describe()
         self._show_state(status)
@@ -113,7 +105,7 @@ class JobHead:
         fill_track(self._track, self._filling, status.progress)
         self._headline.show(choose_headline(status))
         if status.status.is_final:
-            self._ended_after = status.n_restarts
+            self._shows_end = True
             self._show_end(status)
 
     def _show_state(self, status: TrainingStatus) -> None:

@@ -111,7 +111,7 @@ class _JobPage:
         except ServiceError:
             return
         self._title.set_text(_get_title(self._job))
-        if self._head.is_outdated or self._head.job is not self._job:
+        if self._head.job is not self._job:
             self._make_head()
         self._head.update()
         last_event_id = self._job.history.last_event_id

@@ -164,7 +164,7 @@ class TestOneJob:
         job.progress.advance(64)
         job.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
         job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
-        job.resume(None, services, job.describe().checkpoint)
+        job = job.resume(None, services, job.describe().checkpoint)
         job.start()
         job.stop()
         assert job.status is JobStatus.RUNNING
@@ -196,7 +196,7 @@ class TestOneJob:
         job.progress.advance(64)
         job.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
         job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
-        job.resume(None, services, job.describe().checkpoint)
+        job = job.resume(None, services, job.describe().checkpoint)
         assert job.read_checkpoint() == b"a checkpoint"
         assert job.warnings == []
         folder.delete(job.job_id)
@@ -216,13 +216,13 @@ class TestOneJob:
             job.progress.publish_metrics({"rollout/ep_rew_mean": float(timesteps)})
         job.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
         job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
-        job.resume(None, services, job.describe().checkpoint)
+        job = job.resume(None, services, job.describe().checkpoint)
         assert job.describe().start_time is None
         job.start()
         job.progress.advance(65)
         assert job.describe().metrics == {"rollout/ep_rew_mean": 64.0}
         job.finish(JobStatus.STOPPED)
-        job.resume(None, services, None)
+        job = job.resume(None, services, None)
         job.start()
         job.settle_outcome()
         assert (job.describe().metrics, job.describe().current_timesteps) == ({}, 0)
@@ -250,7 +250,7 @@ class TestOneJob:
         job.record_saved_model("m", "a" * 64)
         job.finish(status, error, server_end=server_end)
         before = job.describe()
-        job.resume(None, services, before.checkpoint)
+        job = job.resume(None, services, before.checkpoint)
         assert job.state.begins_at == 32
         if has_started:
             job.start()
@@ -284,7 +284,7 @@ class TestOneJob:
         for status, error, server_end in ends:
             job.progress.advance(9_600)
             job.finish(status, error, server_end=server_end)
-            job.resume(None, services, checkpoint)
+            job = job.resume(None, services, checkpoint)
             job.start()
         told = [event.payload.get("warning", event.name) for event in job.history.list_kept_events()]
         assert told[2::3] == [
@@ -299,7 +299,7 @@ class TestOneJob:
         for warning in ("mind the gap", "the policy was saved but not evaluated, since no episode ended within 2 s."):
             job.warn(warning)
         job.finish(JobStatus.STOPPED)
-        job.resume(None, JobServices(JobTotals()), None)
+        job = job.resume(None, JobServices(JobTotals()), None)
         assert job.warnings == ["mind the gap"]
 
     def test_its_earlier_end_is_gone_also_where_only_saving_was_left(self, job: Job) -> None:
@@ -308,7 +308,7 @@ class TestOneJob:
         job.progress.publish_metrics(LOUD)
         job.progress.publish_final_evaluation(make_final_evaluation(500.0).model_dump())
         job.finish(JobStatus.FAILED, "the disk is full.", is_unsaved=True)
-        job.resume(None, JobServices(JobTotals()), None, unsaved_model=UnsavedModel(b"a model", "patience"))
+        job = job.resume(None, JobServices(JobTotals()), None, unsaved_model=UnsavedModel(b"a model", "patience"))
         job.start()
         assert job.take_unsaved_model() == b"a model"
         job.finish(JobStatus.COMPLETED)

@@ -134,7 +134,7 @@ def test_a_warning_that_it_has_already_is_not_repeated() -> None:
     job = Job(plan()._replace(warnings=("mind the gap",)))
     job.warn("not evaluated")
     job.finish(JobStatus.STOPPED)
-    job.resume(None, JobServices(JobTotals()), None)
+    job = job.resume(None, JobServices(JobTotals()), None)
     for warning in ("not evaluated", "mind the gap"):
         job.warn(warning)
     assert job.warnings == ["mind the gap", "not evaluated"]

@@ -196,7 +196,7 @@ class TestTheRegistry:
         with ThreadPoolExecutor(1) as others:
 
             def delete_meanwhile(resumed: Recorded) -> None:
-                job.stop()
+                registry.get(job.job_id).stop()
                 deletions.append(others.submit(registry.delete, job.job_id))
                 begin(resumed)
 
@@ -270,8 +270,7 @@ class TestTheRegistry:
         job = submit(registry, env_name="CartPole-v1", total_timesteps=10**6)
         job.stop()
         assert job.finished.wait(PATIENCE_SECONDS)
-        registry.resume(job, None)
-        job.stop()
+        registry.resume(job, None).stop()
 
     def test_a_model_that_was_saved_as_the_server_died_is_its_jobs_own(
         self, open_registry: Callable[..., JobRegistry], store: ModelStore, register_env: RegisterEnv
@@ -420,7 +419,7 @@ class TestTheRegistry:
             assert job.finished.wait(PATIENCE_SECONDS)
         with monkeypatch.context() as patched:
             patched.setattr(journal, "write", refuse)
-            registry.resume(resumed, None)
+            resumed = registry.resume(resumed, None)
             patched.setattr(registry, "_max_kept_days", -1.0)
             patched.setattr(registry, "_next_look", 0.0)
             submit(registry)
@@ -592,7 +591,7 @@ class TestStopping:
         assert stopped.describe().error_message is None
 
         resumed = Job.restore(queued.make_record(0, 1))
-        resumed.resume(queued.plan.reward, JobServices(registry.totals), None)
+        resumed = resumed.resume(queued.plan.reward, JobServices(registry.totals), None)
         assert (resumed.status, resumed.describe().error_message) == (JobStatus.QUEUED, None)
         events = resumed.history.list_events()
         assert [event.payload["warning"] for event in events if event.name == "job.warning"] == [
@@ -792,14 +791,15 @@ class TestFailing:
             full.setattr(store, "publish", publish := Mock(side_effect=StorageError("the disk is full.")))
             job = run(registry, model_name="m", total_timesteps=512, eval_freq=32, stop_reward=0.0)
             for n_tries in (2, 3):  # it is still full
-                registry.resume(job, job.plan.reward)
+                job = registry.resume(job, job.plan.reward)
                 assert job.finished.wait(PATIENCE_SECONDS)
                 assert (job.status, publish.call_count) == (JobStatus.FAILED, n_tries)
-            full.setattr(job, "settle_outcome", lambda: JobStatus.STOPPED)  # a stop that comes just before the save
-            registry.resume(job, job.plan.reward)
+            # A stop that comes just before the save.
+            full.setattr(Job, "settle_outcome", lambda job: JobStatus.STOPPED)
+            job = registry.resume(job, job.plan.reward)
             assert job.finished.wait(PATIENCE_SECONDS)
         failed = job.describe()
-        registry.resume(job, None)  # nothing is trained, so that nothing is needed for that
+        job = registry.resume(job, None)  # nothing is trained, so that nothing is needed for that
         assert job.finished.wait(PATIENCE_SECONDS)
         status = job.describe()
         assert (status.status, status.model_name, status.ended_by) == (JobStatus.COMPLETED, "m", "stop_reward")
@@ -827,7 +827,7 @@ class TestFailing:
         second.state.checkpoint = JobCheckpoint(timesteps=32, created_at=datetime.now(UTC), exact=True, note=None)
         registry.check_checkpoint(second)
         assert second.warnings == [], "its resume saves what is in memory, and needs no checkpoint"
-        registry.resume(first, first.plan.reward)
+        first = registry.resume(first, first.plan.reward)
         assert first.finished.wait(PATIENCE_SECONDS)
         assert (first.status, first.describe().n_restarts) == (JobStatus.COMPLETED, 1)
         assert any("is not in memory any more" in warning for warning in first.warnings)

@@ -227,8 +227,7 @@ def test_one_that_is_gone_was_interrupted_and_can_be_resumed(reopen: Reopen, kil
         assert message is not None
         assert message.startswith("interrupted by restart: the server ended while the job was running;")
         assert job.describe().ended_by == "restart"
-        registry.resume(job, None)
-        assert job.describe().n_restarts == 1
+        assert registry.resume(job, None).describe().n_restarts == 1
 
 
 def test_a_stop_that_the_killed_server_had_passed_on_is_known(reopen: Reopen, killed: Job, model: bytes) -> None:

@@ -83,7 +83,7 @@ def test_a_job_that_goes_on_has_earned_nothing_until_it_ends() -> None:
     figures = (first.mean_reward, first.n_episodes, first.success_rate)
     assert (first.status, *figures) == (TrialStatus.INTERRUPTED, 300.0, 2, 0.5)
     sweep.resume()
-    job.resume(None, JobServices(JobTotals()), None)
+    job = job.resume(None, JobServices(JobTotals()), None)
     sweep.note_job(first, job)
     assert (first.mean_reward, first.mean_reward_ci95, first.n_episodes, first.model_name) == (None, None, None, "m")
     assert first.success_rate is None
@@ -138,7 +138,7 @@ def test_a_round_waits_for_a_job_of_an_earlier_one_that_goes_on_and_is_not_chose
     assert sweep.advance()
     first, second, last = sweep.record.trials
     assert (first.status, second.status, last.setting) == (TrialStatus.STOPPED, TrialStatus.COMPLETED, 2)
-    jobs[0].resume(None, JobServices(JobTotals()), None)
+    jobs[0] = jobs[0].resume(None, JobServices(JobTotals()), None)
     sweep.note_job(first, jobs[0])
     sweep.note_job(last, jobs[2])
     jobs[2].progress.publish_final_evaluation(make_final_evaluation(200.0).model_dump())

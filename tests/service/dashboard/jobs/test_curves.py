@@ -55,7 +55,7 @@ def test_after_a_resume_no_time_of_a_curve_lies_in_the_future() -> None:
         return start + job.summarize().elapsed_seconds
 
     assert find_end() == pytest.approx(now - 3600.0)
-    job.resume(None, JobServices(JobTotals()), None)
+    job = job.resume(None, JobServices(JobTotals()), None)
     assert find_end() == pytest.approx(now - 3600.0)  # also while it waits
     job.start()
     assert now - 1.0 < find_end() < time.time() + 1.0
