@@ -157,9 +157,10 @@ def list_rewards(row: SettingRow, rung: int) -> list[float]:
 
 
 def find_best_trial(row: SettingRow) -> Trial | None:
-    """Return the trial of a setting's rung that was evaluated best; None if none was."""
+    """Return the trial of a setting's rung that was evaluated best and has its model still; None without one."""
     measured = [trial for trial in row.trials if trial.rung == row.rung and is_measured(trial)]
-    return max(measured, key=lambda trial: (trial.mean_reward or 0.0, -trial.number), default=None)
+    there = [trial for trial in measured if trial.model_name is not None]
+    return max(there, key=lambda trial: (trial.mean_reward or 0.0, -trial.number), default=None)
 
 
 def _find_best_model(row: SettingRow) -> str | None:

@@ -231,10 +231,10 @@ class Sweep:
     def list_surplus_models(self) -> list[Trial]:
         """List the trials whose models are not to be kept.
 
-        While it runs, a setting keeps its models until all its seeds are evaluated, since it may turn out best.
+        Until it is complete, a setting keeps its models until all its seeds are evaluated, since it may turn out best.
         """
         rows = self.rank()
-        best = find_best_trial(rows[0]) if rows and rows[0].mean_reward is not None else None
+        best = next(filter(None, map(find_best_trial, rows)), None)
         if best is None or self.record.request.get("keep", "best") != "best":
             return []
         return [
@@ -244,7 +244,7 @@ class Sweep:
             if trial.model_name is not None
             and trial is not best
             and not trial.status.is_active
-            and (not self.status.is_active or _is_whole(row, trial))
+            and (self.status is SweepStatus.COMPLETED or _is_whole(row, trial))
         ]
 
     def summarize(self, rows: Sequence[SettingRow] | None = None) -> SweepSummary:

@@ -168,3 +168,60 @@ def test_a_round_without_any_evaluation_ends_the_sweep() -> None:
     assert sweep.advance()
     assert (sweep.status, sweep.record.ended_by) == (SweepStatus.COMPLETED, "no_evaluation")
     assert len(sweep.record.trials) == 2
+
+
+def make_settings(n_settings: int) -> Sweep:
+    """Make a sweep of several settings with two seeds."""
+    sweep = make_sweep(100_000)
+    sweep.record.settings = [{"gamma": 0.9 + 0.01 * number} for number in range(n_settings)]
+    sweep.record.rungs = [Rung(n_settings=n_settings)]
+    sweep.record.trials = make_trials(range(1, n_settings + 1), [0, 1], 0, [128] * n_settings)
+    return sweep
+
+
+def complete(sweep: Sweep, number: int, reward: float) -> None:
+    """Have a trial end with a reward and a model."""
+    trial, job = sweep.record.trials[number - 1], make_job()
+    sweep.note_job(trial, job)
+    job.progress.publish_final_evaluation(make_final_evaluation(reward).model_dump())
+    job.record_saved_model(sweep.name_model(trial), "0" * 64)
+    job.finish(JobStatus.COMPLETED)
+    sweep.observe(trial, job)
+
+
+def tidy(sweep: Sweep) -> list[int]:
+    """Delete the models that are not to be kept; return the numbers of those that are."""
+    for trial in sweep.list_surplus_models():
+        trial.model_name = None
+    return [trial.number for trial in sweep.record.trials if trial.model_name is not None]
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_sweep_that_has_yet_to_go_on_keeps_what_may_win(is_stopped: bool) -> None:
+    sweep = make_settings(2)
+    for number, reward in ((1, 100.0), (2, 110.0), (3, 500.0)):
+        complete(sweep, number, reward)
+    if is_stopped:
+        sweep.stop()
+    sweep.interrupt()
+    assert tidy(sweep) == [2, 3]
+    sweep.resume()
+    complete(sweep, 4, 480.0)
+    sweep.advance()
+    best = sweep.describe().best
+    assert (sweep.status, tidy(sweep)) == (SweepStatus.COMPLETED, [3])
+    assert best is not None
+    assert (best.setting, best.model_name) == (2, "s-03")
+
+
+def test_the_best_model_that_is_left_of_the_best_setting_is_kept() -> None:
+    sweep = make_settings(2)
+    for number, reward in ((1, 100.0), (2, 110.0), (3, 500.0), (4, 480.0)):
+        complete(sweep, number, reward)
+    sweep.record.trials[2].model_name = None  # somebody has deleted it
+    assert tidy(sweep) == [4]
+    best = sweep.describe().best
+    assert best is not None
+    assert (best.setting, best.model_name) == (2, "s-04")
+    sweep.record.trials[3].model_name, sweep.record.trials[1].model_name = None, "s-02"
+    assert tidy(sweep) == [2]
