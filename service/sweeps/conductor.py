@@ -204,18 +204,13 @@ class Conductor:
         return self._admission.start_job(request, sweep.record.client, sweep.sweep_id, init_sha256)
 
     def _resume_job(self, trial: Trial, client: str | None) -> Job | None:
-        """Let a trial's interrupted job go on; None if it has none that can."""
+        """Let a trial's interrupted job go on; None if it has none."""
         job = find_trial_job(self._registry, trial)
         if job is None or job.status not in (JobStatus.STOPPED, JobStatus.FAILED):
             return job
-        try:
+        with suppress(NotFoundError):  # it was deleted just now
             return self._admission.resume_job(job.job_id, client)
-        except NotFoundError:
-            return None
-        except ConflictError as error:
-            if error.is_passing:
-                raise
-            return None
+        return None
 
     def stop_job(self, job_id: str) -> None:
         """Stop a job of a sweep, unless it has ended."""

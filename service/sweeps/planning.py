@@ -52,7 +52,7 @@ def plan_sweep(
     base = request.base
     seeds = request.seeds or [base.seed or 0]
     settings = space.choose_settings(request.n_trials, seed)
-    first = _check_settings(base, settings, plan)
+    first = check_settings(base, settings, plan)
     total = first.total_timesteps
     rungs = _plan_rungs(request, len(settings), total)
 
@@ -88,21 +88,13 @@ def plan_sweep(
     return PlannedSweep(record, seed, n_jobs, timesteps)
 
 
-def _plan_rungs(request: SweepRequest, n_settings: int, total_timesteps: int) -> list[Rung]:
-    if request.method != "halving":
-        return [Rung(n_settings=n_settings)]
-    factor = request.reduction_factor or DEFAULT_FACTOR
-    if n_settings < factor:
-        message = f"of {n_settings} settings, halving by {factor} leaves none; try more, or a smaller factor"
-        raise make_refusal([Violation(("reduction_factor",), message)])
-    return plan_rungs(n_settings, total_timesteps, factor, request.min_timesteps or 1)
-
-
-def _check_settings(
+def check_settings(
     base: TrainRequest, settings: Sequence[Setting], plan: Callable[[TrainRequest], TrainConfig]
 ) -> TrainConfig:
     """Plan the first setting, and those with a value that none before had; return how the first is trained.
 
+    :param base: What all settings share.
+    :param plan: As in ``plan_sweep``.
     :raises InvalidRequestError: If one does not fit.
     """
     seen: set[str] = set()
@@ -123,6 +115,16 @@ def _check_settings(
         first = first or config
     assert first is not None, "a space has at least one setting"
     return first
+
+
+def _plan_rungs(request: SweepRequest, n_settings: int, total_timesteps: int) -> list[Rung]:
+    if request.method != "halving":
+        return [Rung(n_settings=n_settings)]
+    factor = request.reduction_factor or DEFAULT_FACTOR
+    if n_settings < factor:
+        message = f"of {n_settings} settings, halving by {factor} leaves none; try more, or a smaller factor"
+        raise make_refusal([Violation(("reduction_factor",), message)])
+    return plan_rungs(n_settings, total_timesteps, factor, request.min_timesteps or 1)
 
 
 def _count_work(n_seeds: int, steps: Sequence[int], rungs: Sequence[Rung]) -> tuple[int, int]:

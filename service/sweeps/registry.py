@@ -3,7 +3,9 @@
 from contextlib import suppress
 from typing import NamedTuple
 
-from service.errors import ConflictError, StorageError
+from pydantic import ValidationError
+
+from service.errors import ConflictError, InvalidRequestError, StorageError
 from service.jobs.admission import JobAdmission
 from service.jobs.job import Job
 from service.jobs.records.database import JournalError
@@ -11,11 +13,12 @@ from service.jobs.records.journal import JobJournal
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
 from service.schemas.sweeps import SweepDescription, SweepRequest, SweepStatus, SweepSummary, Trial
+from service.schemas.training import TrainConfig, TrainRequest
 from service.sweeps.conductor import Conductor
-from service.sweeps.planning import PlannedSweep, plan_sweep
+from service.sweeps.planning import PlannedSweep, check_settings, plan_sweep
 from service.sweeps.recorder import SweepRecorder
 from service.sweeps.restoring import interrupt_sweeps, list_gone_on
-from service.sweeps.sweep import Sweep
+from service.sweeps.sweep import Sweep, SweepRecord
 from service.sweeps.sweep_models import SweepModels
 from service.sweeps.table import SweepTable
 
@@ -154,24 +157,41 @@ class SweepRegistry:
         return [(trial, job) for trial, job in list_gone_on(sweep, self._registry) if not job.status.is_final]
 
     def resume(self, sweep_id: str) -> SweepSummary:
-        """Go on with a sweep that was stopped, or interrupted by the end of the server.
+        """Go on with a sweep that was stopped, or interrupted by the end of the server. It may take seconds.
 
         :raises NotFoundError: If there is no such sweep.
-        :raises ConflictError: If it has not ended, or is complete.
+        :raises ConflictError: If it has not ended, or is complete, or this server lacks something that it needs.
         :raises QueueFullError: If too many sweeps are active.
+        :raises ServiceError: Whatever planning a job raises.
         """
         with self._table.changed:
             sweep = self._table.get(sweep_id)
-            if sweep.status not in (SweepStatus.STOPPED, SweepStatus.INTERRUPTED):
-                raise ConflictError(
-                    f"sweep '{sweep.record.name}' is {sweep.status}; only stopped and interrupted sweeps can be "
-                    "resumed."
-                )
+            _check_can_resume(sweep)
+        self._check_can_train(sweep.record)
+        with self._table.changed:
+            sweep = self._table.get(sweep.sweep_id)  # it may be gone, or active, by now
+            _check_can_resume(sweep)
             self._table.check_n_active(sweep.record.client)
             sweep.resume()
             self._conductor.activate(sweep)
         self._recorder.write(sweep.sweep_id)
         return self._table.summarize(sweep)
+
+    def _check_can_train(self, record: SweepRecord) -> None:
+        """Plan a sweep's jobs again: what this server lacks would refuse one after the other, for good."""
+
+        def plan(request: TrainRequest) -> TrainConfig:
+            init_sha256 = record.init_sha256.get(request.init_model or "")
+            return self._admission.plan(request, record.client, init_sha256=init_sha256).config
+
+        try:
+            check_settings(SweepRequest.model_validate(record.request).base, record.settings, plan)
+        except (InvalidRequestError, ValidationError) as error:
+            detail = error.detail if isinstance(error, InvalidRequestError) else "its settings are of another version."
+            raise ConflictError(
+                f"sweep '{record.name}' cannot go on with this server: {detail} Start it with what the sweep was "
+                "accepted with, such as its --env-module, and resume the sweep then."
+            ) from error
 
     def delete(self, sweep_id: str) -> SweepSummary:
         """Forget a sweep; its jobs and its models stay.
@@ -208,6 +228,13 @@ class SweepRegistry:
     def close(self) -> None:
         """Start no more jobs."""
         self._conductor.close()
+
+
+def _check_can_resume(sweep: Sweep) -> None:
+    if sweep.status not in (SweepStatus.STOPPED, SweepStatus.INTERRUPTED):
+        raise ConflictError(
+            f"sweep '{sweep.record.name}' is {sweep.status}; only stopped and interrupted sweeps can be resumed."
+        )
 
 
 def _check_is_ended(sweep: Sweep) -> None:

@@ -68,9 +68,11 @@ def stop_sweep(sweep_id: SweepId, service: CurrentService) -> SweepMessage:
 
 
 @router.post("/sweeps/{sweep_id}/resume", responses=errors(403, 404, 409))
-def resume_sweep(sweep_id: SweepId, service: CurrentService) -> SweepMessage:
+async def resume_sweep(sweep_id: SweepId, service: CurrentService) -> SweepMessage:
     """Go on with a sweep that was stopped, or interrupted by the end of the server."""
-    return _confirm("Sweep resumed", service.sweeps.resume(sweep_id))
+    service.admission.check_planning()
+    resume = partial(service.sweeps.resume, sweep_id)
+    return _confirm("Sweep resumed", await to_thread.run_sync(resume, limiter=service.admission.planning_limiter))
 
 
 @router.delete("/sweeps/{sweep_id}", responses=errors(403, 404, 409, 507))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -529,6 +530,30 @@ def test_a_sweep_survives_the_server(settings: Settings, register_env: RegisterE
         sweep = wait_for_sweep(client)
         assert (sweep["status"], sweep["counts"]) == ("completed", {"completed": 2})
         assert list_trials(sweep)[0]["job_id"] == list_trials(before)[0]["job_id"]
+
+
+def test_a_server_that_lacks_what_it_needs_leaves_it_as_it_was(settings: Settings, register_env: RegisterEnv) -> None:
+    gate = Gate()
+    env_name = register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)
+    with make_client(settings.model_copy(update={"shutdown_grace_seconds": 0.1})) as client:
+        start(client, name="long", base={**BASE, "env_name": env_name}, max_active=1)
+        wait_for_counts(client, running=1, waiting=1)
+        wait_until(lambda: gate.n_arrived > 0)
+    gate.admit()
+    with make_client(settings) as client:
+        spec = gym.registry.pop(env_name)
+        refusal = client.post("/sweeps/latest/resume")
+        assert refusal.status_code == 409
+        said = "sweep 'long' cannot go on with this server: setting 1, learning_rate=0.001, does not fit: env_name '"
+        assert refusal.json()["detail"].startswith(said + env_name)
+        assert refusal.json()["detail"].endswith("such as its --env-module, and resume the sweep then.")
+        assert (describe(client)["status"], describe(client)["counts"]) == (
+            "interrupted",
+            {"interrupted": 1, "waiting": 1},
+        )
+        gym.registry[env_name] = spec
+        assert client.post("/sweeps/latest/resume").status_code == 200
+        assert wait_for_sweep(client)["counts"] == {"completed": 2}
 
 
 def test_a_job_that_was_started_last_is_found_again(settings: Settings, register_env: RegisterEnv) -> None:
