@@ -194,7 +194,8 @@ class Conductor:
         job = self._resume_job(trial, sweep.record.client)
         if job is not None:
             return job
-        request = sweep.make_request(trial)
+        # Only what an earlier job of this trial has saved may be replaced.
+        request = sweep.make_request(trial, replace=self._models.is_own(sweep.name_model(trial), trial.sha256))
         init_sha256 = sweep.record.init_sha256.get(request.init_model or "")
         if sweep.record.budget_timesteps is not None:
             config = self._admission.plan(request, sweep.record.client, init_sha256=init_sha256).config

@@ -114,9 +114,10 @@ class Sweep:
         self.record.steps[trial.number] = self.get_steps(trial).model_copy(update=planned)
         return self._fits_budget(trial)
 
-    def make_request(self, trial: Trial) -> TrainRequest:
+    def make_request(self, trial: Trial, replace: bool) -> TrainRequest:
         """Return the request for a trial's job.
 
+        :param replace: Whether the job may replace a model.
         :raises ValidationError: If the sweep was written by a version with other fields.
         """
         fields = {
@@ -124,8 +125,7 @@ class Sweep:
             "seed": trial.seed,
             "total_timesteps": trial.total_timesteps,
             "model_name": self.name_model(trial),
-            # Only what an interrupted job of this trial has saved may be replaced.
-            "replace": trial.model_name is not None,
+            "replace": replace,
         }
         return make_train_request(SweepRequest.model_validate(self.record.request).base, fields)
 

@@ -73,6 +73,15 @@ class SweepModels:
                 if (sha256 := self._store.inspect_file(name).sha256) is not None:
                     record.init_sha256[name] = sha256
 
+    def is_own(self, name: str, sha256: str | None) -> bool:
+        """Return whether the model of a name is a file that a trial has saved.
+
+        :param sha256: The file's; None if the trial has saved none.
+        :raises ConflictError: If the disk refuses.
+        """
+        found = None if sha256 is None else self._store.find_file(name)
+        return found is not None and found.sha256 == sha256
+
     def remove_surplus(self, sweep: Sweep) -> None:
         """Delete the models that are not to be kept, unless others have taken their places."""
         with self._table.changed:

@@ -287,6 +287,28 @@ def test_a_stopped_sweep_can_go_on(client: TestClient, held: dict[str, Any], gat
     assert client.post("/sweeps/latest/resume").status_code == 409
 
 
+@pytest.mark.parametrize("is_forgotten", [False, True])
+def test_a_model_that_somebody_else_put_there_is_not_replaced_by_a_job_that_goes_on(
+    client: TestClient, is_forgotten: bool
+) -> None:
+    base = {**BASE, "env_name": "CartPole-v1", "total_timesteps": 1_000_000}
+    start(client, name="halted", base=base, space={"learning_rate": [0.001]})
+    wait_until(lambda: describe(client)["timesteps"] > 0)
+    client.post("/sweeps/latest/stop")
+    (trial,) = list_trials(wait_for_sweep(client))
+    assert trial["model_name"] == "halted-01"
+    theirs = make_model("CartPole-v1", 5).to_bytes(env_name="CartPole-v1")
+    assert upload(client, theirs, "halted-01", overwrite=True).status_code == 200
+    if is_forgotten:
+        client.delete(f"/training/{trial['job_id']}")
+    client.post("/sweeps/latest/resume")
+    wait_until(lambda: describe(client)["counts"] != {"waiting": 1})
+    (trial,) = list_trials(describe(client))
+    assert trial["status"] == "failed"
+    assert trial["error_message"].startswith("a model 'halted-01' already exists; ")
+    assert client.get("/models/halted-01/file").content == theirs
+
+
 @pytest.mark.parametrize("status", ["interrupted", "stopped"])
 def test_an_interrupted_sweep_is_stopped_as_long_as_jobs_of_it_go_on(
     client: TestClient,
