@@ -160,10 +160,10 @@ class Sweep:
             )
         if job is None:
             self.note_refusal(trial, "the server has forgotten its job")
-        elif not job.status.is_final:
-            trial.status, trial.current_timesteps = TrialStatus(job.status), job.summarize().current_timesteps
-        else:
+        elif (status := job.status).is_final:  # read once, as it may end now
             self._note_end(trial, job)
+        else:
+            trial.status, trial.current_timesteps = TrialStatus(status), job.summarize().current_timesteps
         return trial.status is not before
 
     def _note_end(self, trial: Trial, job: Job) -> None:

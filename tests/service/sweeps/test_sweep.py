@@ -225,3 +225,13 @@ def test_the_best_model_that_is_left_of_the_best_setting_is_kept() -> None:
     assert (best.setting, best.model_name) == (2, "s-04")
     sweep.record.trials[3].model_name, sweep.record.trials[1].model_name = None, "s-02"
     assert tidy(sweep) == [2]
+
+
+def test_a_job_that_ends_as_it_is_looked_at_is_taken_for_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, job = make_sweep(300), make_job()
+    first = sweep.record.trials[0]
+    sweep.note_job(first, job)
+    statuses = [JobStatus.RUNNING]
+    monkeypatch.setattr(Job, "status", property(lambda job: statuses.pop() if statuses else JobStatus.COMPLETED))
+    sweep.observe(first, job)
+    assert first.status is TrialStatus.RUNNING, "its figures are noted at the next look"
