@@ -16,6 +16,7 @@ from service.schemas.sweeps import SweepDescription, SweepRequest, SweepStatus, 
 from service.schemas.training import TrainConfig, TrainRequest
 from service.sweeps.conductor import Conductor
 from service.sweeps.planning import PlannedSweep, check_settings, plan_sweep
+from service.sweeps.ranking import find_best_trial
 from service.sweeps.recorder import SweepRecorder
 from service.sweeps.restoring import interrupt_sweeps, list_gone_on
 from service.sweeps.sweep import Sweep, SweepRecord
@@ -112,6 +113,13 @@ class SweepRegistry:
         """
         with self._table.changed:
             return self._table.get(sweep_id).describe()
+
+    def find_best_model(self, sweep: SweepDescription) -> str | None:
+        """Return a reference to the model of the best policy, perhaps an earlier version by now; None if it is gone."""
+        best = find_best_trial(sweep.settings[0])
+        if best is None or best.model_name is None:
+            return None
+        return self._store.folder.find_reference(best.model_name, best.sha256)
 
     def stop(self, sweep_id: str) -> SweepSummary:
         """Start no more jobs of a sweep, and stop those that run, which save what they have learned.

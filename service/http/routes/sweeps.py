@@ -58,7 +58,10 @@ def list_sweeps(
 @router.get("/sweeps/{sweep_id}", responses=errors(404))
 def describe_sweep(sweep_id: SweepId, service: CurrentService) -> SweepDescription:
     """Describe a sweep: its settings by what they earned, their jobs, and which is the best."""
-    return service.sweeps.describe(sweep_id)
+    sweep = service.sweeps.describe(sweep_id)
+    if sweep.best is not None:
+        sweep.best.model_name = service.sweeps.find_best_model(sweep)
+    return sweep
 
 
 @router.post("/sweeps/{sweep_id}/stop", responses=errors(403, 404, 409))

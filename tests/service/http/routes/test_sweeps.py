@@ -133,6 +133,15 @@ def test_a_model_that_somebody_else_put_there_is_never_deleted(client: TestClien
     assert client.get(f"/models/{worse}").json()["sha256"] == other["sha256"]
 
 
+def test_the_best_model_is_named_as_a_version_once_another_has_its_name(client: TestClient) -> None:
+    start(client, name="first", space={"learning_rate": [0.001]})
+    best = wait_for_sweep(client)["best"]["model_name"]
+    sha256 = client.get(f"/models/{best}").json()["sha256"]
+    upload(client, make_model("CartPole-v1", 5).to_bytes(env_name="CartPole-v1"), best, overwrite=True)
+    named = describe(client)["best"]["model_name"]
+    assert (named, client.get(f"/models/{named}").json()["sha256"]) == (f"{best}@1", sha256)
+
+
 def test_a_model_that_somebody_has_promoted_is_never_deleted(client: TestClient, app: FastAPI) -> None:
     start(client, name="first", keep="all")
     sweep = wait_for_sweep(client)
