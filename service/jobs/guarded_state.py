@@ -5,7 +5,8 @@ import threading
 from service.jobs.clock import JobClock
 from service.jobs.judging.no_signal import describe_silence
 from service.jobs.records.history import JobHistory
-from service.jobs.records.record import JobEnd, JobState
+from service.jobs.records.record import CHECKPOINT_GONE, JobEnd, JobState
+from service.training.order import UNEVALUATED
 from service.workers.receipts import Receipts
 
 
@@ -52,10 +53,19 @@ class GuardedState:
 
     def take_end_back(self) -> None:
         """Forget the end of a resumed job, and what came after its checkpoint, as its worker begins."""
-        if self.state.end_before is None:
+        state, end = self.state, self.state.end_before
+        if end is None:
             return
+        trains_again = end.is_unsaved and state.begins_at < state.current_timesteps
+        is_checkpoint_gone = state.checkpoint is None and CHECKPOINT_GONE in state.warnings
         self.rewind_to_checkpoint()
-        self.state.end_before = self.state.model_name = self.state.sha256 = None
+        state.end_before = state.model_name = state.sha256 = None
+        # The policy to come is another one.
+        state.warnings = [each for each in state.warnings if not each.startswith((UNEVALUATED, CHECKPOINT_GONE))]
+        if trains_again:
+            self.warn("its finished policy is not in memory any more, so the job trains again.")
+        if is_checkpoint_gone:
+            self.warn("its checkpoint is gone or cannot be used here, so the job began again.")
 
     def rewind_to_checkpoint(self) -> None:
         """Go back to where the checkpoint was taken, or to the start."""

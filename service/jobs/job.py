@@ -17,7 +17,6 @@ from service.jobs.progress import JobProgress
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
 from service.jobs.records.record import (
-    CHECKPOINT_GONE,
     JobEnd,
     JobRecord,
     JobState,
@@ -30,7 +29,6 @@ from service.jobs.records.unsaved import UnsavedModel
 from service.jobs.totals import JobTotals
 from service.jobs.transitions import JobEvent, find_next
 from service.schemas.jobs import JobCheckpoint, JobLabels, JobStatus, JobSummary, TrainingStatus
-from service.training.order import UNEVALUATED
 from service.training.planning.plan import TrainingPlan
 from service.workers.receipts import Receipts
 from service.workers.task import N_STOPS
@@ -401,9 +399,10 @@ class Job:
                 self._enter(end)
 
     def _enter(self, end: JobEnd) -> None:
+        if end is not self.state.end_before:  # which was counted then
+            self._services.totals.add_end(end.status)
         self.state.enter(end)
         self._progress.forget_training()
-        self._services.totals.add_end(end.status)
         try:
             self._append_end()
         finally:
@@ -450,17 +449,13 @@ class Job:
 
     def _reopen(self, status: JobStatus, checkpoint: JobCheckpoint | None, unsaved_model: UnsavedModel | None) -> None:
         """Enter the queue again, see ``resume``; no other thread has the job yet."""
-        guarded, state = self._guarded, self.state
+        state = self.state
         ended = state.describe_end()
-        if unsaved_model is None:  # the policy to come is another one
-            state.warnings = [each for each in state.warnings if not each.startswith(UNEVALUATED)]
-        if unsaved_model is None and state.is_unsaved:
-            guarded.warn("its finished policy is not in memory any more, so the job trains again.")
-        was_promised = state.checkpoint is not None or CHECKPOINT_GONE in state.warnings
-        state.warnings = [each for each in state.warnings if each != CHECKPOINT_GONE]
-        if checkpoint is None and was_promised and unsaved_model is None:
-            guarded.warn("its checkpoint is gone or cannot be used here, so the job began again.")
-        state.checkpoint, state.n_lost_workers = checkpoint, 0
+        if checkpoint is None and unsaved_model is None:
+            state.forget_checkpoint(self.job_id)
+        else:
+            state.checkpoint = checkpoint
+        state.n_lost_workers = 0
         self._unsaved_model = unsaved_model
         self._begin_again()
         self.history.rewind(state.current_timesteps)  # only the end is taken back

@@ -300,7 +300,44 @@ class TestOneJob:
             job.warn(warning)
         job.finish(JobStatus.STOPPED)
         job = job.resume(None, JobServices(JobTotals()), None)
+        assert len(job.warnings) == 2, "its worker has not begun"
+        job.start()
+        job.progress.advance(1)
         assert job.warnings == ["mind the gap"]
+
+    @pytest.mark.parametrize("is_unsaved", [False, True])
+    def test_a_resume_that_is_stopped_before_its_worker_begins_warns_of_nothing_and_counts_no_end(
+        self, tmp_path: Path, is_unsaved: bool
+    ) -> None:
+        folder, totals = CheckpointFolder(tmp_path, lambda job_id: False), JobTotals()
+        services = JobServices(totals, checkpoints=folder)
+        job = Job(plan(total_timesteps=100), services)
+        job.start()
+        job.progress.advance(64)
+        job.progress.publish_checkpoint({"timesteps": 32}, b"a checkpoint")
+        job.warn("the policy was saved but not evaluated, since no episode ended within 2 s.")
+        job.finish(JobStatus.FAILED, "OSError: no space", is_unsaved=is_unsaved)
+        before, n_ended = job.describe(), totals.n_ended
+        job = job.resume(None, services, before.checkpoint)
+        job.stop()
+        changed = {"n_restarts", "start_time"}
+        assert job.describe().model_dump(exclude=changed) == before.model_dump(exclude=changed)
+        assert totals.n_ended == n_ended
+
+    @pytest.mark.parametrize("timesteps", [32, 100])
+    def test_a_finished_policy_that_is_lost_is_trained_again_unless_the_checkpoint_has_it(
+        self, tmp_path: Path, timesteps: int
+    ) -> None:
+        services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path, lambda job_id: False))
+        job = Job(plan(total_timesteps=100), services)
+        job.start()
+        job.progress.advance(100)
+        job.progress.publish_checkpoint({"timesteps": timesteps}, b"a checkpoint")
+        job.finish(JobStatus.FAILED, "the disk is full.", is_unsaved=True)
+        job = job.resume(None, services, job.describe().checkpoint)
+        job.start()
+        job.progress.advance(timesteps)
+        assert ("trains again" in " ".join(job.warnings)) == (timesteps == 32)
 
     def test_its_earlier_end_is_gone_also_where_only_saving_was_left(self, job: Job) -> None:
         job.start()
