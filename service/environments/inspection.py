@@ -59,7 +59,7 @@ def _list_names(env: gym.Env[Any, Any], key: str) -> list[str]:
 
 
 def _is_name(text: Any) -> bool:
-    return isinstance(text, str) and len(text) <= _MAX_NAME_CHARS and text.isprintable()
+    return isinstance(text, str) and bool(text.strip()) and len(text) <= _MAX_NAME_CHARS and text.isprintable()
 
 
 def _list_env_kwargs(env_name: str) -> dict[str, Any] | None:

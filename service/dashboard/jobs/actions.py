@@ -15,7 +15,7 @@ from service.dashboard.widgets.html_elements import Text, make_box, make_button,
 from service.dashboard.widgets.toasts import show_error
 from service.errors import ServiceError
 from service.jobs.job import Job
-from service.schemas.jobs import LabelRequest
+from service.schemas.jobs import JobStatus, LabelRequest
 
 _PROBLEMS = {
     "display_name": "A name has at most 100 characters.",
@@ -108,6 +108,8 @@ class JobActions:
 
 def describe_stop(job: Job) -> str:
     """Say what a stop would keep of a job."""
+    if job.status is JobStatus.QUEUED and job.state.checkpoint is not None:
+        return "Its checkpoint is kept, and it can be resumed."
     if job.has_stepped or job.state.checkpoint is not None:
         return "The policy learned so far is kept and can be played."
     return "It has learned nothing yet, so nothing is kept."

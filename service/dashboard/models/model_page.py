@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
@@ -19,7 +18,6 @@ from service.dashboard.models.version_list import VersionList
 from service.dashboard.widgets.headline import HeadlineText, describe_model
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note, make_pairs
 from service.dashboard.widgets.number_format import format_count, format_size
-from service.environments.catalogue import Catalogue
 from service.errors import ConflictError, NotFoundError, ServiceError
 from service.http.browser_rules import DASHBOARD_PATH
 from service.models.card import make_card
@@ -83,16 +81,16 @@ async def show_model(name: str) -> None:
                     _show_facts(card)
     watch.controls = (download, player.controls, panel.controls, use.controls)
     ui.timer(_CHECK_SECONDS, watch.check)
-    ui.timer(0, player.show, once=True)
     ui.timer(0, sliders.answer, once=True)
-    if env_name is not None and not labels.observations:
-        ui.timer(0, partial(_label, sliders, service.catalogue, env_name), once=True)
+
+    async def ask_workers() -> None:
+        """Ask one after the other, so that a page takes one worker only."""
+        await player.show()
+        if env_name is not None and not labels.observations:
+            await sliders.label(await run_in_threadpool(ask_for_labels, service.catalogue, env_name))
+
+    ui.timer(0, ask_workers, once=True)
     ui.timer(0, versions.refresh, once=True)
-
-
-async def _label(sliders: ObservationSliders, catalogue: Catalogue, env_name: str) -> None:
-    """Name the sliders as the environment does, which may take a worker a second to find out."""
-    await sliders.label(await run_in_threadpool(ask_for_labels, catalogue, env_name))
 
 
 class _FileWatch:

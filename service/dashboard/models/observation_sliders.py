@@ -170,10 +170,12 @@ class ObservationSliders:
     async def label(self, labels: Labels) -> None:
         """Show other names."""
         for part in self._parts:
-            if part.key is None:
-                for slider, name in zip(part.sliders, labels.observations, strict=False):
+            # With other arguments than the model's, the environment may show other numbers.
+            if part.key is None and len(part.sliders) == len(labels.observations):
+                for slider, name in zip(part.sliders, labels.observations, strict=True):
                     slider.label(name)
-        if labels.actions:
+        space = self._model.actor.action_space
+        if isinstance(space, spaces.Discrete) and space.n == len(labels.actions):
             self._labels, self._shown = labels, None
             await self.answer()
 

@@ -47,8 +47,7 @@ async def show_sweep(sweep_id: str) -> None:
         return
     with show_frame(sweep.name, "Sweeps"):
         shown = _Sweep(registry, sweep)
-    await shown.refresh()
-    ui.timer(_REFRESH_SECONDS, shown.refresh)
+    ui.timer(_REFRESH_SECONDS, shown.refresh)  # at once, too: after the page, for it reads the models' files
 
 
 class _Sweep:

@@ -173,7 +173,9 @@ def record(run: Run) -> Evidence:
     except Exception as error:  # foreign code: one of the environments is broken
         job.finish(JobStatus.FAILED, describe_error(error))
     else:
-        job.finish(job.settle_outcome())
+        outcome = job.settle_outcome()
+        assert outcome is not None
+        job.finish(outcome)
     return _gather(job)
 
 
