@@ -110,9 +110,11 @@ class JobProgress:
         try:
             self._checkpoints.write(self._job_id, content)
         except OSError as error:
+            kept = self._state.checkpoint
+            lost = "what is learned" if kept is None else f"what was learned after step {kept.timesteps:,}"
             self.publish_warning(
-                f"no checkpoint can be kept, so an interruption loses what is learned ({error.strerror}); free some "
-                "disk space or mend the models folder."
+                f"no new checkpoint can be kept, so an interruption loses {lost} ({error.strerror}); free some space, "
+                "raise GRPO_MAX_MODELS_BYTES or mend the models folder."
             )
             return
         fields = {name: described.get(name) for name in ("timesteps", "exact", "note")}

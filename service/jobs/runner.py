@@ -191,7 +191,7 @@ class JobRunner:
             if outcome is not JobStatus.COMPLETED or not self.unsaved.keep(job.job_id, model):
                 raise
             raise _UnsavedError(
-                f"{error} The finished policy is in memory: until this server ends, "
+                f"{error} As long as the server that trained it runs, it keeps the finished policy in memory, and "
                 f"POST /training/{job.job_id}/resume saves it without training again."
             ) from error
         self.unsaved.forget(job.job_id)

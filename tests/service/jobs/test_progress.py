@@ -1,5 +1,7 @@
 """What a worker reports of a job is noted until the job has ended."""
 
+import errno
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,21 @@ def test_it_notes_no_checkpoint_if_it_ends_while_that_is_written(tmp_path: Path)
     hung.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
     assert (hung.status, hung.describe().checkpoint) == (JobStatus.FAILED, None)
     assert hung.history.list_events()[-1].payload == hung.describe().model_dump(mode="json")
+
+
+def test_a_checkpoint_that_cannot_be_kept_costs_what_came_after_the_last_one(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path, lambda job_id: True)
+    job = Job(plan(total_timesteps=100), JobServices(JobTotals(), checkpoints=checkpoints))
+    job.start()
+    job.progress.advance(64)
+    job.progress.publish_checkpoint({"timesteps": 64}, b"content")
+    checkpoints.write = refuse  # type: ignore[method-assign]
+    job.progress.publish_checkpoint({"timesteps": 96}, b"content")
+    assert "loses what was learned after step 64 (No space left on device)" in job.describe().warnings[-1]
+
+
+def refuse(job_id: str, content: bytes) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_an_abandoned_job_stops_at_its_next_step_and_no_longer_changes(job: Job) -> None:

@@ -272,7 +272,7 @@ def test_a_checkpoint_that_the_disk_refuses_ends_in_one_warning(
         folder.unlink()
         (models_dir / ".kept").rename(folder)
     assert status["status"] == "completed"
-    assert sum("no checkpoint can be kept" in warning for warning in status["warnings"]) == 1
+    assert sum("no new checkpoint can be kept" in warning for warning in status["warnings"]) == 1
 
 
 class TestAModelOfSomebodyElse:
