@@ -90,7 +90,8 @@ class SavedAlgorithm(ActingAlgorithm):
         :param exclude: Not supported, see ``include``.
         :param include: Not supported: the file's content is fixed, because it is never unpickled.
         :raises ValueError: If ``exclude`` or ``include`` is given.
-        :raises grpo_core.saving.model_file.ModelFileError: If the file would have 2 GiB. A server reads up to 128 MiB.
+        :raises grpo_core.saving.model_file.ModelFileError: If it could not be loaded, as one of 2 GiB or with
+            weights of SB3's own layers that are not finite. A server reads up to 128 MiB.
         """
         if exclude is not None or include is not None:
             raise ValueError("exclude and include are not supported: a GRPO model file has a fixed content.")

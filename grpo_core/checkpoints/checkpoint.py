@@ -39,7 +39,7 @@ from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
 from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization
-from grpo_core.update.policies import copy_policy
+from grpo_core.update.policies import copy_policy, find_not_finite
 
 # What every checkpoint says, so that whoever reads one need not ask.
 _FACTS = frozenset({
@@ -154,12 +154,15 @@ def _list_logged(model: GroupedAlgorithm) -> list[tuple[str, Any, int, Sequence[
 
 
 def _check_finite(model: GroupedAlgorithm) -> None:
-    optimizer, weights = model.policy.optimizer, get_weights(model.policy)
-    moments = get_optimizer_state(optimizer) if model._parameter_groups.built(optimizer) else {}
-    for kind, arrays in (("weights", weights), ("moments", moments)):
-        if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+    optimizer, bad = model.policy.optimizer, {"weights": find_not_finite(model.policy)}
+    # What an optimizer of the user's own keeps may well be infinite.
+    if model._parameter_groups.built(optimizer) and type(optimizer).__module__.startswith("torch."):
+        moments = get_optimizer_state(optimizer).items()
+        bad["moments"] = next((name for name, array in moments if not np.isfinite(array).all()), None)
+    for kind, name in bad.items():
+        if name is not None:
             raise ModelFileError(
-                f"the {kind} of {bad[0]} are NaN or infinite; lower learning_rate or the size of the rewards."
+                f"the {kind} of {name} are NaN or infinite; lower learning_rate or the size of the rewards."
             )
 
 

@@ -235,7 +235,7 @@ def to_bytes(
     :param weights: Parameter name to array.
     :param optimizer: Optimizer state name to array.
     :param normalization: Arrays that ``normalization_shapes(meta)`` names.
-    :raises ModelFileError: If the model is beyond ``LIBRARY_LIMITS``, and so would not be read again.
+    :raises ModelFileError: If it would not be read again, as one that is beyond ``LIBRARY_LIMITS``.
     """
     groups = {"weights": weights, "optimizer": optimizer, "normalization": normalization or {}}
     members = {
@@ -243,6 +243,11 @@ def to_bytes(
         for group, arrays in groups.items()
         for name, array in arrays.items()
     }
+    if unread := [name for name, content in members.items() if read_head(content) is None]:
+        raise ModelFileError(f"{unread[0]} would be not a float array, nor any other that is read again.")
+    if not meta["network"].get("own_parts"):
+        for name, array in weights.items():
+            _check_weight(f"weights/{name}.npy", np.asarray(array))
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
     header = json.dumps({"format": FORMAT, **meta, "sha256": digests}, indent=1, allow_nan=False)
     _check_saveable(len(header), len(members), sum(map(len, members.values())))
@@ -389,12 +394,18 @@ def _read_array(
         raise ModelFileError(f"{member} is {head.dtype} {head.shape}, not a float array of shape {shape}.")
     if head.n_bytes != len(content):
         raise ModelFileError(f"{member} holds more or less than its header says.")
-    array = head.view(content).astype(head.dtype.newbyteorder("="), order="C")  # torch takes this machine's alone
+    return head.view(content).astype(head.dtype.newbyteorder("="), order="C")  # torch takes this machine's alone
+
+
+def _check_finite(member: str, array: npt.NDArray[Any]) -> None:
     if not np.isfinite(array).all():
         raise ModelFileError(f"{member} holds NaN or infinite numbers.")
-    if member.startswith("weights/") and (np.abs(array) > FLOAT32_MAX).any():  # a policy computes in these
+
+
+def _check_weight(member: str, array: npt.NDArray[Any]) -> None:
+    _check_finite(member, array)
+    if (np.abs(array) > FLOAT32_MAX).any():  # a policy computes in these
         raise ModelFileError(f"{member} holds numbers too large for a 32-bit float.")
-    return array
 
 
 def _describe_own_parts(own_parts: Mapping[str, Any]) -> str:
@@ -407,14 +418,21 @@ def _describe_own_parts(own_parts: Mapping[str, Any]) -> str:
 
 
 def _read_weights(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], meta: Mapping[str, Any]) -> Arrays:
-    shapes = expected_shapes(meta)
-    return {name: _read_array(archive, members, meta, f"weights/{name}.npy", shapes[name]) for name in shapes}
+    weights: Arrays = {}
+    for name, shape in expected_shapes(meta).items():
+        member = f"weights/{name}.npy"
+        weights[name] = _read_array(archive, members, meta, member, shape)
+        _check_weight(member, weights[name])
+    return weights
 
 
 def _read_own_weights(
     archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], meta: Mapping[str, Any]
 ) -> Arrays:
-    """Read whatever weights there are: only the policy that they are put into knows which there have to be."""
+    """Read whatever weights there are: only the policy that they are put into knows which there have to be.
+
+    Masks among them may well be infinite.
+    """
     names = _list_group(members, "weights")
     return {name: _read_array(archive, members, meta, f"weights/{name}.npy", None, kinds="fiub") for name in names}
 
@@ -443,6 +461,7 @@ def _read_normalization(
     arrays: Arrays = {}
     for name, shape in normalization_shapes(meta).items():
         array = _read_array(archive, members, meta, f"normalization/{name}.npy", shape)
+        _check_finite(f"normalization/{name}.npy", array)
         if not name.endswith("/mean") and (array < 0).any():
             raise ModelFileError(f"normalization/{name}.npy holds negative numbers.")
         arrays[name] = array.astype(np.float64, copy=False)

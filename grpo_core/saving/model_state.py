@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import stable_baselines3 as sb3
 import torch
 from gymnasium import spaces
@@ -232,7 +233,22 @@ def get_weights(policy: torch.nn.Module) -> Arrays:
     A features extractor that the policy and the value network share is there once, as ``features_extractor``. Buffers
     that belong to a layer's state, such as the averages of batch normalisation, are there too.
     """
-    return {name: tensor.detach().cpu().numpy() for name, tensor in _list_tensors(policy).items()}
+    return {name: to_array(tensor) for name, tensor in _list_tensors(policy).items()}
+
+
+def to_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """Return a tensor as real numbers or flags of NumPy's; on the CPU they share its memory wherever they can.
+
+    A complex number becomes two at the end of the shape; one of a kind that NumPy lacks, such as ``bfloat16``, a wider
+    one, from which it comes back as it was.
+    """
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    elif tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
+        tensor = tensor.float()
+    array: npt.NDArray[Any] = tensor.numpy()
+    return array
 
 
 def _list_tensors(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -262,7 +278,8 @@ def put_weights(policy: torch.nn.Module, weights: Arrays) -> None:
     :raises ValueError: If they are of other layers; the policy is then as it was.
     """
     tensors = _list_tensors(policy)
-    own, saved = ({name: tuple(array.shape) for name, array in one.items()} for one in (tensors, weights))
+    own = {name: (*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape) for name, tensor in tensors.items()}
+    saved = {name: array.shape for name, array in weights.items()}
     if own != saved:
         differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
         name = differing[0]
@@ -273,13 +290,14 @@ def put_weights(policy: torch.nn.Module, weights: Arrays) -> None:
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(torch.from_numpy(weights[name]))
+            array = torch.from_numpy(weights[name])
+            tensor.copy_(torch.view_as_complex(array) if tensor.is_complex() else array)
 
 
 def get_optimizer_state(optimizer: torch.optim.Optimizer) -> Arrays:
     """Return an optimizer's moments, by ``<parameter index>/<state name>``; on the CPU they share its memory."""
     return {
-        f"{index}/{name}": torch.as_tensor(value).detach().cpu().numpy()  # a few keep a plain number
+        f"{index}/{name}": to_array(torch.as_tensor(value))  # a few keep a plain number
         for index, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
         if value is not None
@@ -288,10 +306,14 @@ def get_optimizer_state(optimizer: torch.optim.Optimizer) -> Arrays:
 
 def put_optimizer_state(optimizer: torch.optim.Optimizer, content: ModelContent) -> None:
     """Give an optimizer like the saved one the moments of a file."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, array in content.optimizer.items():
         index, key = name.split("/")
-        state.setdefault(int(index), {})[key] = torch.from_numpy(array)
+        tensor = torch.from_numpy(array)
+        if int(index) < len(parameters) and (p := parameters[int(index)]).is_complex() and array.shape == (*p.shape, 2):
+            tensor = torch.view_as_complex(tensor)
+        state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

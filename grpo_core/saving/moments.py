@@ -54,5 +54,7 @@ def check_moments(content: ModelContent) -> None:
 def _check_numbers(member: str, name: str, array: npt.NDArray[Any]) -> None:
     if name == "step" and array.size != 1:
         raise ModelFileError(f"optimizer/{member}.npy has the shape {array.shape}; a number of steps has none.")
+    if not np.isfinite(array).all():
+        raise ModelFileError(f"optimizer/{member}.npy holds NaN or infinite numbers.")
     if name in _NEVER_NEGATIVE and (array < 0).any():
         raise ModelFileError(f"optimizer/{member}.npy holds negative numbers.")

@@ -2,6 +2,7 @@
 
 import functools
 import io
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtr
 
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
+from grpo_core.checkpoints.training_file import KeepCheckpoint, go_on
 from grpo_core.saving import model_file
 from grpo_core.update.structure import is_learning_watched
 from grpo_core.update.torch_actor import TorchActor
@@ -236,6 +238,45 @@ def test_an_own_policy_comes_back_with_its_parts() -> None:
         moments, restored = (one.policy.optimizer.state_dict()["state"] for one in (model, loaded))
         assert all(torch.equal(moments[i]["exp_avg"], restored[i]["exp_avg"]) for i in moments)
         loaded.learn(16)
+
+
+INFINITE = torch.full((6,), -torch.inf)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        *(INFINITE, torch.full((6,), 1e300, dtype=torch.float64), torch.arange(6).bool(), torch.ones(6) * 1j),
+        *((torch.ones(6) * 1j).conj(), torch.full((6,), 1.5, dtype=torch.bfloat16)),
+        torch.nn.Parameter(INFINITE, requires_grad=False),
+        torch.nn.Parameter(torch.ones(6, dtype=torch.complex64)),
+        torch.nn.Parameter(torch.full((6,), 1.5, dtype=torch.bfloat16)),
+    ],
+    ids=lambda kept: f"{type(kept).__name__} {kept.dtype} {kept[1]}",
+)
+def test_whatever_a_layer_keeps_comes_back(kept: torch.Tensor, tmp_path: Path) -> None:
+    class Keeping(Features):
+        def __init__(self, space: spaces.Space[Any]) -> None:
+            super().__init__(space)
+            if isinstance(kept, torch.nn.Parameter):
+                self.kept = torch.nn.Parameter(kept.detach().clone(), kept.requires_grad)
+            else:
+                self.register_buffer("kept", kept)
+
+        def forward(self, observations: Any) -> torch.Tensor:
+            is_used = self.kept.requires_grad
+            features: torch.Tensor = super().forward(observations) * (self.kept.abs().float() if is_used else 1.0)
+            return features
+
+    def make() -> GRPO:
+        return build("CartPole-v1", policy_kwargs={"features_extractor_class": Keeping, "net_arch": [8]})
+
+    path, model, resumed = tmp_path / "training.zip", make(), make()
+    model.learn(64, KeepCheckpoint(path, every_steps=16))
+    loaded = reload(model, policy_kwargs={"features_extractor_class": Keeping})
+    assert is_same(copy_weights(model), copy_weights(loaded))
+    resumed.learn(go_on(resumed, path), reset_num_timesteps=False)
+    assert is_same(copy_weights(model), copy_weights(resumed))
 
 
 @pytest.mark.parametrize(

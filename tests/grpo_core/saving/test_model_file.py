@@ -557,6 +557,11 @@ def test_a_script_reads_and_writes_what_is_too_large_for_a_server() -> None:
 
 
 def test_what_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bad, said in ((np.full((1, 3), np.nan), "NaN or infinite"), (np.full((1, 3), 1e39), "too large for a 32-bit")):
+        with pytest.raises(ModelFileError, match=rf"weights/value_net\.weight\.npy holds .*{said}"):
+            model_file.to_bytes(META, {**draw_weights(), "value_net.weight": bad}, {})
+    with pytest.raises(ModelFileError, match=r"optimizer/0/exp_avg\.npy would be not a float array"):
+        model_file.to_bytes(META, draw_weights(), {"0/exp_avg": np.ones(3, np.complex64)})
     monkeypatch.setattr(model_file, "LIBRARY_LIMITS", model_file.SERVICE_LIMITS)
     low = np.linspace(-2.0, -1.0, 30_000, dtype=np.float32)
     wide = space_to_json(spaces.Box(low, -low))

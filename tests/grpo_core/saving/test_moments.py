@@ -34,6 +34,7 @@ def test_those_of_the_weights_are_fine() -> None:
         ("0_of_step", np.array(-1.0), "0/step.npy holds negative numbers"),
         ("0_of_step", np.ones(2), r"0/step.npy has the shape \(2,\)"),
         ("0_of_exp_avg_sq", np.full((4, 2), -1e-9), "0/exp_avg_sq.npy holds negative numbers"),
+        ("0_of_exp_avg", np.full((4, 2), np.inf), "0/exp_avg.npy holds NaN or infinite numbers"),
         ("0_of_exp_avg", np.ones((2, 4)), r"1 arrays optimizer/\*/exp_avg.npy have the shape \(2, 4\), and 0 weights"),
         ("1_of_exp_avg_sq", None, "lacks optimizer/1/exp_avg_sq.npy"),
         ("x_of_step", np.array(1.0), "x/step.npy is not a number"),
