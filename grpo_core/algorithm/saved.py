@@ -27,16 +27,15 @@ from grpo_core.saving.model_state import (
     choose_spaces,
     describe_model,
     describe_normalization,
-    get_optimizer_state,
     get_weights,
     make_arguments,
     make_changes,
-    put_optimizer_state,
     put_weights,
     read_model,
     wrap_like,
     write_model,
 )
+from grpo_core.saving.optimizer_state import describe_optimizer, put_optimizer_state
 from grpo_core.spaces import check_spaces
 from grpo_core.update.optimizers import ParameterGroups
 
@@ -105,9 +104,9 @@ class SavedAlgorithm(ActingAlgorithm):
         loaded = self._loaded if self.env is None else None
         settings, statistics = describe_normalization(self._vec_normalize_env, loaded)
         meta = {**describe_model(self, __version__), **provenance, **settings}
-        # The state of an optimizer that was put in place later fits none that loading builds.
-        is_own = self._parameter_groups.built(self.policy.optimizer)
-        moments = get_optimizer_state(self.policy.optimizer) if is_own else {}
+        moments: model_file.Arrays = {}
+        if self._follow_layers():
+            meta["optimizer"], moments = describe_optimizer(self.policy.optimizer, self.policy)
         return model_file.to_bytes(meta, get_weights(self.policy), moments, statistics)
 
     @classmethod
@@ -161,7 +160,7 @@ class SavedAlgorithm(ActingAlgorithm):
             model.set_env(vec_env, force_reset=force_reset)
             if model.seed is not None:  # else SB3 would draw one from NumPy's process-wide generator
                 vec_env.seed(model.seed + meta["num_timesteps"])  # other episodes than those it began with
-        model._load_arrays(content)
+        _warn_of_lost_state(model._load_arrays(content))
         model.num_timesteps, model._n_updates = meta["num_timesteps"], meta["n_updates"]
         if "group_correlation" in meta:
             model._group_correlation = GroupCorrelation.from_json(meta["group_correlation"])
@@ -237,11 +236,12 @@ class SavedAlgorithm(ActingAlgorithm):
         """
         if isinstance(load_path_or_dict, dict):
             self._check_optimizer_state(load_path_or_dict)
+            self._follow_layers()
             super().set_parameters(load_path_or_dict, exact_match, device)
         elif not exact_match:
             raise ValueError("exact_match=False is for a dict of parameters: a GRPO model file is loaded as a whole.")
         else:
-            self._load_arrays(read_model(load_path_or_dict))
+            _warn_of_lost_state(self._load_arrays(read_model(load_path_or_dict)))
 
     def _check_optimizer_state(self, parameters: Mapping[str, Any]) -> None:
         """Refuse another algorithm's optimizer before the weights beside it are taken."""
@@ -253,11 +253,29 @@ class SavedAlgorithm(ActingAlgorithm):
                 'set_parameters({"policy": parameters["policy"]}, exact_match=False).'
             )
 
-    def _load_arrays(self, content: model_file.ModelContent) -> None:
+    def _load_arrays(self, content: model_file.ModelContent) -> str | None:
+        """Put the arrays of a file into the model.
+
+        :return: What of the optimizer's state is lost, in words; None if nothing.
+        """
         put_weights(self.policy, content.weights)
         self._is_just_loaded = True
-        if self._parameter_groups.built(self.policy.optimizer):
-            put_optimizer_state(self.policy.optimizer, content)
+        return put_optimizer_state(self.policy.optimizer, self.policy, content) if self._follow_layers() else None
+
+    def _follow_layers(self) -> bool:
+        """Let the optimizer train the layers that the policy has now, before its state is read or written.
+
+        :return: False if it was put in place later: its state fits none that loading builds.
+        """
+        if not self._parameter_groups.built(self.policy.optimizer):
+            return False
+        self._parameter_groups.follow(self.policy)
+        return True
+
+
+def _warn_of_lost_state(lost: str | None) -> None:
+    if lost is not None:
+        warnings.warn(f"{lost}; training goes on without them.", stacklevel=3)
 
 
 def _explain_missing(env: Any) -> AbstractContextManager[None]:

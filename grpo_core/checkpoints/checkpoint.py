@@ -38,7 +38,8 @@ from grpo_core.npy import to_npy
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
-from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization
+from grpo_core.saving.model_state import get_weights, put_weights, restore_normalization
+from grpo_core.saving.optimizer_state import get_optimizer_state
 from grpo_core.update.policies import copy_policy, find_not_finite
 
 # What every checkpoint says, so that whoever reads one need not ask.
@@ -106,7 +107,7 @@ def take(
     states, arrays, caveat = simulators.describe(_get_env(model), model._collector.anchors, model._mode)
     if not model._parameter_groups.built(model.policy.optimizer):
         reason = "the optimizer was put in place of the one that the model began with, and its moments are not kept"
-        caveat = Caveat(reason if caveat is None else f"{caveat.reason}; and {reason}", is_certain=True)
+        caveat = _add_reason(caveat, reason)
     reference = {} if model._ref_policy is None else get_weights(model._ref_policy)
     described = {
         "format": FORMAT,
@@ -137,6 +138,10 @@ def take(
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
     return file.getvalue(), caveat
+
+
+def _add_reason(caveat: Caveat | None, reason: str) -> Caveat:
+    return Caveat(reason if caveat is None else f"{caveat.reason}; and {reason}", is_certain=True)
 
 
 def _list_logged(model: GroupedAlgorithm) -> list[tuple[str, Any, int, Sequence[str]]]:
@@ -237,7 +242,7 @@ def restore(model: GroupedAlgorithm, checkpoint: Checkpoint) -> Caveat | None:
         )
     first_obs = env.reset()  # before all that a reset changes is put back
     try:
-        model._load_arrays(checkpoint.model)
+        lost = model._load_arrays(checkpoint.model)
         model._is_just_loaded = False  # it was being trained
         if vec_normalize is not None:
             restore_normalization(vec_normalize, checkpoint.model)
@@ -249,6 +254,12 @@ def restore(model: GroupedAlgorithm, checkpoint: Checkpoint) -> Caveat | None:
     # SB3 resets the environment unless it has an observation of it.
     model._last_obs = first_obs
     model._last_episode_starts = np.ones((env.num_envs,), np.bool_)
+    caveat = _restore_simulators(model, env, checkpoint)
+    return caveat if lost is None else _add_reason(caveat, lost)
+
+
+def _restore_simulators(model: GroupedAlgorithm, env: VecEnv, checkpoint: Checkpoint) -> Caveat | None:
+    facts = checkpoint.facts
     if facts["simulators"] is None:
         return checkpoint.caveat
     try:

@@ -294,29 +294,6 @@ def put_weights(policy: torch.nn.Module, weights: Arrays) -> None:
             tensor.copy_(torch.view_as_complex(array) if tensor.is_complex() else array)
 
 
-def get_optimizer_state(optimizer: torch.optim.Optimizer) -> Arrays:
-    """Return an optimizer's moments, by ``<parameter index>/<state name>``; on the CPU they share its memory."""
-    return {
-        f"{index}/{name}": to_array(torch.as_tensor(value))  # a few keep a plain number
-        for index, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-        if value is not None
-    }
-
-
-def put_optimizer_state(optimizer: torch.optim.Optimizer, content: ModelContent) -> None:
-    """Give an optimizer like the saved one the moments of a file."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, array in content.optimizer.items():
-        index, key = name.split("/")
-        tensor = torch.from_numpy(array)
-        if int(index) < len(parameters) and (p := parameters[int(index)]).is_complex() and array.shape == (*p.shape, 2):
-            tensor = torch.view_as_complex(tensor)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
 def get_normalization(vec_normalize: VecNormalize) -> tuple[dict[str, Any], Arrays]:
     """Return the settings of a ``VecNormalize`` for a file's metadata, and copies of its statistics.
 

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from grpo_core.saving.model_file import Arrays, ModelContent, ModelFileError, fr
 
 _NAME = re.compile(r"(\d{1,6})/(\w+)")
 # As PyTorch's optimizers call them: those that have the shape of their weights, and those that are sums of squares.
-_SHAPED = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "momentum_buffer"})
+SHAPED = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "momentum_buffer"})
 _NEVER_NEGATIVE = frozenset({"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg"})
 _OF_ADAM = frozenset({"step", "exp_avg", "exp_avg_sq"})
 
@@ -31,6 +32,7 @@ def check_moments(content: ModelContent) -> None:
 
     :raises ModelFileError: If no training can go on with them.
     """
+    read_parameter_names(content.meta)
     moments: dict[str, Arrays] = defaultdict(dict)
     for member, array in content.optimizer.items():
         match = _NAME.fullmatch(member)
@@ -43,12 +45,24 @@ def check_moments(content: ModelContent) -> None:
             if missing := sorted(_OF_ADAM - found.keys()):
                 raise ModelFileError(f"the file lacks optimizer/{index}/{missing[0]}.npy, which Adam needs.")
     shapes = Counter(np.shape(weights) for weights in content.weights.values())
-    for name in sorted(_SHAPED):
+    for name in sorted(SHAPED):
         for shape, n in Counter(found[name].shape for found in moments.values() if name in found).items():
             if n > shapes[shape]:
                 raise ModelFileError(
                     f"{n} arrays optimizer/*/{name}.npy have the shape {shape}, and {shapes[shape]} weights have it."
                 )
+
+
+def read_parameter_names(meta: Mapping[str, Any]) -> list[str] | None:
+    """Return the parameters that the moments in a file are of; None where an earlier version wrote it.
+
+    :raises ModelFileError: If the metadata names none in their place.
+    """
+    optimizer = meta.get("optimizer", {})
+    names = optimizer.get("parameters") if isinstance(optimizer, dict) else ()
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ModelFileError("the file does not name the parameters that its optimizer trains.")
+    return names
 
 
 def _check_numbers(member: str, name: str, array: npt.NDArray[Any]) -> None:

@@ -1,5 +1,6 @@
 """Policies with layers, optimizers and hooks of the user's own are trained as they are, and come back from a file."""
 
+import copy
 import functools
 import io
 from pathlib import Path
@@ -543,6 +544,11 @@ def share_hidden_layers(policy: Any) -> None:
     policy.mlp_extractor.value_net = policy.mlp_extractor.policy_net
 
 
+def freeze(policy: Any) -> None:
+    hidden = policy.mlp_extractor
+    (hidden.other_tower if isinstance(hidden, TwoTowers) else hidden.value_net).requires_grad_(False)
+
+
 def normalize_spectrally(policy: Any) -> None:
     torch.nn.utils.parametrizations.spectral_norm(policy.action_net)
 
@@ -623,6 +629,70 @@ def test_changed_layers_come_back_into_layers_changed_alike() -> None:
         build_plain().set_parameters(io.BytesIO(model.to_bytes()))  # type: ignore[arg-type]
     other.set_parameters(io.BytesIO(model.to_bytes()))  # type: ignore[arg-type]
     assert is_same(copy_weights(model), copy_weights(other))
+
+
+def read_moments(model: GRPO) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the moments of the policy's parameters by their names."""
+    state = model.policy.optimizer.state
+    return {name: {**state[p]} for name, p in model.policy.named_parameters() if p in state}
+
+
+def has_same_moments(first: GRPO, second: GRPO) -> bool:
+    ours, theirs = read_moments(first), read_moments(second)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name][key], theirs[name][key]) for name in ours for key in ours[name]
+    )
+
+
+@pytest.mark.parametrize("change", [replace_head, replace_hidden_layers, append_a_layer, tie_weights, freeze])
+def test_moments_come_back_to_the_parameters_that_they_are_of(change: Any, tmp_path: Path) -> None:
+    def make() -> GRPO:
+        model = build_plain()
+        torch.manual_seed(7)
+        change(model.policy)
+        return model
+
+    path, model = tmp_path / "training.zip", make()
+    model.learn(256, KeepCheckpoint(path, every_steps=100))
+    by_file, by_dict = make(), make()
+    by_file.set_parameters(io.BytesIO(model.to_bytes()))  # type: ignore[arg-type]
+    by_dict.set_parameters(copy.deepcopy(model.get_parameters()))  # type: ignore[arg-type]
+    for other in (by_file, by_dict):
+        other._parameter_groups.follow(other.policy)  # as the next update does
+        assert has_same_moments(model, other)
+        other.learn(64, reset_num_timesteps=False)
+    resumed = make()
+    n_left = go_on(resumed, path)  # warnings are errors
+    assert 0 < n_left < 256
+    resumed.learn(n_left, reset_num_timesteps=False)
+    assert is_same(copy_weights(model), copy_weights(resumed))
+    assert has_same_moments(model, resumed)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", TowerPolicy])
+def test_moments_come_back_though_other_parameters_are_frozen(policy: Any) -> None:
+    model = build_plain(policy=policy, policy_kwargs={})
+    freeze(model.policy)
+    model.learn(64)
+    loaded = reload(model, env=gym.make("CartPole-v1"), **({} if policy == "MlpPolicy" else {"policy": policy}))
+    assert has_same_moments(model, loaded)
+    loaded.learn(64, reset_num_timesteps=False)
+
+
+def test_a_file_of_before_moments_had_names_is_loaded_with_a_warning_if_they_fit_no_parameters() -> None:
+    def read_older(model: GRPO) -> Any:
+        read = model_file.from_bytes(model.to_bytes(), with_optimizer=True, with_own_parts=True)
+        meta = {name: value for name, value in read.meta.items() if name != "optimizer"}
+        return io.BytesIO(model_file.to_bytes(meta, read.weights, read.optimizer))
+
+    model, other = (build_plain(policy=TowerPolicy, policy_kwargs={}) for _ in range(2))
+    other.set_parameters(read_older(model.learn(64)))
+    assert has_same_moments(model, other)
+    freeze(model.policy)
+    with pytest.warns(UserWarning, match="moments in the file are of other weights than the optimizer trains here"):
+        other.set_parameters(read_older(model.learn(64)))
+    assert not read_moments(other)
+    other.learn(64)
 
 
 def test_frozen_parameters_stay_as_they_are_and_others_learn() -> None:

@@ -360,7 +360,8 @@ def test_going_on_after_load_tells_once_that_the_reference_policy_is_another() -
 
 def test_a_file_of_before_an_option_existed_gives_it_its_default() -> None:
     from grpo_core.saving import model_file
-    from grpo_core.saving.model_state import get_optimizer_state, get_weights
+    from grpo_core.saving.model_state import get_weights
+    from grpo_core.saving.optimizer_state import get_optimizer_state
 
     model = build(kl_coef=0.5)
     model.learn(16)

@@ -17,7 +17,8 @@ from grpo import GRPO
 from grpo_core.options.network_json import list_own_parts, network_from_json, network_to_json, rebuild_policy
 from grpo_core.options.policies import OPTIMIZERS, POLICIES, get_policy_name, resolve_net_arch
 from grpo_core.options.policy_kwargs import check_policy_fits, check_policy_kwargs
-from grpo_core.saving.model_state import get_optimizer_state, get_weights
+from grpo_core.saving.model_state import get_weights
+from grpo_core.saving.optimizer_state import get_optimizer_state
 
 BOX = spaces.Box(-1.0, 1.0, (3,))
 IMAGE = spaces.Box(0, 255, (2, 36, 40), np.uint8)

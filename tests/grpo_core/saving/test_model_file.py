@@ -23,7 +23,8 @@ from grpo_core.options.network_json import network_to_json
 from grpo_core.options.policies import POLICIES
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ForeignModelError, ModelFileError
-from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_optimizer_state, put_weights
+from grpo_core.saving.model_state import get_weights, put_weights
+from grpo_core.saving.optimizer_state import get_optimizer_state, put_optimizer_state
 from grpo_core.saving.space_json import space_to_json
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
@@ -522,7 +523,7 @@ def test_a_policy_of_convolutions_comes_back_whole(share: bool) -> None:
     )
     other, _ = build_policy("MultiInputPolicy", CAR, share_features_extractor=share)
     put_weights(other, content.weights)
-    put_optimizer_state(other.optimizer, content)
+    put_optimizer_state(other.optimizer, other, content)
     for name, array in get_weights(policy).items():
         np.testing.assert_array_equal(get_weights(other)[name], array, strict=True)
     assert_same_arrays(get_optimizer_state(other.optimizer), get_optimizer_state(policy.optimizer))
