@@ -275,7 +275,7 @@ class SavedAlgorithm(ActingAlgorithm):
 
 def _warn_of_lost_state(lost: str | None) -> None:
     if lost is not None:
-        warnings.warn(f"{lost}; training goes on without them.", stacklevel=3)
+        warnings.warn(f"{lost}; what is missing begins anew.", stacklevel=3)
 
 
 def _explain_missing(env: Any) -> AbstractContextManager[None]:

@@ -37,9 +37,9 @@ from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.npy import to_npy
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.saving import model_file
-from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
+from grpo_core.saving.model_file import LIBRARY_LIMITS, Arrays, ModelContent, ModelFileError
 from grpo_core.saving.model_state import get_weights, put_weights, restore_normalization
-from grpo_core.saving.optimizer_state import get_optimizer_state
+from grpo_core.saving.optimizer_state import describe_optimizer
 from grpo_core.update.policies import copy_policy, find_not_finite
 
 # What every checkpoint says, so that whoever reads one need not ask.
@@ -103,11 +103,17 @@ def take(
     :raises ModelFileError: If the model is too large to be saved, or its numbers are not finite, so that it could
         not be read again.
     """
-    _check_finite(model)
+    optimizer, moments, lost = model.policy.optimizer, Arrays(), None
+    if not model._follow_layers():
+        lost = "the optimizer was put in place of the one that the model began with, and its moments are not kept"
+    else:
+        described_optimizer, moments = describe_optimizer(optimizer, model.policy)
+        lost = described_optimizer.get("lost")
+    # What an optimizer of the user's own keeps may well be infinite.
+    _check_finite(model, moments if type(optimizer).__module__.startswith("torch.") else {})
     states, arrays, caveat = simulators.describe(_get_env(model), model._collector.anchors, model._mode)
-    if not model._parameter_groups.built(model.policy.optimizer):
-        reason = "the optimizer was put in place of the one that the model began with, and its moments are not kept"
-        caveat = _add_reason(caveat, reason)
+    if lost is not None:
+        caveat = _add_reason(caveat, lost)
     reference = {} if model._ref_policy is None else get_weights(model._ref_policy)
     described = {
         "format": FORMAT,
@@ -158,13 +164,9 @@ def _list_logged(model: GroupedAlgorithm) -> list[tuple[str, Any, int, Sequence[
     ]
 
 
-def _check_finite(model: GroupedAlgorithm) -> None:
-    optimizer, bad = model.policy.optimizer, {"weights": find_not_finite(model.policy)}
-    # What an optimizer of the user's own keeps may well be infinite.
-    if model._parameter_groups.built(optimizer) and type(optimizer).__module__.startswith("torch."):
-        moments = get_optimizer_state(optimizer).items()
-        bad["moments"] = next((name for name, array in moments if not np.isfinite(array).all()), None)
-    for kind, name in bad.items():
+def _check_finite(model: GroupedAlgorithm, moments: Arrays) -> None:
+    bad_moments = (name for name, array in moments.items() if not np.isfinite(array).all())
+    for kind, name in (("weights", find_not_finite(model.policy)), ("moments", next(bad_moments, None))):
         if name is not None:
             raise ModelFileError(
                 f"the {kind} of {name} are NaN or infinite; lower learning_rate or the size of the rewards."
@@ -255,7 +257,7 @@ def restore(model: GroupedAlgorithm, checkpoint: Checkpoint) -> Caveat | None:
     model._last_obs = first_obs
     model._last_episode_starts = np.ones((env.num_envs,), np.bool_)
     caveat = _restore_simulators(model, env, checkpoint)
-    return caveat if lost is None else _add_reason(caveat, lost)
+    return caveat if lost is None or (caveat is not None and lost in caveat.reason) else _add_reason(caveat, lost)
 
 
 def _restore_simulators(model: GroupedAlgorithm, env: VecEnv, checkpoint: Checkpoint) -> Caveat | None:

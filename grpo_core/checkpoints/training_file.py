@@ -15,8 +15,8 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.checkpoints.facts import MAX_FILE_BYTES
 from grpo_core.options.hyperparameters_json import hyperparameters_to_json
+from grpo_core.options.network_json import strip_implied
 from grpo_core.saving.atomic_write import UnconfirmedWriteError, write_atomic
-from grpo_core.saving.model_file import ModelFileError
 from grpo_core.saving.model_state import describe_network, describe_reward_functions
 
 # Of the arguments: what does not change a training under way, whose random generators are in its checkpoint.
@@ -28,8 +28,9 @@ class KeepCheckpoint(BaseCallback):
     """Keeps the latest checkpoint of a ``GRPO`` in one file while it trains.
 
     The file is replaced at once, between two rollouts, so that a reader finds the last checkpoint or the one before.
-    What nobody could read again, such as weights that are not finite, replaces nothing, nor does what a full disk
-    refuses; a warning says so, training goes on, and the next checkpoint is tried when it is due.
+    What nobody could read again, such as weights that are not finite, replaces nothing, nor does what cannot be
+    described, nor what a full disk refuses; a warning says so, training goes on, and the next checkpoint is tried when
+    it is due.
 
     :param path: The file. A missing folder is made.
     :param every_steps: Simulator steps between two checkpoints, > 0; None goes by the clock alone.
@@ -93,7 +94,7 @@ class KeepCheckpoint(BaseCallback):
     def _take(self) -> None:
         try:
             write_atomic(self.path, checkpoint.to_bytes(self.model))
-        except (ModelFileError, OSError) as error:
+        except Exception as error:  # layers and optimizers of the user's own may be described in any way
             keeps = "may not keep" if isinstance(error, UnconfirmedWriteError) else "keeps no"
             warnings.warn(f"{self.path} {keeps} step {self.num_timesteps:,}: {error}", stacklevel=2)
 
@@ -132,9 +133,9 @@ def _check_arguments(model: GroupedAlgorithm, meta: Mapping[str, Any]) -> None:
 
     :param meta: The metadata of that one, as ``describe_model`` collected them.
     """
-    parts = {"network": describe_network(model), "reward_function": describe_reward_functions(model)}
+    parts = {"network": strip_implied(describe_network(model)), "reward_function": describe_reward_functions(model)}
     given = hyperparameters_to_json(model) | json.loads(json.dumps(parts))
-    kept = meta["hyperparameters"] | {name: meta[name] for name in parts}
+    kept = meta["hyperparameters"] | {name: meta[name] for name in parts} | {"network": strip_implied(meta["network"])}
     others = [name for name in kept if name not in _WITHOUT_EFFECT and kept[name] != given.get(name)]
     if others:
         here, there = (", ".join(f"{name}={values.get(name)}" for name in others) for values in (given, kept))

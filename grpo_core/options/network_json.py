@@ -47,8 +47,9 @@ def network_to_json(policy_kwargs: Mapping[str, Any], policy_class: type[ActorCr
             "features_extractor_kwargs": _to_plain(policy_kwargs.get("features_extractor_kwargs") or {}),
         }
     network["optimizer_class"] = optimizer_class.__name__
-    # An optimizer of the user's own may take anything; what JSON does not hold has to be given again.
     network["optimizer_kwargs"] = _to_plain({k: v for k, v in optimizer_kwargs.items() if _is_plain(v)})
+    if lost := sorted(optimizer_kwargs.keys() - network["optimizer_kwargs"].keys()):
+        network["lost_optimizer_kwargs"] = lost
     return network
 
 
@@ -125,6 +126,8 @@ def rebuild_policy(
         given.setdefault("activation_fn", TORCH_ACTIVATIONS[activation])
     if network["optimizer_class"] not in OPTIMIZERS:
         own_parts["optimizer_class"] = network["optimizer_class"]
+    if lost := network.get("lost_optimizer_kwargs"):
+        own_parts["optimizer_kwargs"] = f"dict({', '.join(f'{name}=...' for name in lost)})"
     if "layers" in own_parts:
         raise ValueError(_describe_changed_layers(own_parts))
     found = {*given, *(["policy"] if policy_class is not None else [])}
@@ -141,10 +144,10 @@ def rebuild_policy(
     elif policy_kwargs is None:
         given = network_from_json(network)
     described = json.loads(json.dumps(network_to_json(given, policy_class)))
-    if _strip_implied(described) != _strip_implied(network):
+    if strip_implied(described) != strip_implied(network):
         raise ValueError(
-            f"the specified policy or policy_kwargs are not those of the model. Stored: {_strip_implied(network)}. "
-            f"Specified: {_strip_implied(described)}. Pass those that it was built with, or leave them out."
+            f"the specified policy or policy_kwargs are not those of the model. Stored: {strip_implied(network)}. "
+            f"Specified: {strip_implied(described)}. Pass those that it was built with, or leave them out."
         )
     return policy_class, given
 
@@ -164,9 +167,9 @@ def _spell_arguments(own_parts: Mapping[str, str]) -> str:
     return policy + (f", policy_kwargs=dict({keywords})" if keywords else "")
 
 
-def _strip_implied(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what SB3 adds on its own where images are not scaled."""
-    stripped = dict(network)
+def strip_implied(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what SB3 adds on its own where images are not scaled, and what earlier versions did not say."""
+    stripped = {key: value for key, value in network.items() if key != "lost_optimizer_kwargs"}
     if stripped.get("normalize_images") is False:
         kwargs = stripped["features_extractor_kwargs"]
         stripped["features_extractor_kwargs"] = {k: v for k, v in kwargs.items() if k != "normalized_image"}

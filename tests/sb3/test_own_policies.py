@@ -18,6 +18,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtr
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
 from grpo_core.checkpoints.training_file import KeepCheckpoint, go_on
+from grpo_core.options.policies import OPTIMIZERS
 from grpo_core.saving import model_file
 from grpo_core.update.structure import is_learning_watched
 from grpo_core.update.torch_actor import TorchActor
@@ -373,6 +374,120 @@ def test_an_optimizer_that_is_not_torchs_has_to_be_given_on_load() -> None:
         reload(model)
     assert isinstance(reload(model, policy_kwargs={"optimizer_class": OwnAdam}).policy.optimizer, OwnAdam)
     assert isinstance(model_file.from_bytes(model.to_bytes()).make_actor(), Actor), "acting needs no optimizer"
+
+
+class Keeping(torch.optim.SGD):
+    """Keeps what optimizers of other packages do: lists, numbers, and counters of a group."""
+
+    def __init__(self, parameters: Any, lr: float = 1e-3, scale: Any = None) -> None:
+        super().__init__(parameters, lr=lr)
+        self.scale = scale
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            group["best"] = torch.full((), float(group["k"]))
+            group.setdefault("least", float("inf"))
+            for p in group["params"]:
+                state = self.state[p]
+                state["factors"] = [torch.eye(n) * group["k"] for n in p.shape]
+                state["shape"], state["exact"], state["none"] = tuple(p.shape), 0.1 * group["k"], None
+                state["by key"] = {0: torch.arange(3), "1": (torch.ones(1, dtype=torch.complex64),)}
+        return super().step(closure)
+
+
+class KeepingFunctions(torch.optim.SGD):
+    """Keeps what no file holds."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["precondition"] = lambda gradient: gradient
+        return super().step(closure)
+
+
+class Refusing(torch.optim.SGD):
+    """Does not say what it keeps."""
+
+    def state_dict(self) -> Any:
+        raise NotImplementedError("ask for the distributed one")
+
+
+def spell(value: Any) -> Any:
+    """Return what an optimizer keeps in a form that can be compared, to the type and the bit."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.tolist()
+    if isinstance(value, dict):
+        return {key: spell(item) for key, item in value.items()}
+    return (type(value), [*map(spell, value)]) if isinstance(value, list | tuple) else (type(value), value)
+
+
+def build_with(optimizer_class: Any, **optimizer_kwargs: Any) -> GRPO:
+    kwargs = {"net_arch": [8], "optimizer_class": optimizer_class, "optimizer_kwargs": optimizer_kwargs}
+    return build(gym.make("CartPole-v1"), policy_kwargs=kwargs)
+
+
+def test_whatever_an_own_optimizer_keeps_comes_back(tmp_path: Path) -> None:
+    path, model, resumed = tmp_path / "training.zip", build_with(Keeping), build_with(Keeping)
+    model.learn(64, KeepCheckpoint(path, every_steps=16))
+    loaded = reload(model, env=gym.make("CartPole-v1"), policy_kwargs={"optimizer_class": Keeping})
+    resumed.learn(go_on(resumed, path), reset_num_timesteps=False)
+    for other in (loaded, resumed):
+        ours, theirs = (one.policy.optimizer.state_dict() for one in (model, other))
+        for group in [*ours["param_groups"], *theirs["param_groups"]]:
+            del group["lr"]  # each update sets it first
+        assert spell(theirs) == spell(ours)
+    loaded.learn(16, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "said"),
+    [
+        (KeepingFunctions, "the state of KeepingFunctions is not kept: no file holds a function, as in precondition"),
+        (Refusing, "the state of Refusing is not kept: .*ask for the distributed one"),
+    ],
+)
+def test_a_state_that_no_file_holds_is_missed_and_ends_nothing(optimizer_class: Any, said: str, tmp_path: Path) -> None:
+    path, model, resumed = tmp_path / "training.zip", build_with(optimizer_class), build_with(optimizer_class)
+    model.learn(64, KeepCheckpoint(path, every_steps=16))
+    with pytest.warns(UserWarning, match=f"^{said}; what is missing begins anew"):
+        loaded = reload(model, env=gym.make("CartPole-v1"), policy_kwargs={"optimizer_class": optimizer_class})
+    assert is_same(copy_weights(model), copy_weights(loaded))
+    with pytest.warns(UserWarning, match=f"not exactly as before: {said}") as warned:
+        n_left = go_on(resumed, path)
+    assert str(warned[0].message).count("is not kept") == 1
+    resumed.learn(n_left, reset_num_timesteps=False)
+
+
+def test_a_failure_to_describe_a_training_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("no way to say it")
+
+    monkeypatch.setattr(model_file, "to_bytes", fail)
+    path = tmp_path / "training.zip"
+    with pytest.warns(UserWarning, match=r"training\.zip keeps no step .*: no way to say it"):
+        build_plain().learn(128, KeepCheckpoint(path, every_steps=64))
+    assert not path.exists()
+
+
+def test_arguments_of_an_optimizer_that_no_file_holds_have_to_be_given_on_load() -> None:
+    model = build_with(Keeping, scale=len)
+    with pytest.raises(ValueError, match=r"policy_kwargs=dict\(optimizer_kwargs=dict\(scale=\.\.\.\)\)\)"):
+        reload(model, policy_kwargs={"optimizer_class": Keeping})
+    given = {"optimizer_class": Keeping, "optimizer_kwargs": {"scale": len}}
+    assert reload(model, policy_kwargs=given).policy.optimizer.scale is len  # type: ignore[attr-defined]
+    read = model_file.from_bytes(model.to_bytes(), with_optimizer=True)
+    del read.meta["network"]["lost_optimizer_kwargs"]  # as earlier versions wrote it
+    older = model_file.to_bytes(read.meta, read.weights, read.optimizer)
+    for kwargs in (given, {"optimizer_class": Keeping}):
+        GRPO.load(io.BytesIO(older), policy_kwargs=kwargs)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_of_torchs_optimizers_a_file_holds_arrays_alone(name: str) -> None:
+    model = build_with(OPTIMIZERS[name])
+    model.learn(16)
+    assert model_file.from_bytes(model.to_bytes()).meta["optimizer"].keys() == {"parameters"}
 
 
 # What is done to a model of SB3's own layers after it was built.

@@ -361,7 +361,7 @@ def test_going_on_after_load_tells_once_that_the_reference_policy_is_another() -
 def test_a_file_of_before_an_option_existed_gives_it_its_default() -> None:
     from grpo_core.saving import model_file
     from grpo_core.saving.model_state import get_weights
-    from grpo_core.saving.optimizer_state import get_optimizer_state
+    from grpo_core.saving.optimizer_state import describe_optimizer
 
     model = build(kl_coef=0.5)
     model.learn(16)
@@ -369,7 +369,9 @@ def test_a_file_of_before_an_option_existed_gives_it_its_default() -> None:
     meta = json.loads(json.dumps(content.meta))
     for name in ("kl_coef", "restart_probability", "importance_level"):
         del meta["hyperparameters"][name]
-    older = model_file.to_bytes(meta, get_weights(model.policy), get_optimizer_state(model.policy.optimizer), {})
+    older = model_file.to_bytes(
+        meta, get_weights(model.policy), describe_optimizer(model.policy.optimizer, model.policy)[1], {}
+    )
     loaded = GRPO.load(io.BytesIO(older), env=MatchEnv(), device=DEVICE)
     assert (loaded.kl_coef, loaded.restart_probability, loaded.importance_level) == (0.0, 0.0, "step")
     loaded.learn(16)

@@ -18,7 +18,7 @@ from grpo_core.options.network_json import list_own_parts, network_from_json, ne
 from grpo_core.options.policies import OPTIMIZERS, POLICIES, get_policy_name, resolve_net_arch
 from grpo_core.options.policy_kwargs import check_policy_fits, check_policy_kwargs
 from grpo_core.saving.model_state import get_weights
-from grpo_core.saving.optimizer_state import get_optimizer_state
+from grpo_core.saving.optimizer_state import describe_optimizer
 
 BOX = spaces.Box(-1.0, 1.0, (3,))
 IMAGE = spaces.Box(0, 255, (2, 36, 40), np.uint8)
@@ -265,7 +265,7 @@ def test_every_optimizers_state_consists_of_arrays(name: str) -> None:
     )
     torch.autograd.backward(policy.predict_values(torch.ones(1, 3)).sum())
     policy.optimizer.step()
-    state = get_optimizer_state(policy.optimizer)
+    state = describe_optimizer(policy.optimizer, policy)[1]
     assert state
     assert all(array.dtype == np.float32 for array in state.values())
 
