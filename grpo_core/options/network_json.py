@@ -47,7 +47,11 @@ def network_to_json(policy_kwargs: Mapping[str, Any], policy_class: type[ActorCr
             "features_extractor_kwargs": _to_plain(policy_kwargs.get("features_extractor_kwargs") or {}),
         }
     network["optimizer_class"] = optimizer_class.__name__
-    network["optimizer_kwargs"] = _to_plain({k: v for k, v in optimizer_kwargs.items() if _is_plain(v)})
+    network["optimizer_kwargs"] = {  # whose lists are read as tuples, as torch's optimizers take them
+        name: [*map(_to_plain_value, value)] if isinstance(value, tuple) else _to_plain_value(value)
+        for name, value in optimizer_kwargs.items()
+        if _is_plain(value)
+    }
     if lost := sorted(optimizer_kwargs.keys() - network["optimizer_kwargs"].keys()):
         network["lost_optimizer_kwargs"] = lost
     return network
@@ -94,11 +98,11 @@ def network_from_json(network: Mapping[str, Any]) -> dict[str, Any]:
         "optimizer_class": OPTIMIZERS[network["optimizer_class"]],
         "optimizer_kwargs": {
             name: tuple(value) if isinstance(value, list) else value
-            for name, value in network["optimizer_kwargs"].items()
+            for name, value in _from_plain(network["optimizer_kwargs"]).items()
         },
     }
     if "own_parts" in network:
-        return {**network["policy_kwargs"], **optimizer}
+        return {**_from_plain(network["policy_kwargs"]), **optimizer}
     return {
         "net_arch": network["net_arch"],
         "activation_fn": getattr(torch.nn, network["activation"]),  # the reader has checked it against ACTIVATIONS
@@ -106,7 +110,7 @@ def network_from_json(network: Mapping[str, Any]) -> dict[str, Any]:
         "log_std_init": float(network["log_std_init"]),
         "normalize_images": network["normalize_images"],
         "share_features_extractor": network["share_features_extractor"],
-        "features_extractor_kwargs": network["features_extractor_kwargs"],
+        "features_extractor_kwargs": _from_plain(network["features_extractor_kwargs"]),
         **optimizer,
     }
 
@@ -169,7 +173,8 @@ def _spell_arguments(own_parts: Mapping[str, str]) -> str:
 
 def strip_implied(network: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what SB3 adds on its own where images are not scaled, and what earlier versions did not say."""
-    stripped = {key: value for key, value in network.items() if key != "lost_optimizer_kwargs"}
+    said = {key: value for key, value in network.items() if key != "lost_optimizer_kwargs"}
+    stripped: dict[str, Any] = json.loads(json.dumps(_from_plain(said)))  # which takes tuples for lists
     if stripped.get("normalize_images") is False:
         kwargs = stripped["features_extractor_kwargs"]
         stripped["features_extractor_kwargs"] = {k: v for k, v in kwargs.items() if k != "normalized_image"}
@@ -182,14 +187,15 @@ def _get_name(value: Any) -> str:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+        is_taken_for_tuple = value.keys() == {"tuple"}
+        return not is_taken_for_tuple and all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, str | bool | np.bool_) or (is_real(value) and math.isfinite(value))
 
 
 def _to_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert arguments to JSON's own types."""
+    """Convert arguments to JSON's own types; a tuple becomes ``{"tuple": [...]}``."""
     return {name: _to_plain_value(value) for name, value in arguments.items()}
 
 
@@ -197,9 +203,21 @@ def _to_plain_value(value: Any) -> Any:
     if isinstance(value, dict):
         return _to_plain(value)
     if isinstance(value, tuple | list):
-        return [_to_plain_value(x) for x in value]
+        items = [_to_plain_value(x) for x in value]
+        return items if isinstance(value, list) else {"tuple": items}
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool | np.bool_):
         return bool(value)
     return int(value) if is_whole(value) else float(value)
+
+
+def _from_plain(described: Any) -> Any:
+    """Return what ``_to_plain_value`` was given."""
+    if isinstance(described, list):
+        return [*map(_from_plain, described)]
+    if not isinstance(described, dict):
+        return described
+    if described.keys() == {"tuple"}:
+        return tuple(map(_from_plain, described["tuple"]))
+    return {key: _from_plain(value) for key, value in described.items()}

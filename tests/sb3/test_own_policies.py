@@ -281,6 +281,39 @@ def test_whatever_a_layer_keeps_comes_back(kept: torch.Tensor, tmp_path: Path) -
     assert is_same(copy_weights(model), copy_weights(resumed))
 
 
+class Shaped(Features):
+    """Is told a shape."""
+
+    def __init__(self, space: spaces.Space[Any], shapes: Any = None) -> None:
+        super().__init__(space)
+        self.shapes = shapes
+
+
+def test_tuples_in_arguments_come_back_as_tuples() -> None:
+    shapes = {"first": (6, 1), "others": [(2, 3), ()]}
+    own: dict[str, Any] = {"features_extractor_class": Shaped}
+    kwargs = {**own, "features_extractor_kwargs": {"shapes": shapes}}
+    model = build(policy_kwargs=kwargs)
+    content = model.to_bytes()
+    for given in (own, kwargs):
+        loaded = GRPO.load(io.BytesIO(content), policy_kwargs=given)
+        assert loaded.policy.features_extractor.shapes == shapes
+    model = build(policy_kwargs={**own, "features_extractor_kwargs": {"shapes": {"tuple": [1]}}})
+    with pytest.raises(ValueError, match="features_extractor_kwargs="):  # it would be taken for a tuple
+        reload(model, policy_kwargs=own)
+
+
+def test_a_file_of_before_tuples_were_told_from_lists_takes_either(tmp_path: Path) -> None:
+    def make(shapes: Any) -> GRPO:
+        own = {"features_extractor_class": Shaped, "features_extractor_kwargs": {"shapes": shapes}, "net_arch": [8]}
+        return build(gym.make("CartPole-v1"), policy_kwargs=own)
+
+    listed, path = make([6, 1]), tmp_path / "training.zip"
+    listed.learn(64, KeepCheckpoint(path, every_steps=16))
+    assert reload(listed, policy_kwargs=make((6, 1)).policy_kwargs).policy.features_extractor.shapes == (6, 1)
+    assert go_on(make((6, 1)), path) >= 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
