@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtr
 
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
-from grpo_core.checkpoints.training_file import KeepCheckpoint, go_on
+from grpo_core.checkpoints.training_file import KeepCheckpoint, resume_training
 from grpo_core.options.policies import OPTIMIZERS
 from grpo_core.saving import model_file
 from grpo_core.update.structure import is_learning_watched
@@ -277,7 +277,7 @@ def test_whatever_a_layer_keeps_comes_back(kept: torch.Tensor, tmp_path: Path) -
     model.learn(64, KeepCheckpoint(path, every_steps=16))
     loaded = reload(model, policy_kwargs={"features_extractor_class": Keeping})
     assert is_same(copy_weights(model), copy_weights(loaded))
-    resumed.learn(go_on(resumed, path), reset_num_timesteps=False)
+    resumed.learn(resume_training(resumed, path), reset_num_timesteps=False)
     assert is_same(copy_weights(model), copy_weights(resumed))
 
 
@@ -311,7 +311,7 @@ def test_a_file_of_before_tuples_were_told_from_lists_takes_either(tmp_path: Pat
     listed, path = make([6, 1]), tmp_path / "training.zip"
     listed.learn(64, KeepCheckpoint(path, every_steps=16))
     assert reload(listed, policy_kwargs=make((6, 1)).policy_kwargs).policy.features_extractor.shapes == (6, 1)
-    assert go_on(make((6, 1)), path) >= 0
+    assert resume_training(make((6, 1)), path) >= 0
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_whatever_an_own_optimizer_keeps_comes_back(tmp_path: Path) -> None:
     path, model, resumed = tmp_path / "training.zip", build_with(Keeping), build_with(Keeping)
     model.learn(64, KeepCheckpoint(path, every_steps=16))
     loaded = reload(model, env=gym.make("CartPole-v1"), policy_kwargs={"optimizer_class": Keeping})
-    resumed.learn(go_on(resumed, path), reset_num_timesteps=False)
+    resumed.learn(resume_training(resumed, path), reset_num_timesteps=False)
     for other in (loaded, resumed):
         ours, theirs = (one.policy.optimizer.state_dict() for one in (model, other))
         for group in [*ours["param_groups"], *theirs["param_groups"]]:
@@ -487,7 +487,7 @@ def test_a_state_that_no_file_holds_is_missed_and_ends_nothing(optimizer_class: 
         loaded = reload(model, env=gym.make("CartPole-v1"), policy_kwargs={"optimizer_class": optimizer_class})
     assert is_same(copy_weights(model), copy_weights(loaded))
     with pytest.warns(UserWarning, match=f"not exactly as before: {said}") as warned:
-        n_left = go_on(resumed, path)
+        n_left = resume_training(resumed, path)
     assert str(warned[0].message).count("is not kept") == 1
     resumed.learn(n_left, reset_num_timesteps=False)
 
@@ -810,7 +810,7 @@ def test_moments_come_back_to_the_parameters_that_they_are_of(change: Any, tmp_p
         assert has_same_moments(model, other)
         other.learn(64, reset_num_timesteps=False)
     resumed = make()
-    n_left = go_on(resumed, path)  # warnings are errors
+    n_left = resume_training(resumed, path)  # warnings are errors
     assert 0 < n_left < 256
     resumed.learn(n_left, reset_num_timesteps=False)
     assert is_same(copy_weights(model), copy_weights(resumed))

@@ -20,7 +20,7 @@ class Worker:
     delay_seconds = 0.0
 
     def __init__(self, number: int, progress: Progress) -> None:
-        self._number = number
+        self._number, self.progress = number, progress
         self.ended = threading.Event()
         self.n_stops, self.is_killed = 0, False
         progress.attach_stop(self.stop)
@@ -49,8 +49,13 @@ class Workers(ThreadExecutor):
     def start(self, task: Task, progress: Progress) -> Worker:  # type: ignore[override]
         self.n_asked += 1
         assert self.may_start.wait(PATIENCE_SECONDS)
-        self.started.append(Worker(len(self.started) + 1, progress))
-        return self.started[-1]
+        self.started.append(worker := Worker(len(self.started) + 1, progress))
+        return worker
+
+    def wait_for(self, job: Job) -> Worker:
+        """Wait for the worker of a job."""
+        wait_until(lambda: any(worker.progress is job.progress for worker in self.started))
+        return next(worker for worker in self.started if worker.progress is job.progress)
 
 
 def test_the_time_in_which_others_had_the_processor_is_not_idle() -> None:
@@ -81,14 +86,14 @@ def test_what_a_worker_ends_with_after_a_stop_is_not_the_resumed_jobs(
     stopped.stop()
     resumed: Job = registry.resume(stopped, None)
     workers.may_start.set()
-    wait_until(lambda: bool(workers.started))
-    first = workers.started[0]
+    first = workers.wait_for(stopped)
     first.ended.set()  # before anybody has seen that its job was stopped
-    wait_until(lambda: len(workers.started) == 2)
+    second = workers.wait_for(resumed)
     assert (stopped.status, resumed.status) == (JobStatus.STOPPED, JobStatus.RUNNING)
     assert (registry.get(resumed.job_id), registry.list_jobs()) == (resumed, [resumed])
     assert (first.n_stops, publish.call_count) == (1, 0)
-    workers.started[1].ended.set()
+    second.ended.set()
     assert resumed.finished.wait(PATIENCE_SECONDS)
-    assert (resumed.status, [call.args[1] for call in publish.call_args_list]) == (JobStatus.COMPLETED, [b"2"])
+    assert resumed.status is JobStatus.COMPLETED
+    assert [call.args[1] for call in publish.call_args_list] == [second.get_content()]
     registry.shutdown(PATIENCE_SECONDS)
