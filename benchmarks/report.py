@@ -78,8 +78,9 @@ former one (`learning/ablation.py`), whose policies were scored by 100 episodes.
 
 _SPEED_INTRO = """# Speed
 
-`make bench-speed` measures all of it and writes this page. Times come from one machine. Methods that are compared took
-turns in one run, so trust the ratios.
+`make bench-speed` measures all of it and writes this page. Times come from one machine, which others share. Methods
+that are compared took turns in one run, so trust the ratios. Where no commit is named, the library's default was still
+`baseline="residual"`.
 """
 
 
