@@ -543,15 +543,21 @@ def test_the_list_comes_in_pages_newest_first(client: TestClient) -> None:
     assert "GET /sweeps" in client.get("/sweeps/unknown").json()["detail"]
 
 
-def test_a_sweep_survives_the_server(settings: Settings, register_env: RegisterEnv) -> None:
+def interrupt_by_restart(settings: Settings, register_env: RegisterEnv, **request: Any) -> tuple[str, dict[str, Any]]:
+    """End a server while the first job of a sweep runs; return its environment, and the sweep as it was."""
     gate = Gate()
     env_name = register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)
     with make_client(settings.model_copy(update={"shutdown_grace_seconds": 0.1})) as client:
-        start(client, name="long", base={**BASE, "env_name": env_name}, max_active=1, seeds=[3])
+        start(client, name="long", base={**BASE, "env_name": env_name}, max_active=1, **request)
         wait_for_counts(client, running=1, waiting=1)
         wait_until(lambda: gate.n_arrived > 0)
         before = describe(client)
     gate.admit()
+    return env_name, before
+
+
+def test_a_sweep_survives_the_server(settings: Settings, register_env: RegisterEnv) -> None:
+    _, before = interrupt_by_restart(settings, register_env, seeds=[3])
     with make_client(settings) as client:
         sweep = describe(client)
         assert (sweep["status"], sweep["ended_by"]) == ("interrupted", "restart")
@@ -564,13 +570,7 @@ def test_a_sweep_survives_the_server(settings: Settings, register_env: RegisterE
 
 
 def test_a_server_that_lacks_what_it_needs_leaves_it_as_it_was(settings: Settings, register_env: RegisterEnv) -> None:
-    gate = Gate()
-    env_name = register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)
-    with make_client(settings.model_copy(update={"shutdown_grace_seconds": 0.1})) as client:
-        start(client, name="long", base={**BASE, "env_name": env_name}, max_active=1)
-        wait_for_counts(client, running=1, waiting=1)
-        wait_until(lambda: gate.n_arrived > 0)
-    gate.admit()
+    env_name, _ = interrupt_by_restart(settings, register_env)
     with make_client(settings) as client:
         spec = gym.registry.pop(env_name)
         refusal = client.post("/sweeps/latest/resume")
@@ -588,14 +588,7 @@ def test_a_server_that_lacks_what_it_needs_leaves_it_as_it_was(settings: Setting
 
 
 def test_a_job_that_was_started_last_is_found_again(settings: Settings, register_env: RegisterEnv) -> None:
-    gate = Gate()
-    env_name = register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)
-    with make_client(settings.model_copy(update={"shutdown_grace_seconds": 0.1})) as client:
-        start(client, name="long", base={**BASE, "env_name": env_name}, max_active=1)
-        wait_for_counts(client, running=1, waiting=1)
-        wait_until(lambda: gate.n_arrived > 0)
-        before = describe(client)
-    gate.admit()
+    _, before = interrupt_by_restart(settings, register_env)
     # As if the server had been killed after the job was started, and before its sweep was written.
     journal = JobJournal(settings.models_dir / FILE_NAME)
     record = json.loads(journal.list_sweeps()[0])
