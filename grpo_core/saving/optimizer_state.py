@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from grpo_core.saving.model_file import Arrays, ModelContent
@@ -81,6 +82,8 @@ def _describe(value: Any, arrays: Arrays, place: Any) -> Any:
     :param place: Where it is kept, for the error.
     :raises TypeError: If it is anything else.
     """
+    if isinstance(value, np.generic):  # as a schedule made by NumPy sets in a group
+        value = value.item()
     kind = type(value)
     if value is None or kind in (str, bool, int):
         return value

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
@@ -10,6 +11,7 @@ from grpo import GRPO
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelFileError, read_count
 from grpo_core.saving.model_state import restore_normalization
+from grpo_core.saving.moments import read_parameter_names
 from grpo_core.saving.space_json import space_from_json, space_to_json
 from service.errors import InvalidRequestError
 from service.schemas.training import Normalization, TrainConfig
@@ -84,6 +86,9 @@ def begin_from(model: GRPO, config: TrainConfig, content: bytes) -> Lineage:
     except ModelFileError as error:
         raise InvalidRequestError(f"init_model '{config.init_model}' cannot be used: {error}") from error
     check_init(model, config, loaded.meta)
+    if "optimizer" in loaded.meta:  # the job's own configuration says how it trains, not what the file's author set
+        optimizer = {"parameters": read_parameter_names(loaded.meta)}
+        loaded = replace(loaded, meta={**loaded.meta, "optimizer": optimizer})
     model._load_arrays(loaded)
     env = model.get_env()
     assert env is not None, "it was built with one"

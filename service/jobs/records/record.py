@@ -143,6 +143,7 @@ class JobState(BaseModel):
         self.end_before = None
         if end.status is JobStatus.COMPLETED:  # nothing is left to go on from
             self.checkpoint = None
+            self.warnings = [each for each in self.warnings if each != CHECKPOINT_GONE]
 
     def reopen(self, status: JobStatus) -> None:
         """Have a job that is resumed wait for its worker; the model and the figures of its end stay until that begins.
