@@ -3,7 +3,7 @@
 import json
 import secrets
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -52,7 +52,8 @@ def plan_sweep(
     base = request.base
     seeds = request.seeds or [base.seed or 0]
     settings = space.choose_settings(request.n_trials, seed)
-    first = check_settings(base, settings, plan)
+    first = check_settings(base, dict(enumerate(settings, 1)), plan)
+    assert first is not None, "a space has at least one setting"
     total = first.total_timesteps
     rungs = _plan_rungs(request, len(settings), total)
 
@@ -89,18 +90,19 @@ def plan_sweep(
 
 
 def check_settings(
-    base: TrainRequest, settings: Sequence[Setting], plan: Callable[[TrainRequest], TrainConfig]
-) -> TrainConfig:
+    base: TrainRequest, settings: Mapping[int, Setting], plan: Callable[[TrainRequest], TrainConfig]
+) -> TrainConfig | None:
     """Plan the first setting, and those with a value that none before had; return how the first is trained.
 
     :param base: What all settings share.
+    :param settings: By their numbers; without any, nothing is planned.
     :param plan: As in ``plan_sweep``.
     :raises InvalidRequestError: If one does not fit.
     """
     seen: set[str] = set()
     first: TrainConfig | None = None
     n_planned = 0
-    for number, setting in enumerate(settings, 1):
+    for number, setting in settings.items():
         # A drawn number is always new, and hardly ever what does not fit.
         values = {json.dumps([name, value]) for name, value in setting.items() if not isinstance(value, float)}
         if first is not None and (values <= seen or n_planned >= _MAX_PLANNED):
@@ -113,7 +115,6 @@ def check_settings(
             what = f"setting {number}, {_spell(setting)}," if setting else "'base'"
             raise InvalidRequestError(f"{what} does not fit: {error.detail}") from error
         first = first or config
-    assert first is not None, "a space has at least one setting"
     return first
 
 

@@ -1,5 +1,6 @@
 """The registry, which takes sweeps in, and lists, stops, resumes and forgets them."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from service.sweeps.conductor import Conductor
 from service.sweeps.planning import PlannedSweep, check_settings, plan_sweep
 from service.sweeps.ranking import find_best_trial
 from service.sweeps.recorder import SweepRecorder
-from service.sweeps.restoring import interrupt_sweeps, list_gone_on
+from service.sweeps.restoring import find_trial_job, interrupt_sweeps, list_gone_on
 from service.sweeps.sweep import Sweep, SweepRecord
 from service.sweeps.sweep_models import SweepModels
 from service.sweeps.table import SweepTable
@@ -175,7 +176,8 @@ class SweepRegistry:
         with self._table.changed:
             sweep = self._table.get(sweep_id)
             _check_can_resume(sweep)
-        self._check_can_train(sweep.record)
+            left, may_promote = sweep.list_left(), sweep.may_promote
+        self._check_can_train(sweep.record, left, may_promote)
         with self._table.changed:
             sweep = self._table.get(sweep.sweep_id)  # it may be gone, or active, by now
             _check_can_resume(sweep)
@@ -185,21 +187,34 @@ class SweepRegistry:
         self._recorder.write(sweep.sweep_id)
         return self._table.summarize(sweep)
 
-    def _check_can_train(self, record: SweepRecord) -> None:
-        """Plan a sweep's jobs again: what this server lacks would refuse one after the other, for good."""
+    def _check_can_train(self, record: SweepRecord, left: Mapping[int, list[Trial]], may_promote: bool) -> None:
+        """Plan a sweep's jobs again: what this server lacks would refuse one after the other, for good.
+
+        :param left: The trials of the settings that it goes on with, by the numbers of these.
+        :param may_promote: Whether these settings may begin jobs of further rungs, too.
+        """
 
         def plan(request: TrainRequest) -> TrainConfig:
             init_sha256 = record.init_sha256.get(request.init_model or "")
             return self._admission.plan(request, record.client, init_sha256=init_sha256).config
 
+        settings = {number: record.settings[number - 1] for number in left}
+        if record.init_sha256 and not may_promote:
+            for number, trials in left.items():
+                if all(map(self._has_checkpoint, trials)):  # their jobs need no longer what they began from
+                    settings[number] = {**settings[number], "init_model": None}
         try:
-            check_settings(SweepRequest.model_validate(record.request).base, record.settings, plan)
+            check_settings(SweepRequest.model_validate(record.request).base, settings, plan)
         except (InvalidRequestError, ValidationError) as error:
             detail = error.detail if isinstance(error, InvalidRequestError) else "its settings are of another version."
             raise ConflictError(
-                f"sweep '{record.name}' cannot go on with this server: {detail} Start it with what the sweep was "
-                "accepted with, such as its --env-module, and resume the sweep then."
+                f"sweep '{record.name}' cannot go on with this server: {detail} Bring back what the sweep was "
+                "accepted with, such as its --env-module or the file of its init_model, and resume it then."
             ) from error
+
+    def _has_checkpoint(self, trial: Trial) -> bool:
+        job = find_trial_job(self._registry, trial)
+        return job is not None and self._registry.checkpoints.describe(job.job_id, job.config) is not None
 
     def delete(self, sweep_id: str) -> SweepSummary:
         """Forget a sweep; its jobs and its models stay.

@@ -93,6 +93,11 @@ class Sweep:
         """Its status."""
         return self.record.status
 
+    @property
+    def may_promote(self) -> bool:
+        """Whether a rung is left that settings may be promoted to."""
+        return self._get_rung() < len(self.record.rungs) - 1
+
     def list_active(self) -> list[Trial]:
         """List the trials that are jobs which have not ended."""
         return [trial for trial in self.record.trials if trial.status.is_active]
@@ -195,10 +200,10 @@ class Sweep:
             trial.status = TrialStatus.SKIPPED
         if waiting:
             self._end(SweepStatus.COMPLETED, "budget")
-        elif self._get_rung() == len(self.record.rungs) - 1:
-            self._end(SweepStatus.COMPLETED, "all")
-        else:
+        elif self.may_promote:
             self._promote()
+        else:
+            self._end(SweepStatus.COMPLETED, "all")
         return True
 
     def stop(self) -> None:
@@ -220,6 +225,15 @@ class Sweep:
             if trial.status is TrialStatus.INTERRUPTED:
                 trial.status = TrialStatus.WAITING
         self.record.status, self.record.ended_by, self.record.end_time = SweepStatus.RUNNING, None, None
+
+    def list_left(self) -> dict[int, list[Trial]]:
+        """List the trials that a resume goes on with, or whose settings may be promoted then, by their settings."""
+        rung, may_promote = self._get_rung(), self.may_promote
+        left: dict[int, list[Trial]] = {}
+        for trial in self.record.trials:
+            if not trial.status.is_final or (may_promote and trial.rung == rung):
+                left.setdefault(trial.setting, []).append(trial)
+        return left
 
     def rank(self) -> list[SettingRow]:
         """Return a row per setting, the best first."""

@@ -154,6 +154,17 @@ def test_a_round_waits_for_a_job_of_an_earlier_one_that_goes_on_and_is_not_chose
     assert {row.number: row.mean_reward for row in sweep.rank()} == {1: 300.0, 2: 200.0}
 
 
+def test_what_has_ended_needs_nothing_any_more_unless_it_may_be_promoted() -> None:
+    sweep = make_sweep(10_000)
+    sweep.record.settings, sweep.record.seeds = [{"gamma": 0.9}, {"gamma": 0.8}], [0]
+    sweep.record.trials = make_trials([1, 2], [0], 0, [128, 128])
+    first, second = sweep.record.trials
+    first.status, second.status = TrialStatus.COMPLETED, TrialStatus.INTERRUPTED
+    assert sweep.list_left() == {2: [second]}
+    sweep.record.rungs.append(Rung(n_settings=1, total_timesteps=256))
+    assert sweep.list_left() == {1: [first], 2: [second]}
+
+
 def test_a_round_without_any_evaluation_ends_the_sweep() -> None:
     sweep = make_sweep(10_000)
     sweep.record.rungs = [Rung(n_settings=2), Rung(n_settings=1, total_timesteps=256)]

@@ -577,7 +577,7 @@ def test_a_server_that_lacks_what_it_needs_leaves_it_as_it_was(settings: Setting
         assert refusal.status_code == 409
         said = "sweep 'long' cannot go on with this server: setting 1, learning_rate=0.001, does not fit: env_name '"
         assert refusal.json()["detail"].startswith(said + env_name)
-        assert refusal.json()["detail"].endswith("such as its --env-module, and resume the sweep then.")
+        assert refusal.json()["detail"].endswith("or the file of its init_model, and resume it then.")
         assert (describe(client)["status"], describe(client)["counts"]) == (
             "interrupted",
             {"interrupted": 1, "waiting": 1},
@@ -585,6 +585,40 @@ def test_a_server_that_lacks_what_it_needs_leaves_it_as_it_was(settings: Setting
         gym.registry[env_name] = spec
         assert client.post("/sweeps/latest/resume").status_code == 200
         assert wait_for_sweep(client)["counts"] == {"completed": 2}
+
+
+def test_models_that_nothing_begins_from_any_more_may_be_gone(
+    client: TestClient, settings: Settings, register_env: RegisterEnv, gate: Gate
+) -> None:
+    env_name = register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)
+    for name in ("first", "second"):
+        assert upload(client, make_model(env_name).to_bytes(env_name=env_name), name).status_code == 200
+    base = {**BASE, "env_name": env_name, "total_timesteps": 1024, "n_steps": 64, "checkpoint_every": 64}
+    start(client, name="long", base=base, space={"init_model": ["first", "second"]}, max_active=1)
+
+    def is_amid_the_second() -> bool:
+        if gate.n_arrived > gate._n_admitted:
+            gate.admit(256)
+        job_id = list_trials(describe(client))[1]["job_id"]
+        return job_id is not None and get_status(client, job_id)["checkpoint"] is not None
+
+    wait_until(is_amid_the_second)
+    client.post("/sweeps/latest/stop")
+    gate.admit()
+    sweep = wait_for_sweep(client)
+    assert sweep["counts"] == {"completed": 1, "interrupted": 1}
+    for name in ("first", "second"):
+        assert client.delete(f"/models/{name}").status_code == 200
+    checkpoints = settings.models_dir / ".checkpoints"
+    (checkpoint,) = checkpoints.glob("*.zip")
+    away = checkpoint.rename(checkpoint.with_suffix(".away"))
+    refusal = client.post("/sweeps/latest/resume")
+    assert refusal.status_code == 409
+    assert 'setting 2, init_model="second", does not fit: init_model' in refusal.json()["detail"]
+    assert refusal.json()["detail"].endswith("or the file of its init_model, and resume it then.")
+    away.rename(checkpoint)
+    assert client.post("/sweeps/latest/resume").status_code == 200
+    assert wait_for_sweep(client)["counts"] == {"completed": 2}
 
 
 def test_a_job_that_was_started_last_is_found_again(settings: Settings, register_env: RegisterEnv) -> None:
