@@ -1,7 +1,7 @@
 """Begin a training from a model that was trained before."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -74,10 +74,11 @@ def check_init(model: GRPO, config: TrainConfig, meta: Mapping[str, Any]) -> Non
             )
 
 
-def begin_from(model: GRPO, config: TrainConfig, content: bytes) -> Lineage:
+def begin_from(model: GRPO, config: TrainConfig, content: bytes, warn: Callable[[str], None]) -> Lineage:
     """Give a new model the weights, the optimizer's moments and the statistics of another one.
 
     :param content: The other model's file.
+    :param warn: Takes a sentence about what of it is lost.
     :raises InvalidRequestError: If it does not fit, or cannot be read.
     """
     assert config.init_model is not None, "there is a file of it"
@@ -89,7 +90,9 @@ def begin_from(model: GRPO, config: TrainConfig, content: bytes) -> Lineage:
     if "optimizer" in loaded.meta:  # the job's own configuration says how it trains, not what the file's author set
         optimizer = {"parameters": read_parameter_names(loaded.meta)}
         loaded = replace(loaded, meta={**loaded.meta, "optimizer": optimizer})
-    model._load_arrays(loaded)
+    lost = model._load_arrays(loaded)
+    if lost is not None:
+        warn(f"not all of init_model '{config.init_model}' could be used: {lost}; what is missing begins anew.")
     env = model.get_env()
     assert env is not None, "it was built with one"
     if (vec_normalize := unwrap_vec_normalize(env)) is not None:

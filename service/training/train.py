@@ -84,7 +84,7 @@ def train_policy(order: TrainingOrder, progress: Progress) -> bytes:
         if taken is not None:
             checkpoints.restore(model, taken)
         elif order.init is not None:
-            checkpoints.lineage = begin_from(model, config, order.init)
+            checkpoints.lineage = begin_from(model, config, order.init, progress.publish_warning)
         training = _Training(config, model, evaluator, evaluations, stop_rules, checkpoints, progress)
         training.learn(taken)
         return training.finish()

@@ -147,6 +147,23 @@ def test_a_model_that_no_training_bears_is_named_as_the_cause(
     assert "(init_model, or the file that was loaded) may be the cause: begin from another one" in message
 
 
+def test_a_job_trains_with_its_own_settings_and_says_which_moments_are_lost(
+    client: TestClient, app: FastAPI, base: dict[str, Any]
+) -> None:
+    content = read(app, "base")
+    optimizer = content.meta["optimizer"]
+    groups = [[["weight_decay", 0.5], ["betas", {"list": [0.0, 0.0]}]]]
+    for name, change in (("decaying", {"groups": groups}), ("lacking", {"parameters": optimizer["parameters"][:-1]})):
+        meta = {**content.meta, "optimizer": optimizer | change}
+        forged = model_file.to_bytes(meta, content.weights, content.optimizer, content.normalization)
+        assert upload(client, forged, name).status_code == 200
+    assert train_on(client, init_model="decaying", model_name="theirs")["warnings"] == []
+    train_on(client, model_name="ours")
+    assert_trained_alike(read(app, "theirs"), read(app, "ours"))
+    (warning,) = train_on(client, init_model="lacking")["warnings"]
+    assert warning.startswith("not all of init_model 'lacking' could be used: moments in the file are of other weights")
+
+
 def test_moments_that_no_optimizer_has_are_refused_at_once(
     client: TestClient, app: FastAPI, base: dict[str, Any]
 ) -> None:
