@@ -112,6 +112,8 @@ def _rebuild(described: Any, arrays: Arrays, device: torch.device) -> Any:
     if kind == "tensor":
         member, dtype = content
         tensor, kind_of = torch.from_numpy(arrays[member]), getattr(torch, dtype)
+        if not isinstance(kind_of, torch.dtype):
+            raise ValueError(f"torch.{dtype} is no type of numbers")
         return (torch.view_as_complex(tensor) if kind_of.is_complex else tensor).to(device, kind_of)
     return (tuple if kind == "tuple" else list)(_rebuild(item, arrays, device) for item in content)
 
@@ -159,7 +161,7 @@ def _put_state(
     for group, changed in zip(states["param_groups"], facts.get("groups", []), strict=False):
         group.update(_rebuild({"dict": changed}, arrays, parameters[0][1].device))
     rest = _rebuild({"dict": facts.get("rest", [])}, arrays, parameters[0][1].device)
-    optimizer.load_state_dict({**states, **rest, "state": state})
+    optimizer.load_state_dict({**states, **rest, "param_groups": states["param_groups"], "state": state})
     for p, kept in others:
         if kept:
             optimizer.state[p].update(kept)
