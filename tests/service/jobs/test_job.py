@@ -13,7 +13,7 @@ from service.errors import ConflictError
 from service.jobs.job import Job, JobServices
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.interruption import fail
-from service.jobs.records.record import JobRecord, JobState, ServerEnd
+from service.jobs.records.record import CHECKPOINT_GONE, JobRecord, JobState, ServerEnd
 from service.jobs.records.unsaved import UnsavedModel
 from service.jobs.totals import JobTotals
 from service.schemas.jobs import EndedBy, FinalEvaluation, JobStatus
@@ -206,6 +206,19 @@ class TestOneJob:
         assert (status.current_timesteps, status.checkpoint, job.state.repeated_timesteps) == (0, None, 64)
         assert [warning for warning in job.warnings if "training began again" in warning] == job.warnings
         assert job.warnings != []
+
+    def test_a_job_that_is_complete_says_nothing_more_of_its_checkpoint(self, tmp_path: Path) -> None:
+        services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path, lambda job_id: False))
+        job = Job(plan(total_timesteps=100), services)
+        job.start()
+        job.progress.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
+        job.finish(JobStatus.STOPPED)
+        job.forget_checkpoint()
+        assert job.warnings == [CHECKPOINT_GONE]
+        job = job.resume(None, services, None, UnsavedModel(b"a model", None))
+        job.start()
+        job.finish(JobStatus.COMPLETED)  # it only had to be saved
+        assert job.warnings == []
 
     def test_a_resume_forgets_the_figures_of_steps_that_will_be_taken_again(self, tmp_path: Path) -> None:
         services = JobServices(JobTotals(), checkpoints=CheckpointFolder(tmp_path, lambda job_id: False))
