@@ -84,7 +84,7 @@ class Conductor:
         pause_seconds = 0.0
         while True:
             with self._table.changed:
-                if pause_seconds:
+                if pause_seconds and not self._table.is_closing:  # which it may have become during the round
                     has_chores = self._models.has_surplus or self._recorder.has_unwritten
                     self._table.changed.wait(
                         pause_seconds if self._table.turns else CHORE_SECONDS if has_chores else None

@@ -77,9 +77,12 @@ class SweepModels:
         """Return whether the model of a name is a file that a trial has saved.
 
         :param sha256: The file's; None if the trial has saved none.
-        :raises ConflictError: If the disk refuses.
+        :raises ConflictError: If the disk refuses now.
         """
-        found = None if sha256 is None else self._store.find_file(name)
+        try:
+            found = None if sha256 is None else self._store.find_file(name)
+        except ConflictError as error:  # only its disk may be to blame, so that the trial is tried again
+            raise ConflictError(error.detail, is_passing=True) from error
         return found is not None and found.sha256 == sha256
 
     def remove_surplus(self, sweep: Sweep) -> None:

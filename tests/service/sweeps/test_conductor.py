@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
-from service.errors import InvalidRequestError, QueueFullError, ServiceError
+from service.errors import ConflictError, InvalidRequestError, QueueFullError, ServiceError
 from service.schemas.jobs import JobStatus
 from service.schemas.sweeps import SweepStatus, TrialStatus
 from service.sweeps.conductor import Conductor
 from service.sweeps.sweep import Sweep
+from service.sweeps.sweep_models import SweepModels
 from service.sweeps.table import SweepTable
 from tests.service.sweeps.test_sweep import make_job, make_sweep
+from tests.support import PATIENCE_SECONDS
 
 
 def make_conductor(sweep: Sweep, answers: list[ServiceError | None]) -> tuple[Conductor, SweepTable]:
@@ -55,3 +57,34 @@ def test_the_servers_end_is_not_taken_for_the_sweeps() -> None:
         SweepStatus.RUNNING,
         {TrialStatus.WAITING},
     )
+
+
+def test_a_server_that_closes_during_a_round_waits_for_nothing() -> None:
+    conductor, table = make_conductor(make_sweep(300), [])
+    table.turns.clear()
+
+    def go_round() -> float:
+        conductor.begin_close()
+        return 1.0
+
+    conductor._go_round = go_round  # type: ignore[method-assign]
+    conductor.start()
+    assert conductor._thread is not None
+    conductor._thread.join(PATIENCE_SECONDS)
+    assert not conductor._thread.is_alive()
+
+
+def test_a_disk_that_does_not_say_whose_a_model_is_ends_no_trial() -> None:
+    sweep = make_sweep(300)
+    trial = sweep.record.trials[0]
+    trial.sha256 = "a" * 64
+
+    def find_file(name: str) -> None:
+        raise ConflictError(f"model '{name}' cannot be read: Input/output error.")
+
+    parts: Any = (SimpleNamespace(find_file=find_file), None, None, SweepTable())
+    models = SweepModels(*parts, max_models=100)
+    conductor, _ = make_conductor(sweep, [])
+    conductor._start_job = lambda sweep, trial: models.is_own("m", trial.sha256)  # type: ignore[method-assign,assignment,return-value]
+    assert not conductor._start(sweep, trial)
+    assert (trial.status, sweep.held_by) == (TrialStatus.WAITING, "model 'm' cannot be read: Input/output error.")
