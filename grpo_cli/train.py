@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import FrameType
@@ -130,7 +131,7 @@ def _run(options: argparse.Namespace) -> int:
         require_packages("--tensorboard-log", "tensorboard")
     wrappers, normalization = separate_normalization(parse_wrapper_options(options.wrapper))
     setup = EnvSetup(resolve_env(options.env), parse_env_kwargs(options.env_kwargs), wrappers)
-    settings = choose_settings(options, setup.env_name, lambda: _choose_preset(setup), normalization)
+    settings = choose_settings(options, setup.env_name, partial(_choose_preset, setup), normalization)
     output = _place_model(options)
     seed = secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
     with closing(_make_envs(setup, settings)) as env:
@@ -210,9 +211,10 @@ def _wants_progress(options: argparse.Namespace) -> bool:
     return bool(options.progress or (options.progress is None and sys.stdout.isatty() and has_packages("tqdm", "rich")))
 
 
-def _choose_preset(setup: EnvSetup) -> tuple[str, spaces.Space[Any]]:
+def _choose_preset(setup: EnvSetup, is_episodic: bool) -> tuple[str, spaces.Space[Any]]:
     """Return the name of the general preset that suits an environment, and its action space.
 
+    :param is_episodic: Whether groups are to be whole episodes, even if they can branch.
     :raises UsageError: If it cannot be made, or no policy can be trained in it.
     """
     from grpo_core.banks.choose_bank import find_obstacle
@@ -220,12 +222,13 @@ def _choose_preset(setup: EnvSetup) -> tuple[str, spaces.Space[Any]]:
 
     with closing(_make_vec_env(setup, 1)) as env:
         try:
-            obstacle = find_obstacle(env)
+            obstacle = None if is_episodic else find_obstacle(env)
         except ValueError as error:
             raise UsageError(f"--env {setup.env_name} cannot be trained in: {error}") from error
         if obstacle is not None:
             write(f"groups are whole episodes: {obstacle}")
-        return choose_general_preset(env.observation_space, env.action_space, obstacle is None), env.action_space
+        is_restorable = obstacle is None and not is_episodic
+        return choose_general_preset(env.observation_space, env.action_space, is_restorable), env.action_space
 
 
 def _make_vec_env(setup: EnvSetup, n_envs: int) -> "VecEnv":

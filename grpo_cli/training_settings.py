@@ -54,13 +54,14 @@ class TrainingSettings(NamedTuple):
 def choose_settings(
     options: argparse.Namespace,
     env_name: str,
-    choose_general: Callable[[], tuple[str, spaces.Space[Any]]],
+    choose_general: Callable[[bool], tuple[str, spaces.Space[Any]]],
     normalization: Mapping[str, Any] | None = None,
 ) -> TrainingSettings:
     """Combine the preset with the options and ``--hyperparams``, which override it.
 
     :param env_name: Full id of the environment.
-    :param choose_general: Names the preset for an environment that has none of its own, and returns its action space.
+    :param choose_general: Names the preset for an environment that has none of its own, and returns its action space;
+        takes whether groups are to be whole episodes.
     :param normalization: The options of a wrapper ``normalize``; None without one.
     :raises UsageError: If a name is unknown or set twice, or a value does not fit.
     """
@@ -76,8 +77,9 @@ def choose_settings(
             f"not have; take --reward-function {ENVIRONMENT_REWARD}."
         )
     preset_name, preset = options.preset or choose_preset_name(env_name, reward_function), None
-    if preset_name == GENERAL_PRESET:
-        preset_name, action_space = choose_general()
+    if preset_name in (GENERAL_PRESET, *list_general_presets()):
+        suitable, action_space = choose_general(given.get("group_mode") == "episode")
+        preset_name = suitable if preset_name == GENERAL_PRESET else preset_name
         preset = _fit_general(get_preset(preset_name), given, options.total_timesteps, action_space)
     elif preset_name != NO_PRESET:
         preset = get_preset(preset_name)

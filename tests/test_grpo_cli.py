@@ -634,6 +634,8 @@ def test_an_environment_without_a_preset_gets_a_general_one(tmp_path: Path, caps
     options = ["--n-steps", "64", "--eval-episodes", "0", "--output", str(tmp_path / "m.zip")]
     assert main(["train", "--env", "CliffWalking-v1", "-n", "64", *options]) == 0
     assert "with the preset general-discrete" in capsys.readouterr().out
+    assert main(["train", "--env", "CliffWalking-v1", "-n", "64", "--group-mode", "episode", *options]) == 0
+    assert "with the preset general-discrete-episodes" in capsys.readouterr().out
     assert main(["train", "--env", "Blackjack-v1", "-n", "64"]) == 2
     assert capsys.readouterr().err.endswith("Or add --wrapper flatten\n")
     assert main(["train", "--env", "MiniGrid-Maze-v0", "-n", "64"]) == 2

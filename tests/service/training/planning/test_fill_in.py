@@ -528,7 +528,10 @@ class TestFitting:
         options.reward_function, options.hyperparams = reward_name, []
         general = "general-discrete"
         expected = general if preset_name == "general" else preset_name
-        assert choose_settings(options, env_name, lambda: (general, spaces.Discrete(4))).preset_name == expected
+        assert (
+            choose_settings(options, env_name, lambda is_episodic: (general, spaces.Discrete(4))).preset_name
+            == expected
+        )
 
     @pytest.mark.parametrize(
         ("sizes", "fitted"),
@@ -544,12 +547,20 @@ class TestFitting:
         ],
         ids=str,
     )
-    def test_the_command_line_fits_a_general_preset_alike(self, sizes: dict[str, Any], fitted: dict[str, Any]) -> None:
+    @pytest.mark.parametrize("preset", ["general", "general-discrete"])
+    def test_the_command_line_fits_a_general_preset_alike(
+        self, preset: str, sizes: dict[str, Any], fitted: dict[str, Any]
+    ) -> None:
         words = [f"{name}={value}" for name, value in sizes.items()]
-        options = Namespace(**dict.fromkeys(HYPERPARAMETERS), preset="general", n_envs=None)
+        options = Namespace(**dict.fromkeys(HYPERPARAMETERS), preset=preset, n_envs=None)
         options.total_timesteps, options.reward_function, options.hyperparams = 10_000, "environment", words
-        settings = choose_settings(options, "FrozenLake-v1", lambda: ("general-discrete", spaces.Discrete(4)))
-        config = resolve(env_name="FrozenLake-v1", preset="general-discrete", total_timesteps=10_000, **sizes)
+
+        def choose_general(is_episodic: bool) -> tuple[str, spaces.Space[Any]]:
+            return "general-discrete-episodes" if is_episodic else "general-discrete", spaces.Discrete(4)
+
+        settings = choose_settings(options, "FrozenLake-v1", choose_general)
+        config = resolve(env_name="FrozenLake-v1", preset=preset, total_timesteps=10_000, **sizes)
+        assert settings.preset_name == config.preset
         assert {name: settings.arguments[name] for name in fitted} == fitted
         assert {name: getattr(config, name) for name in fitted} == fitted
 
