@@ -54,7 +54,7 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
         for (name, n_steps), ppo in {
             ("CartPole-v1", 20_000): "ppo_default",
             PENDULUM: "ppo_zoo",
-            EARLY_HOPPER: "ppo_normalized",
+            EARLY_HOPPER: "ppo_default",
             HOPPER: "ppo_normalized",
             WALKER: "ppo_normalized",
             CHEETAH: "ppo_shared",
@@ -68,8 +68,9 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"LunarLander \((\S+) PPO's defaults (\S+)\), DoorKey and MultiRoom, and Hopper reaches (\S+) after",
-        [Figure(*LANDER, "grpo_general"), Figure(*LANDER, "ppo_default"), Figure(*EARLY_HOPPER, "grpo_general")],
+        r"LunarLander \((\S+) PPO's defaults (\S+)\), DoorKey and MultiRoom, and Hopper reaches (\S+) after "
+        r"300,000 steps \(PPO's defaults (\S+)\)",
+        [Figure(*task, method) for task in (LANDER, EARLY_HOPPER) for method in ("grpo_general", "ppo_default")],
     ),
     (
         "figures",
@@ -92,8 +93,13 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"HalfCheetah \((\S+)\) and Swimmer \((\S+)\) stay far below",
-        [Figure(*CHEETAH, "grpo_general"), Figure(*SWIMMER, "grpo_general")],
+        r"HalfCheetah \((\S+) PPO's defaults (\S+)\) and Swimmer \((\S+)\) stay .* PPO's defaults end at (\S+) ###",
+        [
+            Figure(*CHEETAH, "grpo_general"),
+            Figure(*CHEETAH, "ppo_default"),
+            Figure(*SWIMMER, "grpo_general"),
+            Figure(*ANT, "ppo_default"),
+        ],
     ),
     (
         "figures",
