@@ -198,11 +198,12 @@ class SweepRegistry:
             init_sha256 = record.init_sha256.get(request.init_model or "")
             return self._admission.plan(request, record.client, init_sha256=init_sha256).config
 
-        settings = {number: record.settings[number - 1] for number in left}
+        begun: set[int] = set()  # whose jobs no longer need what they began from
         if record.init_sha256 and not may_promote:
-            for number, trials in left.items():
-                if all(map(self._has_checkpoint, trials)):  # their jobs need no longer what they began from
-                    settings[number] = {**settings[number], "init_model": None}
+            begun = {number for number, trials in left.items() if all(map(self._has_checkpoint, trials))}
+        # The others come first, since a setting with no value of its own is not planned.
+        settings = {number: record.settings[number - 1] for number in left if number not in begun}
+        settings |= {number: {**record.settings[number - 1], "init_model": None} for number in sorted(begun)}
         try:
             check_settings(SweepRequest.model_validate(record.request).base, settings, plan)
         except (InvalidRequestError, ValidationError) as error:
