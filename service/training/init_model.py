@@ -13,8 +13,11 @@ from grpo_core.saving.model_file import ModelFileError, read_count
 from grpo_core.saving.model_state import restore_normalization
 from grpo_core.saving.moments import read_parameter_names
 from grpo_core.saving.space_json import space_from_json, space_to_json
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, printable
 from service.schemas.training import Normalization, TrainConfig
+
+# Of what a file says about the moments it lacks.
+_MAX_REASON_CHARS = 300
 
 
 class Lineage(NamedTuple):
@@ -88,7 +91,9 @@ def begin_from(model: GRPO, config: TrainConfig, content: bytes, warn: Callable[
         raise InvalidRequestError(f"init_model '{config.init_model}' cannot be used: {error}") from error
     check_init(model, config, loaded.meta)
     if "optimizer" in loaded.meta:  # the job's own configuration says how it trains, not what the file's author set
-        optimizer = {"parameters": read_parameter_names(loaded.meta)}
+        optimizer: dict[str, Any] = {"parameters": read_parameter_names(loaded.meta)}
+        if "lost" in loaded.meta["optimizer"]:
+            optimizer["lost"] = printable(str(loaded.meta["optimizer"]["lost"]), _MAX_REASON_CHARS)
         loaded = replace(loaded, meta={**loaded.meta, "optimizer": optimizer})
     lost = model._load_arrays(loaded)
     if lost is not None:

@@ -160,6 +160,12 @@ def test_a_job_trains_with_its_own_settings_and_says_which_moments_are_lost(
     assert train_on(client, init_model="decaying", model_name="theirs")["warnings"] == []
     train_on(client, model_name="ours")
     assert_trained_alike(read(app, "theirs"), read(app, "ours"))
+    meta = {**content.meta, "optimizer": optimizer | {"lost": "the state of Shampoo is not kept"}}
+    assert (
+        upload(client, model_file.to_bytes(meta, content.weights, {}, content.normalization), "own").status_code == 200
+    )
+    (warning,) = train_on(client, init_model="own", model_name="anew")["warnings"]
+    assert "the state of Shampoo is not kept; what is missing begins anew." in warning
     (warning,) = train_on(client, init_model="lacking")["warnings"]
     assert warning.startswith("not all of init_model 'lacking' could be used: moments in the file are of other weights")
 
