@@ -307,7 +307,7 @@ class JobRegistry(JobTable):
                 return
             self._draining = True
             active = self._list_followed()
-        for job in active:
+        for job in reversed(active):  # those that wait first, or one would begin in a place that comes free
             with suppress(ConflictError):  # it has finished training in the meantime
                 job.stop("shutdown", skips_evaluation=True)
 
