@@ -528,10 +528,8 @@ class TestFitting:
         options.reward_function, options.hyperparams = reward_name, []
         general = "general-discrete"
         expected = general if preset_name == "general" else preset_name
-        assert (
-            choose_settings(options, env_name, lambda is_episodic: (general, spaces.Discrete(4))).preset_name
-            == expected
-        )
+        settings = choose_settings(options, env_name, lambda is_episodic: (general, spaces.Discrete(4)))
+        assert settings.preset_name == expected
 
     @pytest.mark.parametrize(
         ("sizes", "fitted"),
