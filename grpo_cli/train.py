@@ -131,7 +131,9 @@ def _run(options: argparse.Namespace) -> int:
         require_packages("--tensorboard-log", "tensorboard")
     wrappers, normalization = separate_normalization(parse_wrapper_options(options.wrapper))
     setup = EnvSetup(resolve_env(options.env), parse_env_kwargs(options.env_kwargs), wrappers)
-    settings = choose_settings(options, setup.env_name, partial(_choose_preset, setup), normalization)
+    settings = choose_settings(
+        options, setup.env_name, partial(_choose_preset, setup, options.total_timesteps), normalization
+    )
     output = _place_model(options)
     seed = secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
     with closing(_make_envs(setup, settings)) as env:
@@ -211,9 +213,10 @@ def _wants_progress(options: argparse.Namespace) -> bool:
     return bool(options.progress or (options.progress is None and sys.stdout.isatty() and has_packages("tqdm", "rich")))
 
 
-def _choose_preset(setup: EnvSetup, is_episodic: bool) -> tuple[str, spaces.Space[Any]]:
+def _choose_preset(setup: EnvSetup, n_timesteps: int | None, is_episodic: bool) -> tuple[str, spaces.Space[Any]]:
     """Return the name of the general preset that suits an environment, and its action space.
 
+    :param n_timesteps: Simulator steps of the training; None leaves them to the preset.
     :param is_episodic: Whether groups are to be whole episodes, even if they can branch.
     :raises UsageError: If it cannot be made, or no policy can be trained in it.
     """
@@ -228,7 +231,8 @@ def _choose_preset(setup: EnvSetup, is_episodic: bool) -> tuple[str, spaces.Spac
         if obstacle is not None:
             write(f"groups are whole episodes: {obstacle}")
         is_restorable = obstacle is None and not is_episodic
-        return choose_general_preset(env.observation_space, env.action_space, is_restorable), env.action_space
+        name = choose_general_preset(env.observation_space, env.action_space, is_restorable, n_timesteps)
+        return name, env.action_space
 
 
 def _make_vec_env(setup: EnvSetup, n_envs: int) -> "VecEnv":

@@ -642,6 +642,15 @@ def test_an_environment_without_a_preset_gets_a_general_one(tmp_path: Path, caps
     assert "add --env-module minigrid, after: pip install minigrid" in capsys.readouterr().err
 
 
+def test_a_long_training_gets_the_general_preset_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GRPO, "learn", lambda model, *arguments, **options: model)
+    options = ["--preset", "general", "--eval-episodes", "0", "--output", str(tmp_path / "m.zip")]
+    assert main(["train", "--env", "Pendulum-v1", "-n", "500000", *options]) == 0
+    assert "with the preset general-continuous-long" in capsys.readouterr().out
+
+
 def test_a_policy_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = make_model("CartPole-v1")
     model.save(tmp_path / "m.zip")

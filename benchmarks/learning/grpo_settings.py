@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from benchmarks.lib.runs import Settings
 from benchmarks.lib.tasks import Task
 from grpo import GRPO
-from grpo_core.options.presets import Preset, get_preset, parse_schedules, shorten_rollouts
+from grpo_core.options.presets import LONG_TIMESTEPS, Preset, get_preset, parse_schedules, shorten_rollouts
 
 # Action groups have one branch per action, and other numbers of steps fill a rollout.
 _ACTION_SETTINGS: dict[str, Settings] = {
@@ -50,8 +50,8 @@ _TASK_SETTINGS: dict[str, Settings] = {
 # Defaults of GRPO when the first runs were stored, which do not name them. They hold for every run that names no other
 # value, so that a changed default does not change what was run.
 _STORED_DEFAULTS: Settings = {"baseline": "residual", "anchor_selection": "continue"}
-# What choose_general_preset answers, without making the environments.
-GENERAL_PRESETS = {
+# What choose_general_preset answers for a short training, without making the environments.
+_GENERAL_PRESETS = {
     **dict.fromkeys(("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "FrozenLake-v1"), "general-discrete"),
     "LunarLander-v3": "general-discrete-episodes",
     **dict.fromkeys(
@@ -82,10 +82,17 @@ def get_grpo_settings(env_name: str) -> Settings | None:
     return None if preset is None else _to_settings(preset)
 
 
+def get_general_name(task: Task) -> str:
+    """Return the name of the preset that ``POST /train`` takes for a task that has none of its own."""
+    name = _GENERAL_PRESETS[task.env_name]
+    is_long = name == "general-continuous" and task.total_timesteps >= LONG_TIMESTEPS
+    return f"{name}-long" if is_long else name
+
+
 def get_general_settings(task: Task) -> Settings:
-    """Return what ``POST /train`` takes for a task that has no preset of its own."""
-    preset = get_preset(GENERAL_PRESETS[task.env_name])
-    assert preset is not None, "GENERAL_PRESETS names presets that there are"
+    """Return the settings of the preset that ``POST /train`` takes for a task that has none of its own."""
+    preset = get_preset(get_general_name(task))
+    assert preset is not None, "get_general_name names presets that there are"
     settings = _to_settings(preset)
     return settings | {"n_steps": shorten_rollouts(settings["n_steps"], task.total_timesteps)}
 

@@ -6,7 +6,12 @@ from inspect import signature
 
 from stable_baselines3 import PPO
 
-from benchmarks.learning.grpo_settings import get_action_settings, get_general_settings, get_grpo_settings
+from benchmarks.learning.grpo_settings import (
+    get_action_settings,
+    get_general_name,
+    get_general_settings,
+    get_grpo_settings,
+)
 from benchmarks.learning.peer_settings import ARS_ZOO, PPO_NORMALIZED, PPO_SHORT, PPO_ZOO, TRPO_ZOO
 from benchmarks.learning.zero_advantage import ZERO_ADVANTAGE
 from benchmarks.lib.runs import RunSpec, Settings
@@ -35,13 +40,14 @@ class Method:
     :param label: Label of the row.
     :param algorithm: Key of ``benchmarks.learning.trainers.TRAINERS``.
     :param get_settings: Returns the settings for a task; None where the method does not run.
-    :param first_seed: First seed on every task, where that is not the task's: the settings were changed after others.
+    :param get_first_seed: Returns the first seed on a task, where that is not the task's: the settings were changed
+        after others.
     """
 
     label: str
     algorithm: str
     get_settings: Callable[[Task], Settings | None]
-    first_seed: int | None = None
+    get_first_seed: Callable[[Task], int] | None = None
 
 
 def _list(settings: Mapping[str, Settings]) -> Callable[[Task], Settings | None]:
@@ -52,6 +58,10 @@ def _list(settings: Mapping[str, Settings]) -> Callable[[Task], Settings | None]
 def _get_episode_settings(task: Task) -> Settings | None:
     settings = get_grpo_settings(task.env_name) if task.env_name in _SMALL_ENVS else None
     return settings and settings | {"group_mode": "episode", "horizon": None}
+
+
+def _get_general_seed(task: Task) -> int:
+    return 16_000 if get_general_name(task).endswith("-long") else 10_000
 
 
 def _get_shared_settings(task: Task) -> Settings | None:
@@ -67,7 +77,7 @@ def _get_shared_settings(task: Task) -> Settings | None:
 
 METHODS = {
     "grpo": Method("GRPO, preset", "GRPO", lambda task: get_grpo_settings(task.env_name)),
-    "grpo_general": Method("GRPO, general preset", "GRPO", get_general_settings, first_seed=10_000),
+    "grpo_general": Method("GRPO, general preset", "GRPO", get_general_settings, _get_general_seed),
     "grpo_episode": Method("GRPO, episode groups", "GRPO", _get_episode_settings),
     "grpo_action": Method("GRPO, action groups", "GRPO", lambda task: get_action_settings(task.env_name)),
     "ppo_zoo": Method("SB3 PPO, zoo settings", "PPO", _list(PPO_ZOO)),
@@ -95,8 +105,8 @@ def make_specs(task: Task, method: str, n_seeds: int) -> list[RunSpec]:
     settings = METHODS[method].get_settings(task)
     if settings is None:
         return []
-    algorithm, first_seed = METHODS[method].algorithm, METHODS[method].first_seed
+    algorithm, get_first_seed = METHODS[method].algorithm, METHODS[method].get_first_seed
     seeds = task.own_seeds if algorithm == "GRPO" else task.seeds
-    if first_seed is not None:
-        seeds = range(first_seed, first_seed + task.n_seeds)
+    if get_first_seed is not None:
+        seeds = range(get_first_seed(task), get_first_seed(task) + task.n_seeds)
     return [RunSpec(task.env_name, method, algorithm, seed, task.total_timesteps, settings) for seed in seeds[:n_seeds]]

@@ -24,6 +24,8 @@ _GENERAL_PREFIX = "general-"
 # Both chosen: a general preset's rollouts and minibatches are not halved to fewer steps than these, and its rollouts
 # not where a training already has this many of them.
 LEAST_STEPS, _LEAST_ROLLOUTS = 32, 8
+#: A training of continuous actions with this many steps takes a general preset of its own: see benchmarks/TUNING.md.
+LONG_TIMESTEPS = 500_000
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,25 @@ def choose_preset_name(env_name: str, reward: Reward | None) -> str:
 
 
 def choose_general_preset(
-    observation_space: spaces.Space[Any], action_space: spaces.Space[Any], is_restorable: bool
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    is_restorable: bool,
+    n_timesteps: int | None = None,
 ) -> str:
-    """Return the name of the general preset that suits an environment.
+    """Return the name of the general preset that suits an environment and a training.
 
     :param is_restorable: Whether groups can start on the way; otherwise they are whole episodes.
+    :param n_timesteps: Simulator steps of the training; None leaves them to the preset.
     """
     parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
     if any(map(is_image_space, parts)):
         family = "image"
     else:
         family = "continuous" if isinstance(action_space, spaces.Box) else "discrete"
-    return f"{_GENERAL_PREFIX}{family}" if is_restorable else f"{_GENERAL_PREFIX}{family}-episodes"
+    if not is_restorable:
+        return f"{_GENERAL_PREFIX}{family}-episodes"
+    is_long = family == "continuous" and n_timesteps is not None and n_timesteps >= LONG_TIMESTEPS
+    return f"{_GENERAL_PREFIX}{family}-long" if is_long else f"{_GENERAL_PREFIX}{family}"
 
 
 def shorten_rollouts(n_steps: int, n_timesteps: int) -> int:

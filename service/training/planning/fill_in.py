@@ -75,7 +75,9 @@ def fill_in_request(named: NamedRequest, progress: Progress) -> bytes:
         obstacle = _find_obstacle(request.env_name, env, given.get("group_mode", "auto"))
         if named.preset == GENERAL_PRESET:
             is_restorable = obstacle is None and given.get("group_mode") != "episode"
-            preset_name = choose_general_preset(env.observation_space, env.action_space, is_restorable)
+            preset_name = choose_general_preset(
+                env.observation_space, env.action_space, is_restorable, given.get("total_timesteps")
+            )
         defaults = choose_defaults(rewards, preset_name, given, env, obstacle)
         if named.init_meta is not None:
             defaults |= read_init_settings(named.init_meta)

@@ -13,7 +13,7 @@ from sb3_contrib import ARS, TRPO
 from stable_baselines3 import PPO
 
 from benchmarks.learning.ablation import ABLATION_TASKS, ABLATIONS, make_rows
-from benchmarks.learning.grpo_settings import GENERAL_PRESETS, get_general_settings
+from benchmarks.learning.grpo_settings import get_general_name, get_general_settings
 from benchmarks.learning.learning_curve import LearningCurve
 from benchmarks.learning.linear_search import make_linear_policy, search
 from benchmarks.learning.methods import METHODS, make_specs
@@ -32,7 +32,7 @@ from benchmarks.lib.tables import (
     format_score,
     format_table,
 )
-from benchmarks.lib.tasks import ENV_NAMES, TASKS, Task, get_task, select_tasks
+from benchmarks.lib.tasks import TASKS, Task, get_task, select_tasks
 from grpo_core.options.presets import choose_general_preset
 from grpo_core.restoring.errors import NotBranchableError
 from grpo_core.restoring.simulator import check_branchable
@@ -272,15 +272,16 @@ def test_a_task_is_found_by_its_environment_and_budget() -> None:
         get_task("CartPole-v1", 7)
 
 
-@pytest.mark.parametrize("env_name", ENV_NAMES)
-def test_every_task_gets_the_general_preset_that_the_service_would_choose(env_name: str) -> None:
-    env = make_or_skip(env_name)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.file_name)
+def test_every_task_gets_the_general_preset_that_the_service_would_choose(task: Task) -> None:
+    env = make_or_skip(task.env_name)
     try:
         check_branchable(env)
         is_restorable = True
     except NotBranchableError:
         is_restorable = False
-    assert GENERAL_PRESETS[env_name] == choose_general_preset(env.observation_space, env.action_space, is_restorable)
+    spaces = env.observation_space, env.action_space
+    assert get_general_name(task) == choose_general_preset(*spaces, is_restorable, task.total_timesteps)
     env.close()
 
 

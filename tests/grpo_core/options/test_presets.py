@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -14,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from grpo import GRPO
 from grpo_core.options.presets import (
     Preset,
+    choose_general_preset,
     choose_preset_name,
     fit_horizon,
     fit_n_steps,
@@ -139,6 +141,31 @@ def test_the_horizon_is_the_closest_one_that_fills_a_rollout(
 )
 def test_a_rollout_is_changed_to_the_closest_whole_groups(group_size: int, horizon: int | None, n_steps: int) -> None:
     assert fit_n_steps(512, group_size, horizon, target=32) == n_steps
+
+
+@pytest.mark.parametrize(
+    ("n_timesteps", "variant"), [(None, ""), (10_000, ""), (499_999, ""), (500_000, "-long"), (10_000_000, "-long")]
+)
+def test_a_long_training_with_continuous_actions_has_a_general_preset_of_its_own(
+    n_timesteps: int | None, variant: str
+) -> None:
+    box, image, torque = spaces.Box(-1.0, 1.0, (3,)), spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Box(-1.0, 1.0)
+
+    def choose(observed: spaces.Space[Any], acted: spaces.Space[Any], is_restorable: bool = True) -> str:
+        return choose_general_preset(observed, acted, is_restorable, n_timesteps)
+
+    assert choose(box, torque) == f"general-continuous{variant}"
+    assert choose(box, torque, is_restorable=False) == "general-continuous-episodes"
+    assert choose(box, spaces.Discrete(2)) == "general-discrete"
+    assert choose(image, torque) == "general-image"
+
+
+def test_the_general_preset_for_long_trainings_takes_smaller_steps_with_less_noise() -> None:
+    short, long = get("general-continuous"), get("general-continuous-long")
+    assert long.n_timesteps >= 500_000
+    assert long.normalize == short.normalize
+    changed = {"learning_rate": "lin_0.0003", "gae_lambda": 0.9, "policy_kwargs": {"log_std_init": -1.0}}
+    assert long.arguments == {**short.arguments, **changed}
 
 
 BRANCHES = {"n_steps": 512, "group_size": 2, "horizon": 32}

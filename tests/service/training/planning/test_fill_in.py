@@ -412,6 +412,14 @@ class TestPresets:
             assert (config.n_steps, config.horizon) == sizes
         assert resolve(env_name="CliffWalking-v1", total_timesteps=64, n_steps=512).n_steps == 512
 
+    def test_a_long_training_takes_the_general_preset_for_it(self) -> None:
+        config = resolve(env_name="Pendulum-v1", preset="general", total_timesteps=500_000)
+        assert config.preset == "general-continuous-long"
+        assert (config.learning_rate, config.lr_schedule, config.log_std_init) == (0.0003, "linear", -1.0)
+        assert resolve(env_name="Pendulum-v1", preset="general").preset == "general-continuous"
+        asked = resolve(env_name="Pendulum-v1", preset="general-continuous-long")
+        assert asked.total_timesteps == 1_000_000
+
     def test_the_general_preset_fits_large_images_and_observations_without_numbers(
         self, register_env: RegisterEnv
     ) -> None:
