@@ -50,8 +50,8 @@ curve and versions. `make bench-suite` makes the missing ones and writes the pag
   Hopper's 9000 to 9006, and opposite noise on Ant's 13000 and 13001, which no table shows.
   Our own methods on CartPole and Acrobot have seeds from 6000 on, on HalfCheetah and DoorKey from 8000, on Hopper and
   Swimmer from 9000, on Pendulum from 11000, on MultiRoom from 12000, on Walker2d from 13000, on Breakout from 15000,
-  and the general preset everywhere from 10000: their settings were changed after earlier ones had been run on the
-  others. The one for discrete actions was changed once more after it had been run on these.
+  and the general presets from 10000, the one for long trainings from 16000: their settings were changed after earlier
+  ones had been run on the others. The one for discrete actions was changed once more after it had been run on these.
 - **IQM.** Interquartile mean over seeds, with the 95 % interval of a percentile bootstrap over seeds, as rliable
   defines them (arXiv 2108.13264); no interval for fewer than five seeds. With 3 seeds the IQM is the mean.
 - **Ours.** "Preset" is the environment's own in `grpo_core/options/presets.yml`, those of MiniGrid and Breakout in
