@@ -17,10 +17,11 @@ from fastapi.testclient import TestClient
 
 from api import create_app
 from service.settings import Settings
+from tests.environments import Gate
 from tests.even_workers import BRIEF_VALUES
 from tests.preloaded import preload
 from tests.suites import DEVICE
-from tests.support import PATIENCE_SECONDS, PATIENT, PATIENT_BUDGET, Gate
+from tests.support import PATIENCE_SECONDS, PATIENT, PATIENT_BUDGET
 
 RegisterEnv = Callable[..., str]
 

@@ -17,7 +17,7 @@ BRIEF_VALUES = {
 }
 
 # What the modules of environments and rewards import, which every worker would do anew for more than a second.
-_MODULES = ("tests.support", "hypothesis")
+_MODULES = ("tests.environments", "tests.models", "tests.support", "hypothesis")
 
 
 def _prepare() -> None:

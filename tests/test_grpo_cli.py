@@ -23,12 +23,14 @@ from grpo import GRPO
 from grpo_cli import main
 from grpo_core.saving import model_file
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, SpaceEnv, forge, make_model, wait_until
+from tests.environments import LineEnv, SpaceEnv
+from tests.models import forge, make_model
+from tests.support import wait_until
 
 ROOT = Path(__file__).parent.parent
 MY_ENVS = """
 import gymnasium as gym
-from tests.support import LineEnv
+from tests.environments import LineEnv
 
 gym.register("MyLine-v0", LineEnv)
 """

@@ -13,7 +13,8 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
-from tests.support import PATIENCE_SECONDS, make_model
+from tests.models import make_model
+from tests.support import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["grpo_terminal", "grpo_core", "grpo", "grpo_cli", "grpo_zoo", "service", "api", "run_api"]

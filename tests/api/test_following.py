@@ -7,12 +7,11 @@ from fastapi.testclient import TestClient
 
 from tests.api.calls import SHORT, list_jobs, one_slot, parse_time
 from tests.conftest import RegisterEnv
+from tests.environments import Gate, LineEnv
 from tests.support import (
     FINAL_STATUSES,
     LIVE_METRICS,
     PROBLEM_FIELDS,
-    Gate,
-    LineEnv,
     get_status,
     train,
     train_to_end,

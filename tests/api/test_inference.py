@@ -17,8 +17,10 @@ from fastapi.testclient import TestClient
 
 from tests.api.calls import BALANCED, SHORT, ask, list_models, refuse
 from tests.conftest import RegisterEnv
+from tests.environments import Gate, LineEnv
 from tests.grpo_core.values.test_fit import Line
-from tests.support import Gate, LineEnv, make_model, serve, train, train_to_end, wait_for_end, wait_until
+from tests.models import make_model
+from tests.support import serve, train, train_to_end, wait_for_end, wait_until
 
 
 @pytest.mark.parametrize(

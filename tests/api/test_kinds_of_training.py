@@ -16,7 +16,8 @@ from grpo import GRPO
 from grpo_core.options.presets import get_preset
 from tests.api.calls import SHORT, ask, refuse
 from tests.conftest import RegisterEnv
-from tests.support import LIVE_METRICS, SpaceEnv, train_to_end, wait_for_end
+from tests.environments import SpaceEnv
+from tests.support import LIVE_METRICS, train_to_end, wait_for_end
 
 
 def test_observations_with_keys(client: TestClient, register_env: RegisterEnv) -> None:

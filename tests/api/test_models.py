@@ -11,18 +11,9 @@ from fastapi.testclient import TestClient
 from service.settings import Settings
 from tests.api.calls import BALANCED, SHORT, ask, list_jobs, list_models, refuse
 from tests.conftest import RegisterEnv
-from tests.support import (
-    PATIENT,
-    PROBLEM_FIELDS,
-    Gate,
-    LineEnv,
-    make_client,
-    make_model,
-    serve,
-    train,
-    train_to_end,
-    wait_for_end,
-)
+from tests.environments import Gate, LineEnv
+from tests.models import make_model
+from tests.support import PATIENT, PROBLEM_FIELDS, make_client, serve, train, train_to_end, wait_for_end
 
 # What a client may write behind /models/, none of it the name of a model that is there.
 HOSTILE_PATHS = [

@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient
 from grpo import GRPO
 from tests.api.calls import SHORT, ask, list_jobs, list_models, one_slot, refuse
 from tests.conftest import RegisterEnv
-from tests.support import PROBLEM_FIELDS, Gate, LineEnv, get_status, train, train_to_end, wait_for_end, wait_until
+from tests.environments import Gate, LineEnv
+from tests.support import PROBLEM_FIELDS, get_status, train, train_to_end, wait_for_end, wait_until
 
 
 def test_a_model_is_replaced_when_its_retraining_completes_and_no_sooner(

@@ -13,7 +13,8 @@ import api
 from service.settings import Settings
 from tests.api.calls import SHORT, parse_time
 from tests.conftest import RegisterEnv
-from tests.support import PROBLEM_FIELDS, Gate, LineEnv, make_client, train, train_to_end, wait_until
+from tests.environments import Gate, LineEnv
+from tests.support import PROBLEM_FIELDS, make_client, train, train_to_end, wait_until
 
 
 def test_the_root_says_what_there_is(client: TestClient) -> None:

@@ -18,7 +18,8 @@ from service.schemas.training import TrainRequest
 from service.settings import Settings
 from tests.api.calls import ask, list_jobs, refuse, stop
 from tests.conftest import RegisterEnv
-from tests.support import ForgetfulEnv, LineEnv, train_to_end, wait_for_end
+from tests.environments import ForgetfulEnv, LineEnv
+from tests.support import train_to_end, wait_for_end
 
 CONTRACT_CONFIG = {
     "env_name": "CartPole-v1",

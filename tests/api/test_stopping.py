@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 from grpo_core.saving import model_file
 from tests.api.calls import SHORT, ask, list_models, one_slot, stop
 from tests.conftest import RegisterEnv
-from tests.support import Gate, LineEnv, get_status, train, train_to_end, wait_for_end, wait_until
+from tests.environments import Gate, LineEnv
+from tests.support import get_status, train, train_to_end, wait_for_end, wait_until
 
 
 def test_during_a_rollout_it_ends_at_the_next_step_for_good(

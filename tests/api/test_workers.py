@@ -18,11 +18,10 @@ from fastapi.testclient import TestClient
 import api
 from tests.api.calls import SHORT, ask, list_jobs, refuse
 from tests.conftest import RegisterEnv
+from tests.environments import Gate, LineEnv
 from tests.support import (
     LIVE_METRICS,
     PATIENCE_SECONDS,
-    Gate,
-    LineEnv,
     get_status,
     list_workers,
     serve,

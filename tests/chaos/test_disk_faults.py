@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient
 
 from grpo_core.saving import atomic_write
 from service.settings import Settings
-from tests.support import make_model, train_to_end
+from tests.models import make_model
+from tests.support import train_to_end
 
 REFUSALS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
 # Every call that a save makes of the system, and the file that is there after it has failed.

@@ -20,7 +20,8 @@ from fastapi.testclient import TestClient
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from benchmarks.lib.server import hold_port
-from tests.support import make_model, wait_until
+from tests.models import make_model
+from tests.support import wait_until
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -13,8 +13,9 @@ import pytest
 
 from benchmarks.lib.server import serve
 from service.http import examples
+from tests.models import make_model
 from tests.suites import IS_LONG, SEED, Report, choose
-from tests.support import PATIENT_VARIABLES, make_model
+from tests.support import PATIENT_VARIABLES
 
 KEY = "a key of 22 characters"
 CONFIG = Path(__file__).parent.parent / "service" / "http" / "schemathesis.toml"

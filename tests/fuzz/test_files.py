@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 from grpo_core.saving import model_file
 from tests.fuzz.mutations import craft, mutate
 from tests.fuzz.watch import watch
+from tests.models import make_model
 from tests.suites import SEED, Report, choose
-from tests.support import make_model
 
 N_MUTATED = choose(4000, 20_000)
 N_FORGED = choose(1000, 20_000)

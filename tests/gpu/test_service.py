@@ -16,17 +16,8 @@ from gymnasium import spaces
 from grpo import GRPO
 from service.settings import Settings
 from tests.conftest import RegisterEnv
-from tests.support import (
-    PATIENT,
-    SpaceEnv,
-    get_status,
-    list_workers,
-    make_client,
-    train,
-    train_to_end,
-    wait_for_end,
-    wait_until,
-)
+from tests.environments import SpaceEnv
+from tests.support import PATIENT, get_status, list_workers, make_client, train, train_to_end, wait_for_end, wait_until
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: make test-gpu is for machines with one")
 

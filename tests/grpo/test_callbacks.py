@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO
 from tests.grpo.small_models import Record, Stateless, build
-from tests.support import PATIENCE_SECONDS, with_either_path
+from tests.models import with_either_path
+from tests.support import PATIENCE_SECONDS
 from tests.weights import copy_weights, is_same
 
 

@@ -19,7 +19,7 @@ from grpo import GRPO, RestorableWrapper
 from grpo_core.options.choices import GroupMode
 from grpo_core.restoring.errors import NotBranchableError
 from tests.grpo.small_models import Stateless, build, constant
-from tests.support import with_either_path
+from tests.models import with_either_path
 from tests.weights import copy_weights, is_same
 
 

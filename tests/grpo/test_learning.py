@@ -17,7 +17,7 @@ from grpo import GRPO
 from grpo_core.options.choices import COMPARES_IN_GROUPS, AdvantageScaling, Baseline
 from grpo_core.options.rewards import RewardFunction, optimized_cartpole
 from tests.grpo.small_models import Record, Stateless, build, constant
-from tests.support import PlainGRPO, with_either_path
+from tests.models import PlainGRPO, with_either_path
 from tests.weights import Weights, copy_weights, is_same
 
 

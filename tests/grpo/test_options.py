@@ -14,7 +14,7 @@ from grpo import GRPO
 from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.options.rewards import optimized_cartpole
 from tests.grpo.small_models import Record, Stateless, build
-from tests.support import with_either_path
+from tests.models import with_either_path
 from tests.walk import StepLog, collect, walk_model
 from tests.weights import copy_weights, is_same
 

@@ -37,10 +37,12 @@ from grpo_client import (
     ServerUnreachable,
 )
 from tests.conftest import RegisterEnv
+from tests.environments import Gate, LineEnv
 from tests.grpo_client.blocking import open_client
 from tests.grpo_client.generate import TARGET, generate_client
 from tests.grpo_client.scripted_server import Answer, serve_script
-from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
+from tests.models import make_model
+from tests.support import PATIENCE_SECONDS, serve, wait_until
 
 SHORT = {"env_name": "CartPole-v1", "total_timesteps": 64, "seed": 0}
 HOLDS_ITSELF: list[Any] = []

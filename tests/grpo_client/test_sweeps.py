@@ -8,7 +8,8 @@ import pytest
 
 from grpo_client import JobTimeout, NotFound, Sweep
 from tests.conftest import RegisterEnv
-from tests.support import PATIENCE_SECONDS, LineEnv
+from tests.environments import LineEnv
+from tests.support import PATIENCE_SECONDS
 
 BASE = {"total_timesteps": 64, "n_eval_episodes": 2}
 SPACE = {"learning_rate": [0.001, 0.003]}

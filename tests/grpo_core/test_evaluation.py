@@ -20,7 +20,8 @@ from grpo_core.evaluation import (
     play_episodes,
     summarize_episodes,
 )
-from tests.support import LineEnv, SpaceEnv, make_model
+from tests.environments import LineEnv, SpaceEnv
+from tests.models import make_model
 
 
 def go_right(observation: Any, action_masks: Any) -> int:

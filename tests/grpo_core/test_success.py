@@ -12,7 +12,7 @@ from gymnasium.wrappers import FlattenObservation, FrameStackObservation, Transf
 from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.evaluation import play_episode
 from grpo_core.success import _GOALS, _MODULES, judge_success
-from tests.support import LineEnv
+from tests.environments import LineEnv
 
 
 class StandInLander(LineEnv):

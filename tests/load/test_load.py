@@ -12,8 +12,9 @@ from benchmarks.lib.server import Server, serve
 from grpo_core.saving import model_file
 from tests.load.churn import churn
 from tests.load.hostile import crowd
+from tests.models import make_model
 from tests.suites import IS_LONG, SEED, Report, choose
-from tests.support import PATIENT_VARIABLES, make_model, wait_until
+from tests.support import PATIENT_VARIABLES, wait_until
 
 N_CLIENTS = 64
 SECONDS = choose(1.0, 60.0)

@@ -14,7 +14,8 @@ from fastapi.testclient import TestClient
 from service.context import JOB_ID, REQUEST_ID
 from service.logs import MAX_LINE_BYTES, LogFormat, LogStyle, configure_logs, make_formatter
 from tests.conftest import RegisterEnv
-from tests.support import PATIENCE_SECONDS, LineEnv, train_to_end, wait_until
+from tests.environments import LineEnv
+from tests.support import PATIENCE_SECONDS, train_to_end, wait_until
 
 FORMATS: list[LogFormat] = ["console", "json"]
 HOSTILE = [

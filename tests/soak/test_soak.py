@@ -18,9 +18,10 @@ import requests
 
 from benchmarks.lib.http_load import Exchange, make_request, send_requests
 from benchmarks.lib.server import hold_port
+from tests.models import make_model
 from tests.soak.gauge import Reading, find_growth, read
 from tests.suites import IS_LONG, Report, choose
-from tests.support import FINAL_STATUSES, PATIENCE_SECONDS, PATIENT_VARIABLES, make_model, wait_until
+from tests.support import FINAL_STATUSES, PATIENCE_SECONDS, PATIENT_VARIABLES, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 # Two jobs a round: the long form has 2,000 of them and more than a million actions.

@@ -17,8 +17,10 @@ from grpo_client.terminal.cli import main, make_parser
 from grpo_client.terminal.command import name_commands
 from grpo_client.terminal.values import read_dimension, read_observation, read_settings
 from tests.conftest import RegisterEnv
+from tests.environments import Gate, LineEnv
 from tests.grpo_client.scripted_server import Answer, make_status, serve_script
-from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
+from tests.models import make_model
+from tests.support import PATIENCE_SECONDS, serve, wait_until
 
 ROOT = Path(__file__).parents[3]
 JOB = ["--env", "CartPole-v1", "-n", "64", "--seed", "0", "--name", "m"]

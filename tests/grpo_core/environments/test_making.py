@@ -21,7 +21,7 @@ from grpo_core.environments.wrappers import (
 )
 from grpo_core.restoring.simulator import check_branchable
 from grpo_core.spaces import check_spaces
-from tests.support import SpaceEnv
+from tests.environments import SpaceEnv
 
 BOX = spaces.Box(-1.0, 1.0, (2,))
 ROOM = spaces.Dict(image=spaces.Box(0, 255, (4, 4, 3), np.uint8), door=spaces.Discrete(3), mission=spaces.Text(5))

@@ -9,7 +9,7 @@ import pytest
 from grpo import GRPO
 from grpo_core.environments.errors import InvalidEnvironmentError
 from grpo_core.environments.nested import find_action_masks, name_env
-from tests.support import LineEnv
+from tests.environments import LineEnv
 
 
 class Looked(LineEnv):

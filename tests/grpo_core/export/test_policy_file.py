@@ -21,8 +21,8 @@ from grpo_core.export.policy_file import EXPORT_FORMATS, MissingPackageError, ch
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import OwnPartsError
 from grpo_core.spaces import UnsupportedSpaceError, count_mask_bits
+from tests.environments import SpaceEnv
 from tests.sb3.small_models import sample_observations
-from tests.support import SpaceEnv
 
 N_OBSERVATIONS = 1000
 NUMBERS = spaces.Box(-2.0, 2.0, (5,))

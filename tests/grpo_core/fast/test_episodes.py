@@ -10,7 +10,7 @@ import pytest
 
 from grpo_core import fast
 from grpo_core.evaluation import Episode, make_policy, play_episodes
-from tests.support import make_model
+from tests.models import make_model
 
 SEEDS = range(20, 26)
 

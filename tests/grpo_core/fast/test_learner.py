@@ -15,7 +15,8 @@ from grpo import GRPO
 from grpo_core.fast.learner import MlpLearner, UpdateRule, _FlatParameters, is_plain_mlp
 from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.update.policies import evaluate_actions, split_parameters
-from tests.support import PlainGRPO, SpaceEnv, with_either_path
+from tests.environments import SpaceEnv
+from tests.models import PlainGRPO, with_either_path
 
 PLACE = spaces.Box(-1.0, 1.0, (5,))
 CHOICE = spaces.Discrete(3)

@@ -24,7 +24,8 @@ from grpo_core.fast.physics import BatchedSimulator, BatchStep, find_batched_sim
 from grpo_core.fast.step_threads import StepThreads, count_threads
 from grpo_core.groups.collector import GroupCollector
 from tests.grpo_core.fast.test_episodes import finish
-from tests.support import PATIENCE_SECONDS, PlainGRPO, make_model, wait_until
+from tests.models import PlainGRPO, make_model
+from tests.support import PATIENCE_SECONDS, wait_until
 from tests.walk import collect
 
 TASKS = (

@@ -11,7 +11,7 @@ import grpo
 from grpo import GRPO
 from grpo_core.fast.batched_collector import BatchedCollector
 from grpo_core.groups.collector import GroupCollector
-from tests.support import PlainGRPO
+from tests.models import PlainGRPO
 from tests.walk import collect
 
 STORED = (

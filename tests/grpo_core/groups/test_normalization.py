@@ -21,7 +21,7 @@ from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_normalization, restore_normalization
 from grpo_core.saving.space_json import space_to_json
 from grpo_core.spaces import pack
-from tests.support import with_either_path
+from tests.models import with_either_path
 from tests.walk import StepLog, Walk, Watch, cartpole_model, collect
 
 BOX = spaces.Box(-5.0, 5.0, (3,))

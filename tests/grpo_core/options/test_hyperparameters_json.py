@@ -15,7 +15,7 @@ from grpo import GRPO
 from grpo_core.options.hyperparameters import SAVED_HYPERPARAMETERS
 from grpo_core.options.hyperparameters_json import hyperparameters_from_json, hyperparameters_to_json
 from grpo_core.options.rewards import optimized_cartpole
-from tests.support import change_hyperparameters
+from tests.models import change_hyperparameters
 
 CHANGED: dict[str, Any] = {
     **change_hyperparameters(),

@@ -7,7 +7,7 @@ import pytest
 
 from grpo_core.saving import model_file
 from grpo_core.saving.optimizer_state import put_optimizer_state
-from tests.support import make_model
+from tests.models import make_model
 
 
 def test_a_number_of_numpys_in_a_group_costs_no_moments() -> None:

@@ -26,8 +26,9 @@ from service.schemas.training import TrainRequest
 from service.settings import Settings
 from tests.browser import ARTEFACTS, drive, list_addresses, needs_driver
 from tests.conftest import RegisterEnv
+from tests.models import make_model
 from tests.service.dashboard.page import Page, be_patient
-from tests.support import PATIENCE_SECONDS, make_model, serve, wait_until
+from tests.support import PATIENCE_SECONDS, serve, wait_until
 
 KEY = "a key of 22 characters"
 NAMED_ROLES = {

@@ -14,7 +14,9 @@ from grpo_core.environments.making import EnvSetup
 from service.environments.build import build_env, build_vec_env, try_methods
 from service.errors import InvalidRequestError
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, SpaceEnv, forge, make_model, train_to_end
+from tests.environments import LineEnv, SpaceEnv
+from tests.models import forge, make_model
+from tests.support import train_to_end
 
 ZIP = {"Content-Type": "application/zip"}
 RENDER_MODES: list[str | None] = []

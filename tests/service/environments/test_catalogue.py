@@ -14,7 +14,8 @@ from fastapi.testclient import TestClient
 from gymnasium import spaces
 
 from api import REWARD_FUNCTIONS
-from tests.support import ForgetfulEnv, LineEnv, train_to_end
+from tests.environments import ForgetfulEnv, LineEnv
+from tests.support import train_to_end
 
 RegisterEnv = Callable[..., str]
 

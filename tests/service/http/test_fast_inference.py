@@ -14,7 +14,8 @@ from service.errors import NotFoundError
 from service.http.routes import inference
 from service.inference.infer import infer
 from service.settings import Settings
-from tests.support import PROBLEM_FIELDS, make_client, make_model
+from tests.models import make_model
+from tests.support import PROBLEM_FIELDS, make_client
 
 OBSERVATION = [0.1, 0.0, 0.05, 0.0]
 JSON = {"content-type": "application/json"}

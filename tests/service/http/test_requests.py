@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.settings import Settings
-from tests.support import make_model
+from tests.models import make_model
 
 GETS = ["/", "/health", "/health/live", "/health/ready", "/models", "/models/m", "/models/m/file", "/training/jobs"]
 GETS += [

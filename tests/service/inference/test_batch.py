@@ -20,8 +20,9 @@ from service.inference.infer import TOO_LARGE_NUMBERS, infer
 from service.models.served import ServedModel
 from service.schemas.fields import MAX_BATCH_ITEMS
 from service.settings import Settings
+from tests.models import make_model
 from tests.service.inference.test_infer import CAR, make_opinionated_model, serve_model, serve_policy, to_plain
-from tests.support import PROBLEM_FIELDS, make_model
+from tests.support import PROBLEM_FIELDS
 
 CARTPOLE = np.random.default_rng(0).uniform(-2.0, 2.0, (40, 4)).astype(np.float32)
 JSON = {"content-type": "application/json"}

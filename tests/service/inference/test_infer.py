@@ -18,7 +18,7 @@ from grpo_core.spaces import pack
 from service.errors import InvalidRequestError
 from service.inference.infer import infer
 from service.models.served import ServedModel
-from tests.support import make_model
+from tests.models import make_model
 
 CARTPOLE_OBSERVATIONS = [[0.1, 0.0, 0.05, 0.0], [-2.0, 1.5, -0.2, 3.0], [0, 0, 0, 0], [2.4, -3.0, 0.2, -2.0]]
 

@@ -37,11 +37,9 @@ from service.training.planning.plan import TrainingPlan
 from service.workers.task import TaskDrainedError
 from service.workers.threads import ThreadExecutor
 from tests.conftest import RegisterEnv
+from tests.environments import FloatArray, Gate, LineEnv
 from tests.support import (
     PATIENCE_SECONDS,
-    FloatArray,
-    Gate,
-    LineEnv,
     let_requests_go_first,
     make_client,
     make_plan,

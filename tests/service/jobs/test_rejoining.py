@@ -30,7 +30,8 @@ from service.workers.task import (
     TaskFailedError,
 )
 from service.workers.threads import ThreadExecutor
-from tests.support import make_model, make_plan, make_registry, open_model_store, wait_until
+from tests.models import make_model
+from tests.support import make_plan, make_registry, open_model_store, wait_until
 
 # Seconds that a report has waited for a server.
 AGE_SECONDS = 1000.0

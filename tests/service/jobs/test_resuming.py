@@ -17,12 +17,11 @@ from fastapi.testclient import TestClient
 
 from service.settings import Settings
 from tests.conftest import RegisterEnv
+from tests.environments import Gate, LineEnv
 from tests.support import (
     FINAL_STATUSES,
     PATIENT,
     RAY,
-    Gate,
-    LineEnv,
     be_patient,
     get_status,
     make_client,

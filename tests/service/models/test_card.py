@@ -23,7 +23,9 @@ from service.models.store import ModelStore
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import ModelCard, ModelStatus
 from service.settings import Settings
-from tests.support import SpaceEnv, forge, make_model, open_model_store, train_to_end
+from tests.environments import SpaceEnv
+from tests.models import forge, make_model
+from tests.support import open_model_store, train_to_end
 
 FIGURES: dict[str, Any] = {
     "n_episodes": 2,

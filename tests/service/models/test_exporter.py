@@ -17,7 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
 from service.settings import Settings
-from tests.support import PATIENT, forge, make_client, make_model
+from tests.models import forge, make_model
+from tests.support import PATIENT, make_client
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
 

@@ -28,17 +28,9 @@ from grpo_core.saving import model_file
 from service.models.served import InspectedFile
 from service.models.store import ModelStore
 from service.settings import Settings
-from tests.support import (
-    PATIENCE_SECONDS,
-    Gate,
-    LineEnv,
-    forge,
-    get_status,
-    make_model,
-    serve,
-    train,
-    wait_until,
-)
+from tests.environments import Gate, LineEnv
+from tests.models import forge, make_model
+from tests.support import PATIENCE_SECONDS, get_status, serve, train, wait_until
 
 RegisterEnv = Callable[..., str]
 ZIP = {"Content-Type": "application/zip"}

@@ -27,7 +27,8 @@ from service.models.files.folder import ModelFolder
 from service.models.served import ServedModel
 from service.models.store import ModelStore
 from service.schemas.fields import is_model_name
-from tests.support import make_model, open_model_store, wait_until
+from tests.models import make_model
+from tests.support import open_model_store, wait_until
 
 OBSERVATIONS = np.array([[0.1, 0.0, 0.05, 0.0], [-1.0, 0.5, -0.1, 1.0]], np.float32)
 # A 64x64 network for CartPole: 4*64+64 + 64*64+64 twice, and heads of 64*2+2 and 64+1, of 4 bytes each.

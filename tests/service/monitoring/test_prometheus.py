@@ -15,17 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from grpo_core import __version__
 from service.http.routes import inference
 from tests.conftest import RegisterEnv
-from tests.support import (
-    PATIENCE_SECONDS,
-    Gate,
-    LineEnv,
-    make_client,
-    make_model,
-    serve,
-    train,
-    train_to_end,
-    wait_until,
-)
+from tests.environments import Gate, LineEnv
+from tests.models import make_model
+from tests.support import PATIENCE_SECONDS, make_client, serve, train, train_to_end, wait_until
 
 OBSERVATION = [0.1, 0.0, 0.05, 0.0]
 Labels = frozenset[tuple[str, str]]

@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient
 
 import service.monitoring.readiness
 from service.settings import Settings
-from tests.support import PROBLEM_FIELDS, make_model, train_to_end
+from tests.models import make_model
+from tests.support import PROBLEM_FIELDS, train_to_end
 
 KEY = "a key of 22 characters"
 MIB = 2**20

@@ -16,8 +16,9 @@ import service.replicas.mirror
 from service.models.files.versions import VersionFolder
 from service.replicas.mirror import Mirror, MirrorError
 from service.settings import Settings
+from tests.models import make_model
 from tests.service.models.test_replacement import upload
-from tests.support import PATIENCE_SECONDS, make_client, make_model, wait_until
+from tests.support import PATIENCE_SECONDS, make_client, wait_until
 
 
 @pytest.fixture(scope="module")

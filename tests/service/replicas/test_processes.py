@@ -17,7 +17,8 @@ import pytest
 
 from benchmarks.lib.server import hold_port
 from service.http.serving.shutdown import _LINGER_SECONDS
-from tests.support import PATIENCE_SECONDS, make_model, wait_until
+from tests.models import make_model
+from tests.support import PATIENCE_SECONDS, wait_until
 
 ROOT = Path(__file__).parent.parent.parent.parent
 BODY = json.dumps({"model_name": "m", "observation": [0.1, 0.0, 0.05, 0.0]})

@@ -9,8 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.settings import Settings
+from tests.models import make_model
 from tests.service.models.test_replacement import upload
-from tests.support import make_client, make_model, wait_until
+from tests.support import make_client, wait_until
 
 OBSERVATION = [0.1, 0.0, 0.05, 0.0]
 

@@ -12,9 +12,11 @@ from fastapi.testclient import TestClient
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from tests.conftest import RegisterEnv
+from tests.environments import Gate, LineEnv
+from tests.models import make_model
 from tests.service.models.test_replacement import upload
 from tests.service.training.jobs import assert_trained_alike
-from tests.support import Gate, LineEnv, get_status, make_model, train, train_to_end, wait_until
+from tests.support import get_status, train, train_to_end, wait_until
 
 BASE = {"env_name": "CartPole-v1", "total_timesteps": 256, "n_steps": 64, "n_eval_episodes": 0, "seed": 1}
 

@@ -22,7 +22,9 @@ from service.schemas.training import Activation, TrainConfig
 from service.training.order import TrainingOrder
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv
-from tests.support import LIVE_METRICS, LineEnv, Recorder, SpaceEnv, change_hyperparameters, make_plan
+from tests.environments import LineEnv, SpaceEnv
+from tests.models import change_hyperparameters
+from tests.support import LIVE_METRICS, Recorder, make_plan
 
 pytestmark = pytest.mark.usefixtures("ample_time")
 

@@ -32,12 +32,11 @@ from service.workers import forking, processes
 from service.workers.executor import Executor, make_executor
 from service.workers.processes import ProcessExecutor
 from service.workers.threads import ThreadExecutor
+from tests.environments import FloatArray, LineEnv
 from tests.support import (
     OWN_PRELOAD,
     PATIENCE_SECONDS,
     RAY,
-    FloatArray,
-    LineEnv,
     be_patient,
     find_forkserver,
     is_alive,

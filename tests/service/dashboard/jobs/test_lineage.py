@@ -4,8 +4,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.dashboard.jobs.lineage import describe_loss, find_family
+from tests.models import make_model
 from tests.service.models.test_replacement import upload
-from tests.support import make_model, train_to_end
+from tests.support import train_to_end
 
 JOB = {"env_name": "CartPole-v1", "total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0}
 

@@ -7,7 +7,8 @@ import anyio
 import pytest
 
 from service.dashboard.models import model_page
-from tests.support import make_model, open_model_store
+from tests.models import make_model
+from tests.support import open_model_store
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from grpo_core.saving.model_file import ModelFileError
 from service.dashboard.models.models_page import _ModelCards, sort_by_name, sort_newest_first
 from service.models.store import ModelEntry
 from service.schemas.models import ModelStatus
-from tests.support import make_model, open_model_store
+from tests.models import make_model
+from tests.support import open_model_store
 
 
 def test_capital_and_small_letters_are_sorted_together() -> None:

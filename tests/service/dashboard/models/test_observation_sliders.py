@@ -9,7 +9,8 @@ from service.dashboard.models.environment_labels import Labels, ask_for_labels, 
 from service.dashboard.models.observation_sliders import ObservationSliders, describe_value
 from service.schemas.models import ValueFigures
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, make_model
+from tests.environments import LineEnv
+from tests.models import make_model
 
 CHECK = ValueFigures(
     is_meaningful=True, gamma=0.99, n_states=9, correlation=0.9, error=0.1, spread=0.5, lowest=2.0, highest=550.0

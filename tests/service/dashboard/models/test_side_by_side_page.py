@@ -4,7 +4,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.support import make_model
+from tests.models import make_model
 
 
 @pytest.mark.parametrize(

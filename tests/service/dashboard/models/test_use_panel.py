@@ -12,7 +12,8 @@ from gymnasium import spaces
 
 from grpo import GRPO
 from service.dashboard.models.use_panel import list_recipes
-from tests.support import SpaceEnv, serve
+from tests.environments import SpaceEnv
+from tests.support import serve
 
 # One that a shell and a string could misread.
 PARTS = spaces.Dict({"a'\"$(exit 9)`": spaces.Box(-1.0, 1.0, (2, 2)), "é😀": spaces.Discrete(3)})

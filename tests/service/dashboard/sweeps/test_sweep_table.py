@@ -12,7 +12,8 @@ from service.dashboard.sweeps.sweep_page import TrialModels
 from service.dashboard.sweeps.sweep_table import describe_spread, write_sweep_table
 from service.dashboard.sweeps.sweeps_page import describe_best
 from service.schemas.sweeps import SettingRow, SweepDescription, SweepStatus, Trial, TrialStatus
-from tests.support import make_model, open_model_store
+from tests.models import make_model
+from tests.support import open_model_store
 
 
 def make_sweep(*trials: Trial) -> SweepDescription:

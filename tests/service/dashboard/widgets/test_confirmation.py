@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from service.dashboard.widgets.confirmation import describe_old_model
-from tests.support import make_model, open_model_store
+from tests.models import make_model
+from tests.support import open_model_store
 
 
 @pytest.mark.parametrize(("max_versions", "is_kept"), [(1, False), (2, True)])

@@ -11,7 +11,9 @@ from fastapi.testclient import TestClient
 from service.http.limits.clients import find_client, find_peer
 from service.settings import Settings
 from tests.conftest import RegisterEnv
-from tests.support import Gate, LineEnv, get_status, make_model, train, train_to_end, wait_until
+from tests.environments import Gate, LineEnv
+from tests.models import make_model
+from tests.support import get_status, train, train_to_end, wait_until
 
 KEY = "a key of 22 characters"
 RIGHT = {"x-api-key": KEY}

@@ -18,18 +18,10 @@ from service.jobs.records.journal import JobJournal
 from service.settings import Settings
 from service.sweeps.registry import SweepRegistry
 from tests.conftest import RegisterEnv
+from tests.environments import Gate, LineEnv
+from tests.models import make_model
 from tests.service.models.test_replacement import upload
-from tests.support import (
-    PATIENCE_SECONDS,
-    Gate,
-    LineEnv,
-    get_status,
-    make_client,
-    make_model,
-    train_to_end,
-    wait_for_end,
-    wait_until,
-)
+from tests.support import PATIENCE_SECONDS, get_status, make_client, train_to_end, wait_for_end, wait_until
 
 BASE: dict[str, Any] = {"total_timesteps": 64, "n_eval_episodes": 2}
 SPACE = {"learning_rate": [0.001, 0.003]}

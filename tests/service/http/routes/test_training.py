@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from grpo_core.saving import model_file
 from service.settings import Settings
 from tests.conftest import RegisterEnv
-from tests.support import Gate, LineEnv, get_status, train, train_to_end, wait_until
+from tests.environments import Gate, LineEnv
+from tests.support import get_status, train, train_to_end, wait_until
 
 SHORT: dict[str, Any] = {"total_timesteps": 128, "seed": 0}
 

@@ -22,7 +22,8 @@ from service.jobs.judging.verdict import Evidence, judge
 from service.schemas.jobs import EpisodeFigures, EvaluationRow, JobStatus
 from service.training.order import TrainingOrder
 from service.training.train import train_policy
-from tests.support import FloatArray, LineEnv, make_plan
+from tests.environments import FloatArray, LineEnv
+from tests.support import make_plan
 
 FILE = Path(__file__).with_name("recorded_runs.json")
 # Enough for thirds of a curve and their spread.

@@ -13,17 +13,8 @@ from fastapi.testclient import TestClient
 
 from service.jobs.views.events import EventStreams
 from tests.conftest import RegisterEnv
-from tests.support import (
-    PATIENCE_SECONDS,
-    Gate,
-    LineEnv,
-    get_status,
-    serve,
-    train,
-    train_to_end,
-    wait_for_end,
-    wait_until,
-)
+from tests.environments import Gate, LineEnv
+from tests.support import PATIENCE_SECONDS, get_status, serve, train, train_to_end, wait_for_end, wait_until
 
 SHORT: dict[str, Any] = {"total_timesteps": 128, "seed": 0}
 

@@ -22,8 +22,9 @@ from service.models.files.lock import lock_folder
 from service.models.files.versions import MAX_ALIASES
 from service.models.promotion import ModelPromotion
 from service.settings import Settings
+from tests.models import make_model
 from tests.service.models.test_replacement import upload
-from tests.support import make_model, open_model_store, train_to_end
+from tests.support import open_model_store, train_to_end
 
 N_VERSIONS = 4
 

@@ -28,20 +28,9 @@ from grpo_core.options.rewards import REWARD_FUNCTIONS
 from grpo_core.saving import model_file
 from service.app import Service
 from service.settings import Settings
-from tests.support import (
-    PATIENCE_SECONDS,
-    PATIENT,
-    FloatArray,
-    Gate,
-    LineEnv,
-    forge,
-    list_workers,
-    make_client,
-    make_model,
-    serve,
-    train_to_end,
-    wait_until,
-)
+from tests.environments import FloatArray, Gate, LineEnv
+from tests.models import forge, make_model
+from tests.support import PATIENCE_SECONDS, PATIENT, list_workers, make_client, serve, train_to_end, wait_until
 
 RegisterEnv = Callable[..., str]
 SaveModel = Callable[..., None]

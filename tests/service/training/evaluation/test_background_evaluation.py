@@ -13,8 +13,10 @@ from grpo_core.evaluation import make_policy, play_episodes
 from service.training.evaluation.background_evaluation import _Points as Points
 from service.training.evaluation.evaluator import FINAL_SEED, SEED_ON_THE_WAY
 from tests.conftest import RegisterEnv
+from tests.environments import FloatArray, LineEnv
+from tests.models import make_model
 from tests.service.training.jobs import Clock, assert_trained_alike, run_job
-from tests.support import FloatArray, LineEnv, Recorder, make_model
+from tests.support import Recorder
 
 
 class LuckyEnv(gym.Env[FloatArray, Any]):

@@ -14,8 +14,10 @@ from service.training.evaluation.evaluator import SEED_ON_THE_WAY, Evaluator
 from service.training.evaluation.final_evaluation import evaluate_finally
 from service.training.stop_rules import StopRules
 from tests.conftest import RegisterEnv
+from tests.environments import FloatArray, LineEnv
+from tests.models import make_model
 from tests.service.training.jobs import Clock, run_job
-from tests.support import FloatArray, LineEnv, Recorder, make_model, make_plan
+from tests.support import Recorder, make_plan
 
 FIRST_SEED = 2_000_000
 

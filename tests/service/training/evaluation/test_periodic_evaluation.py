@@ -17,8 +17,9 @@ from service.schemas.training import TrainConfig
 from service.training.order import TrainingOrder
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv
+from tests.environments import FloatArray, LineEnv, is_tried_out
 from tests.service.training.jobs import assert_trained_alike
-from tests.support import FloatArray, LineEnv, Recorder, is_tried_out, make_plan
+from tests.support import Recorder, make_plan
 
 Content = model_file.ModelContent
 

@@ -25,8 +25,9 @@ from service.training.build_model import build_model
 from service.training.planning.names import resolve_names
 from service.training.planning.plan import TrainingPlan
 from tests.conftest import RegisterEnv
+from tests.environments import ForgetfulEnv, LineEnv, SpaceEnv
 from tests.grpo_core.options.test_presets import NEEDS
-from tests.support import ForgetfulEnv, LineEnv, SpaceEnv, make_plan
+from tests.support import make_plan
 
 
 def plan(**request: Any) -> TrainingPlan:

@@ -10,7 +10,8 @@ from grpo import GRPO
 from service.errors import InvalidRequestError
 from service.schemas.training import TrainConfig
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, SpaceEnv, make_plan
+from tests.environments import LineEnv, SpaceEnv
+from tests.support import make_plan
 
 SCREEN = spaces.Box(0, 255, (84, 84, 4), np.uint8)
 

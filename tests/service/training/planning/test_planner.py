@@ -15,7 +15,9 @@ from service.training.planning.planner import Planner
 from service.workers.short_tasks import ShortTasks
 from service.workers.threads import ThreadExecutor
 from tests.conftest import RegisterEnv
-from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model
+from tests.environments import Gate, LineEnv
+from tests.models import make_model
+from tests.support import PATIENCE_SECONDS
 
 RewardFunctions = dict[str, RewardFunction]
 
