@@ -48,7 +48,8 @@ def read_model(path: Path) -> ModelContent:
     try:
         return model_file.from_bytes(find_model_file(path).read_bytes(), limits=model_file.LIBRARY_LIMITS)
     except (OSError, ModelFileError) as error:
-        raise UsageError(f"--model {path} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UsageError(f"--model {path} cannot be read: {reason}") from error
 
 
 def open_model(options: argparse.Namespace) -> tuple[ModelContent, EnvSetup]:

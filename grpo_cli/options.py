@@ -209,8 +209,7 @@ def import_env_modules(names: Sequence[str]) -> None:
             raise UsageError(
                 f"--env-module {name!r} is not the name of a module; write it as in an import, without '.py'."
             )
-    # Where "python -m" looks first; neither a script's folder nor an installed command is the current one.
-    sys.path.insert(0, "")
+    _look_in_current_folder()
     for name in names:
         try:
             importlib.import_module(name)
@@ -219,6 +218,12 @@ def import_env_modules(names: Sequence[str]) -> None:
             raise UsageError(
                 f"--env-module {name} cannot be imported ({error}); run from the folder it is in. Or {missing}"
             ) from error
+
+
+def _look_in_current_folder() -> None:
+    """Find modules where "python -m" looks first: neither a script's folder nor an installed command's is this one."""
+    if sys.path[:1] != [""]:
+        sys.path.insert(0, "")
 
 
 def describe_setup(setup: EnvSetup) -> str:
@@ -232,6 +237,8 @@ def resolve_env(env_name: str) -> str:
 
     :raises UsageError: If it is not written as an id, or its module cannot be found.
     """
+    if ":" in env_name:
+        _look_in_current_folder()
     try:
         with explain_missing_packages(env_name):
             return resolve_env_name(env_name)

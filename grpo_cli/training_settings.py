@@ -138,9 +138,14 @@ def _collect_hyperparameters(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parse_value(name: str, text: str) -> Any:
+    row = HYPERPARAMETERS.get(name)
     # A choice may be the word "none".
-    is_choice = name in HYPERPARAMETERS and text in HYPERPARAMETERS[name].choices
-    return text if is_choice else read_literal(text)
+    value = text if row is not None and text in row.choices else read_literal(text)
+    if row is not None and row.is_schedule and isinstance(value, str) and not value.startswith("lin_"):
+        raise UsageError(
+            f"{name}={text!r} is not allowed: write a number, or lin_NUMBER, which falls from it to 0: lin_0.001."
+        )
+    return value
 
 
 def resolve_classes(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -187,7 +187,10 @@ def test_the_file_goes_into_the_log_folder_under_the_name_of_the_environment(tmp
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--learning-rate", "fast"], "learning_rate='fast' is not allowed: it must be finite and above 0"),
+        (
+            ["--learning-rate", "fast"],
+            "learning_rate='fast' is not allowed: write a number, or lin_NUMBER, which falls",
+        ),
         (["--learning-rate", "lin_fast"], "a schedule is written lin_NUMBER"),
         (["--n-steps", "100"], "use n_steps=128"),
         (["-params", "learnin_rate=1"], "did you mean learning_rate=...?"),
@@ -232,6 +235,21 @@ def test_a_usage_error_names_a_remedy(
     assert main(["train", "--env", "CartPole-v1", "-n", "1", "-o", str(tmp_path / "m.zip"), *options]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_module_before_the_colon_is_found_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = "gymnasium.envs.classic_control:CartPoleEnv"
+    (tmp_path / "envs_of_this_folder.py").write_text(f"import gymnasium\ngymnasium.register('Here-v0', '{entry}')\n")
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(Path.cwd()))])
+    monkeypatch.chdir(tmp_path)
+    try:
+        options = ["--preset", "none", "--eval-episodes", "0", "-o", "m.zip"]
+        assert main(["train", "--env", "envs_of_this_folder:Here-v0", "-n", "32", *options]) == 0
+    finally:
+        gym.registry.pop("Here-v0", None)
+        sys.modules.pop("envs_of_this_folder", None)
 
 
 @pytest.mark.parametrize("name", ["enjoy", "play"])

@@ -7,6 +7,11 @@ from typing import ParamSpec
 
 from grpo_core.suggestions import suggest
 
+# What other interfaces take, and what is written here.
+_ELSEWHERE = {
+    "n_envs": "pass the environments as env: make_vec_env(env_id, n_envs=4), of stable_baselines3.common.env_util.",
+    "total_timesteps": "pass it to learn().",
+}
 _Given = ParamSpec("_Given")
 
 
@@ -33,5 +38,5 @@ def _explain(algorithm: str, name: str, known: Iterable[str]) -> str:
 
     if name in inspect.signature(PPO).parameters:
         return f"{algorithm} has no argument {name!r}, which PPO has; leave it out."
-    hint = suggest(name, known, n_most=1) or f"help({algorithm}) lists those that it has."
+    hint = _ELSEWHERE.get(name) or suggest(name, known, n_most=1) or f"help({algorithm}) lists those that it has."
     return f"{algorithm} has no argument {name!r}; {hint}"

@@ -289,7 +289,7 @@ def _say_longer(evidence: Evidence) -> str:
     """Say how training goes on for longer."""
     remedies: Mapping[EndedBy | None, str] = {
         "max_seconds": "with more max_seconds",
-        "stop": "if it is not stopped",
+        "stop": "if it is resumed",
         "shutdown": "if it is resumed",
         "stop_reward": "with a higher stop_reward",
         "patience": "with more patience",

@@ -14,6 +14,11 @@ from grpo_core.options.unknown_arguments import explain_unknown_arguments
     [
         ({"group_sise": 4}, "GRPO has no argument 'group_sise'; did you mean 'group_size'?"),
         ({"Gamma": 0.9}, "GRPO has no argument 'Gamma'; did you mean 'gamma'?"),
+        (
+            {"n_envs": 4},
+            "GRPO has no argument 'n_envs'; pass the environments as env: make_vec_env(env_id, n_envs=4), of "
+            "stable_baselines3.common.env_util.",
+        ),
         ({"xyz": 1}, "GRPO has no argument 'xyz'; help(GRPO) lists those that it has."),
         # Close to clip_range, and something else.
         ({"clip_range_vf": 0.2}, "GRPO has no argument 'clip_range_vf', which PPO has; leave it out."),

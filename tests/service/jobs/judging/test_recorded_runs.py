@@ -20,7 +20,7 @@ DESERVED: dict[str, tuple[str, str]] = {
     "cartpole_other_seed": ("solved", "497.7"),
     "cartpole_simple_reward": ("solved", "481.8"),
     "cartpole_half_way": ("learning", "Let it continue"),
-    "cartpole_stopped_early": ("learning", "if it is not stopped"),
+    "cartpole_stopped_early": ("learning", "if it is resumed"),
     "cartpole_very_short": ("learning", "more total_timesteps"),
     "cartpole_out_of_time": ("flat", "more max_seconds"),
     "cartpole_stop_reward": ("solved", "492.5"),

@@ -357,7 +357,7 @@ def test_what_to_try_where_it_does_not_move_follows_from_the_updates(
         (JobStatus.RUNNING, None, "Let it continue"),
         (JobStatus.COMPLETED, "total_timesteps", "more total_timesteps"),
         (JobStatus.COMPLETED, "max_seconds", "more max_seconds"),
-        (JobStatus.STOPPED, "stop", "if it is not stopped"),
+        (JobStatus.STOPPED, "stop", "if it is resumed"),
         (JobStatus.STOPPED, "shutdown", "if it is resumed"),
         (JobStatus.COMPLETED, "stop_reward", "with a higher stop_reward"),
         (JobStatus.COMPLETED, "patience", "with more patience"),
