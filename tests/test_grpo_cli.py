@@ -651,7 +651,9 @@ def test_another_environment_takes_no_arguments_of_the_file(tmp_path: Path, caps
 
 
 def test_an_environment_without_a_preset_gets_a_general_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--n-steps", "64", "--eval-episodes", "0", "--output", str(tmp_path / "m.zip")]
+    # An episode of an untrained policy may last longer than 10,000 steps, which is warned of.
+    limits = ["--n-steps", "64", "--hyperparams", "horizon=32"]
+    options = [*limits, "--eval-episodes", "0", "--output", str(tmp_path / "m.zip")]
     assert main(["train", "--env", "CliffWalking-v1", "-n", "64", *options]) == 0
     assert "with the preset general-discrete" in capsys.readouterr().out
     assert main(["train", "--env", "CliffWalking-v1", "-n", "64", "--group-mode", "episode", *options]) == 0
