@@ -72,7 +72,10 @@ class Parser(argparse.ArgumentParser):
         words = _write_with_hyphens(sys.argv[1:] if arguments is None else arguments)
         words, parser = self._put_commands_first(words)
         _check_option_names(words, parser)
-        return self.parse_args(_name_every_pair(words, parser._pair_options))
+        options, left = self.parse_known_args(_name_every_pair(words, parser._pair_options))
+        if left:  # argparse would name the help of the whole program
+            parser.error(f"unrecognized arguments: {' '.join(left)}")
+        return options
 
     def error(self, message: str) -> NoReturn:
         """Say in a line what is wrong; the usage of a command with fifty options would hide it."""

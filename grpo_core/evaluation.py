@@ -215,7 +215,9 @@ def compute_rate_interval(n_successes: int, n: int) -> Interval:
     rate, z2 = n_successes / n, _Z**2
     centre = rate + z2 / (2 * n)
     spread = _Z * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n**2))
-    return max(0.0, (centre - spread) / (1 + z2 / n)), min(1.0, (centre + spread) / (1 + z2 / n))
+    low, high = (centre - spread) / (1 + z2 / n), (centre + spread) / (1 + z2 / n)
+    # Exactly 0 and 1 where rounding would leave a little.
+    return max(0.0, low) if n_successes > 0 else 0.0, min(1.0, high) if n_successes < n else 1.0
 
 
 def to_batch(space: spaces.Space[Any], observation: Any) -> Any:

@@ -112,6 +112,7 @@ def test_an_option_that_takes_several_words_adds_to_them_when_it_is_repeated(par
         ),
         (["bake", "--oh", "200"], "cook bake: error: unrecognized arguments: --oh; did you mean '--oven-heat'? If not"),
         (["bake", "pie", "--oven"], "unrecognized arguments: --oven; did you mean '--oven-heat'?"),
+        (["bake", "pie", "cake"], "cook bake: error: unrecognized arguments: cake (see 'cook bake --help')"),
         (
             ["--oven-heat", "1", "boil"],
             "cook boil: error: unrecognized arguments: --oven-heat; see 'cook boil --help'.",
